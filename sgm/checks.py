@@ -1,0 +1,105 @@
+"""Checks of a parsed command line: options together, the files they name, the machine.
+
+Only `check_device` imports torch; it comes last.
+"""
+
+import argparse
+import importlib.util
+import logging
+from pathlib import Path
+
+from sgm import files
+from sgm.errors import UserError
+from sgm.specs import MODELS, Backend, Precision, Preset, Task
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+# Packages that a backend needs installed.
+BACKEND_PACKAGES = {Backend.TRITON: "triton", Backend.SIGE: "sige"}
+
+
+def check_together(values: argparse.Namespace) -> None:
+    """Raise UserError for options that lack another one or contradict each other."""
+    if values.task is Task.INPAINTING:
+        if values.init_img is None:
+            raise UserError("Inpainting needs --init_img; name the picture to repaint.")
+        if values.mask_path is None:
+            raise UserError("Inpainting needs --mask_path; name a mask, white where to repaint.")
+        if values.edited_img is not None:
+            logger.warning("--edited_img is not used by inpainting.")
+    else:
+        if values.edited_img is None:
+            raise UserError("Sdedit needs --edited_img; name the picture that was drawn on.")
+        if values.run_type.sparse and values.init_img is None:
+            raise UserError(
+                f"Sdedit with --run_type {values.run_type} needs --init_img, the picture before "
+                "it was drawn on; name it or use a dense run type."
+            )
+        if values.mask_path is not None:
+            logger.warning("--mask_path is not used by sdedit.")
+    for flag in ("random_weights", "macs_only"):
+        if getattr(values, flag) and not values.mode.profiles:
+            raise UserError(f"--{flag} is for the profile modes; choose one with --mode.")
+    package = BACKEND_PACKAGES.get(values.backend)
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"--backend {values.backend} needs the package {package}, which is not installed; "
+            "use --backend auto."
+        )
+    if values.backend is Backend.SIGE and (
+        values.preset is Preset.FAST or values.precision not in (None, Precision.FP32)
+    ):
+        raise UserError(
+            "--backend sige runs --preset published at fp32 only; change those or the backend."
+        )
+
+
+def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
+    """Check every file of a run; its paths by the names of `RunOptions`."""
+    paths: dict[str, Path | None] = {}
+    for name in ("init_img", "edited_img", "mask_path"):
+        given = getattr(values, name)
+        paths[name] = None if given is None else Path(given)
+        if paths[name] is not None:
+            files.check_input_file(paths[name])
+    default = f"outputs/{values.task}-{values.run_type}-{values.seed}.png"
+    output = Path(default if values.output_path is None else values.output_path)
+    files.check_output_path(output)
+    if values.json not in (None, "-"):
+        files.check_writable(Path(values.json))
+        if Path(values.json).absolute() == output.absolute():
+            raise UserError(f"--json and the picture are both {output}; name two files.")
+    configs, weights = _folder(values.config_path), _folder(values.weight_path)
+    spec = MODELS[values.model]
+    # A sparse run falls back to the dense network for a full mask, so both must be there.
+    for run_type in (values.run_type, values.run_type.dense):
+        for refiner in (False, True)[: 1 + values.refined]:
+            path = configs / spec.config_file(run_type, refiner)
+            if not path.is_file():
+                raise UserError(f"Config file {path} does not exist; check --config_path.")
+    roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined
+    for role in roles:
+        path = weights / spec.weight_file(role)
+        if not path.is_file() and not values.random_weights:
+            page = spec.pages.get(role)
+            advice = f"download it from {page} to {weights}" if page else "check --weight_path"
+            other = ", or try --model tiny" if values.model != "tiny" else ""
+            raise UserError(f"Checkpoint {path} does not exist; {advice}{other}.")
+    return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
+
+
+def _folder(given: str) -> Path:
+    """A folder as given; a relative one that is not here may lie beside `run.py`."""
+    beside = ROOT / given
+    return beside if not Path(given).exists() and beside.is_dir() else Path(given)
+
+
+def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
+    """Device name and precision of a run; UserError where the machine lacks them."""
+    from sgm import runtime
+
+    device = runtime.pick_device(values.device)
+    precision = values.precision or runtime.best_precision(values.preset, device)
+    runtime.check_precision(precision, device)
+    return str(device), precision

@@ -1,0 +1,168 @@
+"""YAML files to objects: a `target` class and its `params`, checked strictly.
+
+The published files (generative-models, `configs/inference/*.yaml`) build a model from nested
+`{target: <import path>, params: {<keyword>: <value>}}` entries. The layout is kept; what is
+stricter here is that nothing is swallowed: a key that no constructor reads is an error that
+names it. Keys which only matter in training are listed by the class they were published for,
+in `TRAINING_ONLY`, and dropped.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = "sgm"
+# Published files name this one class of torch (the loss of a first stage that is not trained).
+FOREIGN_TARGETS = frozenset({"torch.nn.Identity"})
+ENTRY_KEYS = ("target", "params")
+
+
+class ConfigError(ValueError):
+    """A configuration file or entry that cannot be used; the message is one sentence."""
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file into plain dicts, lists and scalars, interpolations resolved.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The mapping at the top level of the file; empty for an empty file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, holds no mapping or refers to a
+            value that is not there.
+    """
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"Config file {path} is not valid YAML: {_yaml_reason(error)}."
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"Config file {path} cannot be used: {_first_line(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Config file {path} is not text in UTF-8.") from error
+    except OSError as error:
+        # omegaconf raises a bare OSError for a file that holds a number, so strerror may be None.
+        reason = error.strerror or _first_line(error)
+        raise ConfigError(f"Config file {path} cannot be read: {reason}.") from error
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise ConfigError(f"Config file {path} must hold a mapping of names at its top level.")
+    return config
+
+
+def get_obj_from_str(target: str) -> type:
+    """Import the class that a dotted path names.
+
+    Args:
+        target: `<module>.<class>` with a module of this package, or `torch.nn.Identity`.
+
+    Raises:
+        ConfigError: the path leads elsewhere, cannot be imported, or does not name a class.
+    """
+    if not isinstance(target, str):
+        raise ConfigError(f"Config target must be an import path as text, not {target!r}.")
+    if not target.startswith(f"{PACKAGE}.") and target not in FOREIGN_TARGETS:
+        allowed = _listed([f"{PACKAGE}.*", *FOREIGN_TARGETS])
+        raise ConfigError(f"Config target {target!r} is not allowed; allowed targets: {allowed}.")
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        reason = _first_line(error)
+        raise ConfigError(f"Config target {target!r} cannot be imported: {reason}.") from error
+    if not isinstance(found, type):
+        kind = type(found).__name__
+        raise ConfigError(f"Config target {target!r} must name a class, but it is a {kind}.")
+    # A class that a module of ours merely imported is as foreign as one named directly.
+    if target not in FOREIGN_TARGETS and not found.__module__.startswith(f"{PACKAGE}."):
+        raise ConfigError(f"Config target {target!r} is a class of {found.__module__}, not ours.")
+    return found
+
+
+def instantiate_from_config(config: Mapping[str, Any]) -> Any:
+    """Build the object that a `{target, params}` entry describes.
+
+    Args:
+        config: `target` as in `get_obj_from_str`; `params`, if given, the keyword arguments of
+            its constructor. Keys in the class attribute `TRAINING_ONLY` are dropped.
+
+    Returns:
+        The new object.
+
+    Raises:
+        ConfigError: no target, a target that cannot be used, a key (of the entry or of its
+            params) that is not known, or a required key that is missing.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"Config entry must be a mapping with a target, not {config!r}.")
+    if "target" not in config:
+        found = _listed(config)
+        raise ConfigError(f"Config entry lacks the key 'target'; its keys: {found}.")
+    target = config["target"]
+    unknown = [key for key in config if key not in ENTRY_KEYS]
+    if unknown:
+        raise ConfigError(
+            f"Config entry for {target} has {_keys('unknown', unknown)}; "
+            f"known keys: {_listed(ENTRY_KEYS)}."
+        )
+    # `params:` with nothing after it is None in YAML and means the same as no params.
+    params = {} if config.get("params") is None else config["params"]
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"Config params of {target} must be a mapping, not {params!r}.")
+    cls = get_obj_from_str(target)
+    return cls(**_checked_params(cls, target, params))
+
+
+def _checked_params(cls: type, target: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The params its constructor takes; raises ConfigError for unknown or missing keys."""
+    training_only: frozenset[str] = getattr(cls, "TRAINING_ONLY", frozenset())
+    # Only parameters with a name count: `**kwargs` would accept every misspelt key.
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind in named]
+    known = {p.name for p in parameters}
+    unknown = [key for key in params if key not in known | training_only]
+    if unknown:
+        raise ConfigError(
+            f"Config params of {target} have {_keys('unknown', unknown)}; "
+            f"known keys: {_listed(known | training_only)}."
+        )
+    kept = {key: value for key, value in params.items() if key not in training_only}
+    empty = inspect.Parameter.empty
+    missing = [p.name for p in parameters if p.default is empty and p.name not in kept]
+    if missing:
+        raise ConfigError(
+            f"Config params of {target} lack {_keys('required', missing)}; "
+            f"known keys: {_listed(known | training_only)}."
+        )
+    return kept
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    """Keys in alphabetical order for a message."""
+    return ", ".join(sorted(str(key) for key in keys)) or "none"
+
+
+def _keys(kind: str, keys: list[Any]) -> str:
+    """`the unknown key 'a'` or `the unknown keys 'a', 'b'`."""
+    return f"the {kind} key{'s' if len(keys) > 1 else ''} {', '.join(repr(k) for k in keys)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an exception's text, without a final full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    """What the YAML reader objected to and in which line (counted from 1)."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return _first_line(error)

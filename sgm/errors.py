@@ -1,0 +1,26 @@
+"""The one exception a user meets, and the suggestion that goes with a mistyped name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A bad input, option or file; the message is one sentence that ends in a full stop.
+
+    The sentence says what came, what was expected and what to do. `run.py` prints it without a
+    traceback and exits with code 2.
+    """
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The ending of a message about an unknown name.
+
+    Args:
+        name: what came.
+        known: every name that would have been accepted.
+
+    Returns:
+        `" (did you mean <nearest>?)"`, or an empty string where nothing known is near.
+    """
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""

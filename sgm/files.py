@@ -1,0 +1,89 @@
+"""Files by name: checks before a run, and writing without half-written files.
+
+Nothing here imports torch, numpy or Pillow, so that a wrong path is refused at once.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from sgm.errors import UserError, suggestion
+
+# Kinds of picture that can be written; `imageio` holds the options of each.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def check_input_file(path: Path) -> None:
+    """Raise UserError unless the path is a file that can be opened and holds something."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file in it.")
+        if not path.exists():
+            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(
+                f"File {path} does not exist{suggestion(path.name, names)}; check the path."
+            )
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise UserError(f"File {path} is empty; fetch or export it again.")
+    # A name that the system cannot look up (too long, a NUL byte) is a ValueError or OSError.
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"File {path} cannot be opened: {reason}.") from error
+
+
+def check_output_path(path: Path) -> None:
+    """Raise UserError unless a picture can be written there: known extension, usable folder."""
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_SUFFIXES:
+        came = f"extension {path.suffix!r}" if suffix else "no extension"
+        raise UserError(
+            f"Output {path} has {came}; end the name in one of {', '.join(PICTURE_SUFFIXES)}."
+        )
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError unless a file could be written there (its folders may not exist yet)."""
+    try:
+        if path.is_dir():
+            raise UserError(f"Output {path} is a folder; name a file in it.")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise UserError(f"Output {path} cannot be written: {error.strerror}.") from error
+    if not writable:
+        kind = "is not writable" if folder.is_dir() else "is not a folder"
+        raise UserError(f"Output {path} cannot be written, since {folder} {kind}; choose another.")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name in the same folder, then rename it over `path`.
+
+    The file appears complete or not at all; missing folders are created.
+
+    Args:
+        path: the file; replaced if it is there.
+        write: called once with a new binary file open for writing.
+
+    Raises:
+        UserError: the system refuses; nothing is left behind then, nor after any other error.
+    """
+    # The process id keeps two runs that write the same file apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path} cannot be written: {reason}; choose another place.") from error
+    finally:
+        # After the rename there is nothing to remove; the folder itself may be missing or a file.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

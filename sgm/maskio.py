@@ -1,0 +1,152 @@
+"""Masks: arrays and pictures to a boolean tensor, white or True meaning repaint."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sgm.errors import UserError
+from sgm.files import check_input_file
+from sgm.imageio import deep_to_uint8, open_picture, to_rgb
+
+logger = logging.getLogger(__name__)
+
+# Luminance as in Pillow's mode L (ITU-R 601-2), for arrays with three channels.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+# The key numpy gives an unnamed array; `mask` is what people call a named one.
+ARCHIVE_KEYS = ("mask", "arr_0")
+
+
+def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """Read a mask and bring it to the picture's size.
+
+    Arrays (`.npy`, `.npz`; never unpickled) hold bool, 0/1, 0/255, grey levels up to 255, or
+    floats in [0, 1]. Pictures count by their alpha channel where they have one that is not
+    opaque everywhere, else by luminance. Above half is True.
+
+    Args:
+        path: the file.
+        size: (height, width) of the picture in pixels; another size is resized to it (nearest)
+            with a notice.
+
+    Returns:
+        bool [H, W] on the CPU, True where the picture is repainted.
+
+    Raises:
+        UserError: the file cannot be read, or its shape or values are no mask.
+    """
+    path = Path(path)
+    check_input_file(path)
+    mask = _from_array(path) if path.suffix.lower() in (".npy", ".npz") else _from_picture(path)
+    return torch.from_numpy(_resized(mask, size, path))
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+    """bool [h, w] to bool [height, width], nearest, saying so; a copy at its own size."""
+    if mask.shape == size:
+        return np.ascontiguousarray(mask)
+    height, width = size
+    logger.warning(
+        "Mask %s resized from %dx%d to the picture's %dx%d (width x height).",
+        path,
+        mask.shape[1],
+        mask.shape[0],
+        width,
+        height,
+    )
+    image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    return np.array(image, dtype=bool)
+
+
+def _from_picture(path: Path) -> np.ndarray:
+    """bool [h, w] of a picture: its alpha channel if that says anything, else its luminance."""
+    image = open_picture(path)
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if image.has_transparency_data and not deep:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        # Many programs save a black-and-white picture with an alpha that is opaque throughout.
+        if alpha.min() < 255:
+            logger.warning("Mask %s is taken from its alpha channel: opaque is repainted.", path)
+            return alpha > 127
+    if deep:
+        grey, raw = deep_to_uint8(image), np.asarray(image)
+    else:
+        grey = raw = np.asarray(to_rgb(image).convert("L"))
+    # A mask array of 0 and 1 saved as a picture looks black; it cannot mean anything else.
+    if image.mode != "F" and raw.max() == 1:
+        return raw == 1
+    return grey > 127
+
+
+def _from_array(path: Path) -> np.ndarray:
+    """bool [h, w] of an array file."""
+    values = _read_array(path)
+    if values.dtype.kind not in "buif":
+        raise UserError(
+            f"Mask {path} holds {values.dtype} values; expected bool, 0/1, 0/255 or "
+            "floats in [0, 1]."
+        )
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
+        raise UserError(
+            f"Mask {path} has shape {values.shape}; expected (height, width), "
+            "or 1, 3 or 4 channels after that."
+        )
+    if values.size == 0:
+        raise UserError(f"Mask {path} has shape {values.shape}, so it holds nothing; make it anew.")
+    level = _levels(values, path)
+    if level.ndim == 3:
+        level = _reduced(level)
+    return level > 0.5
+
+
+def _reduced(level: np.ndarray) -> np.ndarray:
+    """float [h, w, 1|3|4] in [0, 1] to [h, w], by the rule for pictures."""
+    channels = level.shape[2]
+    if channels == 1:
+        return level[..., 0]
+    if channels == 4 and level[..., 3].min() < 1:
+        return level[..., 3]
+    return level[..., :3] @ LUMINANCE
+
+
+def _levels(values: np.ndarray, path: Path) -> np.ndarray:
+    """Values of an array as float64 of the same shape in [0, 1]; UserError if they are no mask."""
+    level = values.astype(np.float64)
+    if not np.isfinite(level).all():
+        raise UserError(f"Mask {path} holds NaN or infinite values; expected numbers in [0, 1].")
+    low, high = level.min(), level.max()
+    if low >= 0 and high <= 1:
+        return level
+    bytes_like = values.dtype.kind in "ui" or bool(np.isin(level, (0, 255)).all())
+    # Integers from 2 to 127 at most are labels, not grey levels: all of them would be black.
+    if bytes_like and low >= 0 and 128 <= high <= 255:
+        return level / 255
+    raise UserError(
+        f"Mask {path} holds {values.dtype} values from {low:g} to {high:g}; expected bool, "
+        "0/1, 0/255 or floats in [0, 1]."
+    )
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` or `.npz` file, without ever unpickling."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded as archive:
+            names = list(archive.files)
+            key = names[0] if len(names) == 1 else next((k for k in ARCHIVE_KEYS if k in names), "")
+            if key:
+                return archive[key]
+    # numpy reports damaged files by many types (zipfile.BadZipFile, EOFError, ...).
+    except Exception as error:
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else "it is damaged"
+        raise UserError(
+            f"Mask {path} cannot be read as a numpy array ({reason}); save it again with "
+            "numpy.save as bool."
+        ) from error
+    found = ", ".join(names) or "none"
+    raise UserError(f"Mask {path} must hold one array or one named 'mask'; its arrays: {found}.")

@@ -1,0 +1,45 @@
+"""The engine: network, denoiser, conditioner and autoencoder under the published key names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sgm.config import instantiate_from_config
+from sgm.modules.diffusionmodules.wrappers import OpenAIWrapper
+
+
+class DiffusionEngine(nn.Module):
+    """Checkpoint keys: `model.diffusion_model.*`, `conditioner.*`, `first_stage_model.*`.
+
+    Args:
+        network_config, denoiser_config, conditioner_config, first_stage_config:
+            `{target, params}` mappings, see `sgm.config.instantiate_from_config`.
+        scale_factor: latents are multiplied by it after encoding.
+    """
+
+    TRAINING_ONLY = frozenset({"disable_first_stage_autocast"})
+
+    def __init__(
+        self,
+        *,
+        network_config: Mapping[str, Any],
+        denoiser_config: Mapping[str, Any],
+        conditioner_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        scale_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.model = OpenAIWrapper(instantiate_from_config(network_config))
+        self.denoiser = instantiate_from_config(denoiser_config)
+        self.conditioner = instantiate_from_config(conditioner_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config)
+        self.scale_factor = scale_factor
+
+    def encode_first_stage(self, x: Tensor) -> Tensor:
+        """Picture [B, 3, H, W] in [-1, 1] -> scaled latents; one draw from the CPU generator."""
+        return self.scale_factor * self.first_stage_model.encode(x)
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] -> picture [B, 3, H, W], about [-1, 1], not clamped."""
+        return self.first_stage_model.decode(z / self.scale_factor)

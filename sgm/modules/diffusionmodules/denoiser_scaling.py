@@ -1,0 +1,18 @@
+"""How a network's input and output are scaled to make a denoiser (Karras et al., 2022, table 1)."""
+
+from torch import Tensor
+
+
+class EpsScaling:
+    """For a network that predicts the noise: D(x) = x - sigma * network(x / sqrt(sigma^2 + 1))."""
+
+    def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The scalings at a noise level.
+
+        Args:
+            sigma: any shape, floating point.
+
+        Returns:
+            c_skip, c_out, c_in and c_noise, each of the shape and dtype of `sigma`.
+        """
+        return sigma.new_ones(sigma.shape), -sigma, (sigma**2 + 1.0).rsqrt(), sigma

@@ -1,0 +1,61 @@
+"""Noise schedules: which sigmas a run of n steps visits."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class LegacyDDPMDiscretization:
+    """The schedule of Stable Diffusion: betas linear in their square roots (Rombach et al., 2022).
+
+    Args:
+        linear_start: beta of the first training step.
+        linear_end: beta of the last training step.
+        num_timesteps: number of training steps.
+    """
+
+    def __init__(
+        self,
+        linear_start: float = 0.00085,
+        linear_end: float = 0.0120,
+        num_timesteps: int = 1000,
+    ) -> None:
+        self.num_timesteps = num_timesteps
+        # In float64, as published: float32 would shift the table that sigmas are matched against.
+        # The device is given because the model around this object may be built on "meta".
+        roots = torch.linspace(
+            linear_start**0.5,
+            linear_end**0.5,
+            num_timesteps,
+            dtype=torch.float64,
+            device="cpu",
+        )
+        self._alphas_cumprod = torch.cumprod(1.0 - roots**2, dim=0)  # [num_timesteps], falling
+
+    def __call__(self, steps: int, append_zero: bool = True) -> Tensor:
+        """The sigmas of a run.
+
+        Args:
+            steps: how many, 1 to `num_timesteps`. Fewer than all are spread evenly over the
+                training steps, always starting from the last.
+            append_zero: whether the list ends in the noise-free 0.
+
+        Returns:
+            float32 on the CPU, shape [steps (+ 1)], descending.
+
+        Raises:
+            ValueError: `steps` is out of range.
+        """
+        last = self.num_timesteps - 1
+        if not 1 <= steps <= self.num_timesteps:
+            raise ValueError(f"Steps must be from 1 to {self.num_timesteps}, not {steps}.")
+        if steps == self.num_timesteps:
+            timesteps = torch.arange(last, -1, -1, device="cpu")
+        else:
+            # With numpy's rounding: where the quotient is a whole number it may fall just below it
+            # and lose one (99 steps, 185, ...), and seeds are compared across implementations.
+            spread = np.linspace(last, 0, steps, endpoint=False).astype(np.int64)
+            timesteps = torch.from_numpy(spread)
+        alphas = self._alphas_cumprod[timesteps]
+        sigmas = ((1.0 - alphas) / alphas).float().sqrt()
+        return torch.cat([sigmas, sigmas.new_zeros(1)]) if append_zero else sigmas

@@ -1,0 +1,74 @@
+"""Guidance: which inputs a step needs and how the predictions for them are combined."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Conditioning = Mapping[str, Tensor]
+
+
+class Guider(Protocol):
+    """What a sampling loop asks of a guider."""
+
+    def prepare_inputs(
+        self, x: Tensor, sigma: Tensor, c: Conditioning, uc: Conditioning
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The batch to denoise for latents x [B, ...] at levels sigma [B]."""
+        ...
+
+    def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        """The guided prediction [B, ...] from the denoised batch; sigma [B] as in x."""
+        ...
+
+
+@dataclass(frozen=True)
+class VanillaCFG:
+    """Classifier-free guidance (Ho and Salimans, 2021) in one batch, unconditional half first."""
+
+    scale: float
+
+    def prepare_inputs(
+        self, x: Tensor, sigma: Tensor, c: Conditioning, uc: Conditioning
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Doubles the batch.
+
+        Args:
+            x: latents, shape [B, ...].
+            sigma: noise levels, shape [B].
+            c: conditional tensors, each of shape [B, ...].
+            uc: unconditional tensors with the same keys and shapes.
+
+        Returns:
+            x [2B, ...], sigma [2B] and the conditioning, each tensor [2B, ...].
+
+        Raises:
+            ValueError: `c` and `uc` have different keys.
+        """
+        if c.keys() != uc.keys():
+            got = " and ".join(", ".join(sorted(cond)) or "none" for cond in (c, uc))
+            raise ValueError(f"Guidance needs the same keys with and without prompt, not {got}.")
+        cond = {key: torch.cat([uc[key], c[key]]) for key in c}
+        return torch.cat([x, x]), torch.cat([sigma, sigma]), cond
+
+    def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        """u + scale * (c - u) from [2B, ...], unconditional half first, to [B, ...]."""
+        unconditional, conditional = denoised.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class IdentityGuider:
+    """No guidance: the conditional prediction alone."""
+
+    def prepare_inputs(
+        self, x: Tensor, sigma: Tensor, c: Conditioning, uc: Conditioning
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The inputs as they are; `uc` is not used. Shapes as in `VanillaCFG`, without doubling."""
+        return x, sigma, dict(c)
+
+    def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        """`denoised` as it is, shape [B, ...]."""
+        return denoised

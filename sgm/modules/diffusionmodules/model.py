@@ -1,0 +1,200 @@
+"""Encoder and decoder of the latent autoencoder (Rombach et al., 2022), published keys.
+
+A sparse variant swaps the block classes of `Encoder` and `Decoder`; it never repeats the wiring.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def normalize(channels: int, groups: int) -> nn.GroupNorm:
+    """Group norm with the autoencoder's epsilon of 1e-6."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Residual block of two 3x3 convolutions; a 1x1 shortcut where the width changes."""
+
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = normalize(channels, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = normalize(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def shortcut(self) -> nn.Module | None:
+        """The 1x1 convolution of the residual path, or None where it is the identity."""
+        return getattr(self, "nin_shortcut", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        shortcut = self.shortcut()
+        return h + (x if shortcut is None else shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the pixels of a map, residual."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = normalize(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (rearrange(f(h), "b c h w -> b 1 (h w) c") for f in (self.q, self.k, self.v))
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, 1, H*W, C]
+        return x + self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2, padded by one at the right and the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class _Coder(nn.Module):
+    """What encoder and decoder share: the block classes, the groups, the middle."""
+
+    resnet_cls: type[ResnetBlock] = ResnetBlock
+    attn_cls: type[AttnBlock] = AttnBlock
+    downsample_cls: type[Downsample] = Downsample
+    upsample_cls: type[Upsample] = Upsample
+
+    def __init__(self, attn_resolutions: Sequence[int], norm_groups: int) -> None:
+        super().__init__()
+        if attn_resolutions:
+            raise ValueError(
+                f"attn_resolutions is {list(attn_resolutions)}; this autoencoder attends in "
+                "its middle only, expected []"
+            )
+        self.groups = norm_groups
+
+    def _middle(self, channels: int) -> nn.Module:
+        mid = nn.Module()
+        mid.block_1 = self.resnet_cls(channels, channels, self.groups)
+        mid.attn_1 = self.attn_cls(channels, self.groups)
+        mid.block_2 = self.resnet_cls(channels, channels, self.groups)
+        return mid
+
+    def _run_middle(self, h: Tensor) -> Tensor:
+        return self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+
+
+class Encoder(_Coder):
+    """Picture [B, in_channels, H, W] -> moments [B, 2 * z_channels, H/f, W/f].
+
+    Args:
+        ch: width of the first level; level i has `ch * ch_mult[i]`; f = 2 ** (levels - 1).
+        num_res_blocks: residual blocks per level.
+        in_channels, z_channels: picture and latent channels.
+        double_z: mean and log-variance (twice z_channels) or mean only.
+        attn_resolutions: must be empty (attention in the middle only).
+        norm_groups: groups of every group norm (32 as published).
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        in_channels: int,
+        z_channels: int,
+        double_z: bool,
+        attn_resolutions: Sequence[int] = (),
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__(attn_resolutions, norm_groups)
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = ch
+        for index, mult in enumerate(ch_mult):
+            level = nn.Module()
+            level.block = nn.ModuleList()
+            for _ in range(num_res_blocks):
+                level.block.append(self.resnet_cls(channels, ch * mult, norm_groups))
+                channels = ch * mult
+            if index < len(ch_mult) - 1:
+                level.downsample = self.downsample_cls(channels)
+            self.down.append(level)
+        self.mid = self._middle(channels)
+        self.norm_out = normalize(channels, norm_groups)
+        self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)  # [B, ch, H, W]
+        for level in self.down:
+            for block in level.block:
+                h = block(h)  # [B, ch * mult, H / 2**i, W / 2**i]
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        h = self._run_middle(h)  # [B, C, H/f, W/f]
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Decoder(_Coder):
+    """Latents [B, z_channels, h, w] -> picture [B, out_ch, h * f, w * f]; see `Encoder`."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        out_ch: int,
+        z_channels: int,
+        attn_resolutions: Sequence[int] = (),
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__(attn_resolutions, norm_groups)
+        channels = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
+        self.mid = self._middle(channels)
+        levels = []
+        for index in reversed(range(len(ch_mult))):
+            level = nn.Module()
+            level.block = nn.ModuleList()
+            for _ in range(num_res_blocks + 1):
+                level.block.append(self.resnet_cls(channels, ch * ch_mult[index], norm_groups))
+                channels = ch * ch_mult[index]
+            if index > 0:
+                level.upsample = self.upsample_cls(channels)
+            levels.insert(0, level)  # published keys number the levels from the picture down
+        self.up = nn.ModuleList(levels)
+        self.norm_out = normalize(channels, norm_groups)
+        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self._run_middle(self.conv_in(z))  # [B, C, h, w]
+        for level in reversed(self.up):
+            for block in level.block:
+                h = block(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

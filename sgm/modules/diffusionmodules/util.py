@@ -1,0 +1,26 @@
+"""Small building blocks of the diffusion networks."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding of (possibly fractional) timesteps, cosines first (Ho et al., 2020).
+
+    Args:
+        timesteps: shape [N], any real dtype.
+        dim: width of the embedding; an odd width ends in a zero column.
+        max_period: the longest wavelength.
+
+    Returns:
+        float32 of shape [N, dim].
+    """
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    # Multiplied before divided: the published order, which the networks were trained with.
+    frequencies = torch.exp(-math.log(max_period) * index / half)
+    angles = timesteps[:, None].float() * frequencies[None]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return torch.nn.functional.pad(embedding, (0, dim % 2))

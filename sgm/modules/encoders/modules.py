@@ -1,0 +1,162 @@
+"""Embedders of the conditioner: the text towers with their tokenizers, and size embeddings.
+
+Class names, parameter names and weight names are those of the published configurations and files.
+No embedder downloads or reads weights; they come from the one checkpoint of the model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from sgm.modules.diffusionmodules.util import timestep_embedding
+from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, END_TOKEN, tokenize
+from sgm.modules.encoders.towers import (
+    ClipTextTower,
+    ClipTowerConfig,
+    OpenClipTextTower,
+    OpenClipTowerConfig,
+    tower_config,
+)
+
+OPEN_CLIP_TOWERS = {"ViT-bigG-14": OpenClipTowerConfig()}
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+
+
+def _check_max_length(max_length: int) -> None:
+    if not 2 < max_length <= CONTEXT_LENGTH:
+        raise ValueError(f"max_length must be in 3..{CONTEXT_LENGTH}, got {max_length}")
+
+
+class FrozenCLIPEmbedder(nn.Module):
+    """Prompts to hidden states of CLIP's text tower.
+
+    Args:
+        layer: "hidden", the state after `layer_idx` blocks without final norm (SDXL), or "last",
+            the state after all blocks with it.
+        layer_idx: blocks to run with layer "hidden", 0 to all.
+        max_length: tokens per prompt, at most 77.
+        freeze: parameters need no gradient. The name of the class is a published one: unfrozen,
+            it trains like any other module.
+        tower: sizes of the tower; default CLIP ViT-L/14.
+
+    Raises:
+        ValueError: unknown `layer`, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        layer: str = "hidden",
+        layer_idx: int = 11,
+        max_length: int = CONTEXT_LENGTH,
+        freeze: bool = True,
+        tower: ClipTowerConfig | Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        config = tower_config(ClipTowerConfig, tower)
+        depth = config.num_hidden_layers
+        _check_choice("layer", layer, ("hidden", "last"))
+        _check_max_length(max_length)
+        if layer == "hidden" and not 0 <= layer_idx <= depth:
+            raise ValueError(f"layer_idx must be in 0..{depth} for this tower, got {layer_idx}")
+        self.layer = layer
+        self.layers = layer_idx if layer == "hidden" else depth
+        self.max_length = max_length
+        self.transformer = nn.ModuleDict({"text_model": ClipTextTower(config)})
+        self.requires_grad_(not freeze)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """B prompts -> [B, max_length, hidden_size], device and dtype of the weights."""
+        tower = self.transformer["text_model"]
+        device = tower.final_layer_norm.weight.device
+        hidden = tower(tokenize(texts, END_TOKEN, self.max_length).to(device), self.layers)
+        return tower.final_layer_norm(hidden) if self.layer == "last" else hidden
+
+
+class FrozenOpenCLIPEmbedder2(nn.Module):
+    """Prompts to hidden states and pooled text of OpenCLIP's text tower.
+
+    Args:
+        arch: name of the architecture; gives the sizes when `tower` is absent.
+        version: which published weights these are. Informs only: weights come with the checkpoint.
+        max_length: tokens per prompt, at most 77.
+        freeze: parameters need no gradient.
+        layer: "penultimate" (SDXL), the state before the last block, or "last", after it; both
+            without final norm.
+        always_return_pooled: also return the pooled text, as SDXL needs it.
+        legacy: must be False; True is the arrangement of Stable Diffusion 2.
+        tower: sizes of the tower in place of those of `arch`.
+
+    Raises:
+        ValueError: unknown `arch` or `layer`, `legacy` True, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        arch: str = "ViT-bigG-14",
+        version: str = "laion2b_s39b_b160k",
+        max_length: int = CONTEXT_LENGTH,
+        freeze: bool = True,
+        layer: str = "penultimate",
+        always_return_pooled: bool = True,
+        legacy: bool = False,
+        tower: OpenClipTowerConfig | Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if tower is None:
+            _check_choice("arch", arch, tuple(OPEN_CLIP_TOWERS))
+            tower = OPEN_CLIP_TOWERS[arch]
+        _check_choice("layer", layer, ("penultimate", "last"))
+        _check_max_length(max_length)
+        if legacy:
+            raise ValueError("legacy=True (text of Stable Diffusion 2) is not supported")
+        self.version = version
+        self.layer = layer
+        self.max_length = max_length
+        self.return_pooled = always_return_pooled
+        self.model = OpenClipTextTower(tower_config(OpenClipTowerConfig, tower))
+        self.requires_grad_(not freeze)
+
+    def forward(self, texts: Sequence[str]) -> Tensor | tuple[Tensor, Tensor]:
+        """B prompts -> hidden [B, max_length, width] and, if asked for, pooled [B, embed_dim].
+
+        Device and dtype are those of the weights.
+        """
+        device = self.model.positional_embedding.device
+        tokens = tokenize(texts, pad_token=0, max_length=self.max_length).to(device)
+        penultimate, last, pooled = self.model(tokens)
+        hidden = penultimate if self.layer == "penultimate" else last
+        return (hidden, pooled) if self.return_pooled else hidden
+
+
+class ConcatTimestepEmbedderND(nn.Module):
+    """Numbers (picture sizes, a score) as sinusoidal embeddings, each on its own, side by side.
+
+    Args:
+        outdim: width of the embedding of one number.
+
+    Raises:
+        ValueError: `outdim` is not positive.
+    """
+
+    def __init__(self, outdim: int) -> None:
+        super().__init__()
+        if outdim < 1:
+            raise ValueError(f"outdim must be positive, got {outdim}")
+        self.outdim = outdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B] or [B, n] of any real dtype -> float32 [B, n * outdim] on the same device.
+
+        Raises:
+            ValueError: `x` has another number of axes.
+        """
+        if x.ndim == 1:
+            x = x[:, None]
+        if x.ndim != 2:
+            raise ValueError(f"expected shape [B] or [B, n], got {list(x.shape)}")
+        embedding = timestep_embedding(x.flatten(), self.outdim)  # [B * n, outdim]
+        return embedding.reshape(len(x), -1)

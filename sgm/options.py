@@ -1,0 +1,349 @@
+"""The flags of `run.py`: names, published defaults, help, and the checks of each value alone.
+
+Nothing here imports torch, so that `--help` and a wrong option answer at once. What an option
+means together with others is checked in `cli`.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from sgm.errors import UserError, suggestion
+from sgm.specs import (
+    LATENT_CHANNELS,
+    LATENT_FACTOR,
+    MODELS,
+    Backend,
+    Mode,
+    Name,
+    Precision,
+    Preset,
+    RunType,
+    Task,
+)
+
+MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
+MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
+TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
+
+DESCRIPTION = """\
+Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture
+that was drawn on. With --run_type sige only the edited part is computed."""
+EPILOG = """\
+examples:
+  python run.py --prompt "a photograph of a horse on a grassland" --run_type sige \\
+      --init_img assets/inpainting/original/0.png --mask_path assets/inpainting/masks/0.npy
+  python run.py --task sdedit --prompt "A fantasy landscape, trending on artstation" \\
+      --edited_img assets/img2img/edited/0.png --seed 11
+
+The picture's path (or with --json - the figures) goes to stdout, everything else to stderr."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a `UserError` of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        text = message.removeprefix("argument ").rstrip(".")
+        # Converters below say what to do; argparse's own messages do not.
+        ending = "" if ";" in text else "; see `python run.py --help`"
+        raise UserError(f"{text}{ending}.")
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line, each option checked by itself.
+
+    Raises:
+        UserError: an unknown option (with the nearest known one), a value outside its range, or
+            no prompt.
+        SystemExit: code 0 after `--help`.
+    """
+    parser = build_parser()
+    values, rest = parser.parse_known_args(argv)
+    if rest:
+        came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
+        kind = "option" if came.startswith("-") else "word"
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(
+            f"Unknown {kind} {came!r}{suggestion(came, known)}; see `python run.py --help`."
+        )
+    # Not `required` in argparse: a mistyped --promt should be named rather than missed.
+    if values.prompt is None:
+        raise UserError("--prompt is missing; say what the edit should show, in quotes.")
+    return values
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `run.py`: every published flag with its published default, and ours."""
+    parser = Parser(
+        prog="run.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_task(parser)
+    _add_pictures(parser)
+    _add_sampling(parser)
+    _add_engine(parser)
+    _add_files(parser)
+    _add_profiling(parser)
+    return parser
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to do")
+    _add_names(group, "--task", Task, Task.INPAINTING, "how the edit is described")
+    _add_names(
+        group, "--run_type", RunType, RunType.ORIGINAL, "dense or sparse, base or few-step model"
+    )
+    _add_names(
+        group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network"
+    )
+    group.add_argument("--prompt", metavar="TEXT", help="what the edit should show (required)")
+    group.add_argument(
+        "--negative_prompt",
+        metavar="TEXT",
+        default="",
+        help="what it should not show (default: none, and then unconditional text is zeroed)",
+    )
+    group.add_argument(
+        "--refined",
+        metavar="BOOL",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_truth,
+        help="run the refiner after the base; true/false/yes/no, or alone for true "
+        "(default: false)",
+    )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--init_img",
+        metavar="FILE",
+        help="the unedited picture (inpainting; sdedit with a sparse run type)",
+    )
+    group.add_argument("--edited_img", metavar="FILE", help="the picture drawn on (sdedit)")
+    group.add_argument(
+        "--mask_path",
+        metavar="FILE",
+        help="where to repaint, white or True (inpainting): .npy, .npz or any picture",
+    )
+    group.add_argument(
+        "--output_path",
+        metavar="FILE",
+        help="picture to write (default: outputs/<task>-<run_type>-<seed>.png)",
+    )
+    for flag, side in (("--H", "height"), ("--W", "width")):
+        group.add_argument(
+            flag,
+            metavar="PIXELS",
+            type=_whole(1, MAX_SIDE),
+            help=f"resize picture and mask to this {side} (default: the picture's own)",
+        )
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=_whole(0, MAX_SEED),
+        default=2,
+        help="of every random draw (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ddim_steps",
+        "--steps",
+        dest="steps",
+        metavar="N",
+        type=_whole(1, MAX_STEPS),
+        default=50,
+        help="sampler steps of the whole schedule (default: %(default)s)",
+    )
+    group.add_argument(
+        "--scale",
+        metavar="X",
+        type=_number(0, MAX_SCALE),
+        default=6.0,
+        help="classifier-free guidance (default: %(default)s)",
+    )
+    group.add_argument(
+        "--strength",
+        metavar="X",
+        type=_number(0, 1, above_low=True),
+        default=0.8,
+        help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ddim_eta",
+        metavar="0",
+        type=_only(0, "the solver is deterministic"),
+        default=0.0,
+        help="published; only 0, as the solver is deterministic",
+    )
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("computation")
+    _add_names(group, "--preset", Preset, Preset.PUBLISHED, "how sparse a sparse run is")
+    group.add_argument(
+        "--precision",
+        metavar=_braces(Precision),
+        type=_member(Precision),
+        help="of the networks; fp32 is strict (default: fp32 with --preset published, with fast "
+        "the best of the device)",
+    )
+    _add_names(group, "--backend", Backend, Backend.AUTO, "who runs the sparse operations")
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)",
+    )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and files")
+    group.add_argument(
+        "--model",
+        metavar=_braces(MODELS),
+        type=_one_of(tuple(MODELS)),
+        default="sdxl",
+        help="the published checkpoints, or the small one that comes along (default: %(default)s)",
+    )
+    for flag, folder, content in (
+        ("--config_path", "configs", "YAML files"),
+        ("--weight_path", "pretrained", "checkpoints"),
+    ):
+        group.add_argument(
+            flag,
+            metavar="FOLDER",
+            default=folder,
+            help=f"folder of the {content} (default: %(default)s)",
+        )
+    for flag, value, meaning in (
+        ("--C", LATENT_CHANNELS, "latent channels"),
+        ("--f", LATENT_FACTOR, "pixels per latent position"),
+    ):
+        group.add_argument(
+            flag,
+            metavar=str(value),
+            type=_only(value, f"every model here has {value}"),
+            default=value,
+            help=f"{meaning}; published, only %(default)s",
+        )
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the run's figures as JSON; - for stdout, which then holds nothing else",
+    )
+
+
+def _add_profiling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("profile modes only")
+    group.add_argument(
+        "--random_weights",
+        action="store_true",
+        help="need no checkpoint: MACs and latency do not depend on the values",
+    )
+    group.add_argument("--macs_only", action="store_true", help="count, do not time")
+
+
+def _add_names(
+    group: argparse._ArgumentGroup, flag: str, kind: type[Name], default: Name, text: str
+) -> None:
+    """Add an option that takes one word of an enum."""
+    group.add_argument(
+        flag,
+        metavar=_braces(kind),
+        type=_member(kind),
+        default=default,
+        help=f"{text} (default: %(default)s)",
+    )
+
+
+def _braces(names: Iterable[object]) -> str:
+    """`{a,b,c}` for the help text."""
+    return "{" + ",".join(str(name) for name in names) + "}"
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """A converter that accepts the given words only."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not known; choose one of {', '.join(names)}{suggestion(text, names)}"
+            )
+        return text
+
+    return convert
+
+
+def _member(kind: type[Name]) -> Callable[[str], Name]:
+    """A converter from a word to a member of an enum."""
+    check = _one_of([str(name) for name in kind])
+    return lambda text: kind(check(text))
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A converter for whole numbers from low to high, both included."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}; give a whole number from {low} to {high}"
+            )
+        return value
+
+    return convert
+
+
+def _number(low: float, high: float, above_low: bool = False) -> Callable[[str], float]:
+    """A converter for finite numbers from low (or only above it) to high."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        # NaN fails every comparison, so it is refused with the rest.
+        if not (low < value <= high or (value == low and not above_low)):
+            start = f"above {low:g} and" if above_low else f"from {low:g}"
+            raise argparse.ArgumentTypeError(f"got {text!r}; give a number {start} up to {high:g}")
+        return value
+
+    return convert
+
+
+def _only(allowed: float, reason: str) -> Callable[[str], float]:
+    """A converter for a published option that has one meaningful value."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if value != allowed:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r} but {reason}; leave it out or give {allowed:g}"
+            )
+        return allowed
+
+    return convert
+
+
+def _truth(text: str) -> bool:
+    """true/false, yes/no, 1/0 in any case (published: any word, also False, meant true)."""
+    word = text.lower()
+    if word not in TRUE_WORDS + FALSE_WORDS:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give true or false, or no value for true")
+    return word in TRUE_WORDS

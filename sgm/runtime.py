@@ -1,0 +1,162 @@
+"""Device, precision and seed of a run, each in one place.
+
+Process-wide switches (TF32, the random generator) change only inside a `with` scope and are put
+back when it ends, also when it ends in an error.
+"""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+import torch
+
+from sgm.errors import UserError, suggestion
+from sgm.specs import Precision, Preset
+
+DEVICE_TYPES = ("cpu", "cuda", "mps")
+# Distributions whose version can change a result or a timing; absent ones are left out.
+REPORTED_PACKAGES = ("torch", "numpy", "pillow", "safetensors", "triton", "sige")
+DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.TF32: torch.float32,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
+}
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of a run.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:<index>` or `mps`; None takes CUDA where there is one, else the
+            CPU. Apple's `mps` is never chosen unasked: nothing here is tested on it.
+
+    Raises:
+        UserError: an unknown name, or a device that this machine does not have.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in DEVICE_TYPES or (index and not index.isdecimal()):
+        raise UserError(
+            f"{name!r} is not a device; expected cpu, cuda, cuda:<number> or mps"
+            f"{suggestion(kind, DEVICE_TYPES)}."
+        )
+    if kind == "cuda":
+        _check_cuda(name, int(index or 0))
+    elif index and int(index) != 0:
+        raise UserError(f"Device {name} does not exist; there is one {kind}, so leave the number.")
+    elif kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("Device mps is not available on this machine; use --device cpu.")
+    return torch.device(name)
+
+
+def _check_cuda(name: str, index: int) -> None:
+    """Raise UserError unless this machine has the CUDA device of that index."""
+    if not torch.cuda.is_available():
+        built = "PyTorch finds no GPU" if torch.version.cuda else "this PyTorch has no CUDA support"
+        raise UserError(f"Device {name} is not available ({built}); use --device cpu.")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UserError(
+            f"Device {name} does not exist; this machine has {count}, so the last is "
+            f"cuda:{count - 1}."
+        )
+
+
+def describe_device(device: torch.device) -> str:
+    """Device for a report: `cpu`, or for CUDA its index and the name of the card."""
+    if device.type != "cuda":
+        return device.type
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Element type of weights and activations; TF32 keeps float32 and rounds in the products."""
+    return DTYPES[precision]
+
+
+def best_precision(preset: Preset, device: torch.device) -> Precision:
+    """The precision of a run that asks for none.
+
+    `published` is fp32 everywhere. `fast` takes the device's own half precision: bf16 on CUDA
+    cards that multiply it natively (compute capability 8 and up), fp16 on older ones. CPUs stay
+    at fp32, since most of them emulate both.
+    """
+    if preset is Preset.PUBLISHED or device.type != "cuda":
+        return Precision.FP32
+    major, _ = torch.cuda.get_device_capability(device)
+    return Precision.BF16 if major >= 8 else Precision.FP16
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise UserError for a precision that the device cannot run.
+
+    CPUs lack fast fp16 arithmetic (and overflow in the VAE); TF32 is a mode of CUDA cards.
+    """
+    if precision is Precision.FP16 and device.type == "cpu":
+        raise UserError(
+            "Precision fp16 needs a GPU and the device is cpu; use --precision fp32 or bf16."
+        )
+    if precision is Precision.TF32 and device.type != "cuda":
+        raise UserError(
+            f"Precision tf32 needs a CUDA device and the device is {device.type}; "
+            "use --precision fp32."
+        )
+
+
+@contextmanager
+def precision_scope(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Set the TF32 switches of the process for one run, and put them back after it.
+
+    Strict for every precision but tf32: matrix products (also those of oneDNN on the CPU) and
+    convolutions compute in the type of their inputs. cuDNN's own default allows TF32 in
+    convolutions, so this is needed even where nobody switched anything on.
+
+    Args:
+        precision: what the run asked for.
+        device: where it runs.
+
+    Raises:
+        UserError: see `check_precision`.
+    """
+    check_precision(precision, device)
+    tf32 = precision is Precision.TF32
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global CPU generator for one run, and put its state back after it.
+
+    Every random draw of a run comes from this generator, on any device: the order of draws is
+    part of the published behaviour.
+
+    Args:
+        seed: 0 to 2**64 - 1.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def versions() -> dict[str, str]:
+    """Versions that a figure depends on: Python, the installed packages, CUDA where built in."""
+    found = {"python": platform.python_version()}
+    for package in REPORTED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found

@@ -1,0 +1,268 @@
+"""Names and tables of a run: what can be asked for, and which files each model family has.
+
+Nothing here imports torch, so that `--help` and every refused option answer at once.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
+
+from sgm.errors import UserError, suggestion
+
+LATENT_CHANNELS = 4
+LATENT_FACTOR = 8
+# Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
+SIZE_MULTIPLE = 64
+
+
+class Name(str, Enum):
+    """An enum whose members are the words of the command line (StrEnum needs Python 3.11)."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Task(Name):
+    """How the edit is described: a mask and a prompt, or strokes on the picture."""
+
+    INPAINTING = "inpainting"
+    SDEDIT = "sdedit"
+
+
+class RunType(Name):
+    """Which network runs, dense or sparse."""
+
+    ORIGINAL = "original"
+    SIGE = "sige"
+    TURBO = "turbo"
+    SIGE_TURBO = "sige-turbo"
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only the edited part is computed."""
+        return self in (RunType.SIGE, RunType.SIGE_TURBO)
+
+    @property
+    def turbo(self) -> bool:
+        """Whether the few-step checkpoint is used."""
+        return self in (RunType.TURBO, RunType.SIGE_TURBO)
+
+    @property
+    def dense(self) -> "RunType":
+        """The run type with the same checkpoint that computes every pixel."""
+        return RunType.TURBO if self.turbo else RunType.ORIGINAL
+
+
+class Mode(Name):
+    """Make a picture, or count and time one network."""
+
+    GENERATE = "generate"
+    PROFILE_UNET = "profile_unet"
+    PROFILE_ENCODER = "profile_encoder"
+    PROFILE_DECODER = "profile_decoder"
+
+    @property
+    def profiles(self) -> bool:
+        """Whether this mode measures a network instead of making a picture."""
+        return self is not Mode.GENERATE
+
+
+class Preset(Name):
+    """How sparse the sparse networks are."""
+
+    PUBLISHED = "published"
+    FAST = "fast"
+
+
+class Precision(Name):
+    """Arithmetic of the networks; fp32 is strict, without TF32."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Backend(Name):
+    """Who runs the sparse operations."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    TRITON = "triton"
+    SIGE = "sige"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The files of one model family.
+
+    Attributes:
+        name: the word after `--model`.
+        weights: checkpoint file names by role: `base`, `refiner`, `turbo`; only those that exist.
+        configs: YAML file names by role: `original`, `sige`, and with a refiner `refiner`,
+            `sige-refiner`.
+        pages: web page of each checkpoint by role, for a person to download it from; empty where
+            the files come with the repository.
+        trained_size: (height, width) in pixels that the network was trained for.
+    """
+
+    name: str
+    weights: MappingProxyType[str, str]
+    configs: MappingProxyType[str, str]
+    pages: MappingProxyType[str, str]
+    trained_size: tuple[int, int]
+
+    def weight_role(self, run_type: RunType) -> str:
+        """`turbo` or `base`: the checkpoint that a run of this type starts with."""
+        return "turbo" if run_type.turbo else "base"
+
+    def weight_file(self, role: str) -> str:
+        """Checkpoint file name of a role.
+
+        Raises:
+            UserError: this family has no checkpoint for the role.
+        """
+        if role not in self.weights:
+            known = ", ".join(self.weights)
+            raise UserError(
+                f"The {self.name} model has no {role} checkpoint, only {known}; "
+                "choose another --run_type or --model."
+            )
+        return self.weights[role]
+
+    def config_file(self, run_type: RunType, refiner: bool = False) -> str:
+        """YAML file name of the base (or turbo: same network) or the refiner, dense or sparse.
+
+        Raises:
+            UserError: this family has no refiner.
+        """
+        role = "sige" if run_type.sparse else "original"
+        if refiner:
+            role = "sige-refiner" if run_type.sparse else "refiner"
+        if role not in self.configs:
+            raise UserError(f"The {self.name} model has no refiner; leave --refined out.")
+        return self.configs[role]
+
+
+_PAGES = "https://huggingface.co/stabilityai"
+
+MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
+    {
+        "sdxl": ModelSpec(
+            name="sdxl",
+            weights=MappingProxyType(
+                {
+                    "base": "sd_xl_base_1.0.safetensors",
+                    "refiner": "sd_xl_refiner_1.0.safetensors",
+                    "turbo": "sd_xl_turbo_1.0.safetensors",
+                }
+            ),
+            configs=MappingProxyType(
+                {
+                    "original": "original.yaml",
+                    "sige": "sige.yaml",
+                    "refiner": "refiner.yaml",
+                    "sige-refiner": "sige-refiner.yaml",
+                }
+            ),
+            pages=MappingProxyType(
+                {
+                    "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
+                    "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
+                    "turbo": f"{_PAGES}/sdxl-turbo",
+                }
+            ),
+            trained_size=(1024, 1024),
+        ),
+        "tiny": ModelSpec(
+            name="tiny",
+            weights=MappingProxyType({"base": "tiny_base.safetensors"}),
+            configs=MappingProxyType({"original": "tiny-original.yaml", "sige": "tiny-sige.yaml"}),
+            pages=MappingProxyType({}),
+            trained_size=(256, 512),
+        ),
+    }
+)
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The spec of a model family by its name.
+
+    Raises:
+        UserError: no such family; the message lists the known ones and the nearest.
+    """
+    if name not in MODELS:
+        known = ", ".join(MODELS)
+        raise UserError(
+            f"{name!r} is not a model; choose one of {known}{suggestion(name, MODELS)}."
+        )
+    return MODELS[name]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What decides the sampled picture, apart from the pictures that go in.
+
+    Attributes:
+        prompt: what the edit should show.
+        negative_prompt: what it should not show; empty means zeroed unconditional text (as
+            published for base and turbo).
+        seed: of the global CPU generator, 0 to 2**64 - 1.
+        steps: sampler steps, 1 to 1000.
+        scale: classifier-free guidance, at least 0.
+        strength: share of the schedule that SDEdit runs, above 0 and at most 1.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 2
+    steps: int = 50
+    scale: float = 6.0
+    strength: float = 0.8
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Every option of a run, checked and resolved: nothing here is left to be found out.
+
+    Attributes:
+        task, run_type, mode, preset, precision, backend: see the enums.
+        model: key of `MODELS`.
+        device: a torch device name that exists on this machine, such as `cpu` or `cuda:0`.
+        sampling: prompt, seed, steps and the rest of the sampler's numbers.
+        height, width: pixels to resize to; None keeps the picture's own.
+        init_img, edited_img, mask_path: input files, None where not given.
+        refined: whether the refiner runs after the base.
+        output_path: the picture to write.
+        config_path, weight_path: folders of YAML files and of checkpoints.
+        json_path: file for the run's figures, `-` for stdout, None for none.
+        random_weights, macs_only: profile modes only.
+    """
+
+    task: Task
+    run_type: RunType
+    mode: Mode
+    model: str
+    preset: Preset
+    precision: Precision
+    backend: Backend
+    device: str
+    sampling: SamplingParams
+    height: int | None
+    width: int | None
+    init_img: Path | None
+    edited_img: Path | None
+    mask_path: Path | None
+    refined: bool
+    output_path: Path
+    config_path: Path
+    weight_path: Path
+    json_path: str | None
+    random_weights: bool
+    macs_only: bool
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The files of the model family."""
+        return MODELS[self.model]

@@ -1,0 +1,75 @@
+"""Shared fixtures: the golden reference data, the published weight rule, one fixed thread count."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SDXL_SIGE_SHARED", ROOT.parent / "shared"))
+
+
+class Golden:
+    """One golden case: `case.json` figures and `case.safetensors` tensors (float16 widened)."""
+
+    def __init__(self, case: str) -> None:
+        folder = SHARED / "golden"
+        if not folder.is_dir():
+            pytest.skip(f"golden reference data not found at {folder} (set SDXL_SIGE_SHARED)")
+        self.info = json.loads((folder / f"{case}.json").read_text())
+        path = folder / f"{case}.safetensors"
+        self.tensors = load_file(path) if path.exists() else {}
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        tensor = self.tensors[key]
+        return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return [k for k in self.tensors if k.startswith(prefix)]
+
+    def mask(self, key: str, height: int, width: int) -> torch.Tensor:
+        """A packed boolean mask as a (height, width) bool tensor."""
+        bits = np.unpackbits(self.tensors[key].numpy(), count=height * width)
+        return torch.from_numpy(bits.reshape(height, width).astype(bool))
+
+
+def rule_weights(shapes: Mapping[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+    """Weights by the golden rule: names in sorted order, one generator, one draw per tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name in sorted(shapes):
+        shape = list(shapes[name])
+        draw = torch.randn(shape, generator=generator, dtype=torch.float32)
+        if len(shape) >= 2:
+            weights[name] = draw / math.sqrt(math.prod(shape[1:]))
+        elif len(shape) == 1:
+            weights[name] = 1 + 0.1 * draw if name.endswith("weight") else 0.1 * draw
+    return weights
+
+
+def max_error(result: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest absolute difference; shapes must agree."""
+    assert result.shape == reference.shape, (result.shape, reference.shape)
+    return (result.double() - reference.double()).abs().max().item()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Load a golden case by name, once per session; skips with a reason where it is absent."""
+    cache: dict[str, Golden] = {}
+
+    def load(case: str) -> Golden:
+        if case not in cache:
+            cache[case] = Golden(case)
+        return cache[case]
+
+    return load

@@ -1,0 +1,1 @@
+"""The tiny model: its procedural data set and its training."""

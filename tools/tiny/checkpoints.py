@@ -1,0 +1,77 @@
+"""Resumable training state in safetensors: weights, moving average, optimiser moments, step."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class Ema:
+    """Exponential moving average of a module's parameters, with a short warm-up."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {k: v.detach().clone() for k, v in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        live = dict(module.named_parameters())
+        names = list(self.values)
+        torch._foreach_lerp_(
+            [self.values[n] for n in names], [live[n].detach() for n in names], 1 - decay
+        )
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+class TrainingState:
+    """Module, its average and its optimiser, saved and resumed as one file."""
+
+    def __init__(
+        self, path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema
+    ) -> None:
+        self.path, self.module, self.optimizer, self.ema = path, module, optimizer, ema
+
+    def save(self, step: int) -> None:
+        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.values.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{k}": v for k, v in values.items()}
+        write(self.path, tensors, {"step": str(step)})
+
+    def resume(self) -> int:
+        """Load the last state and return its step; 0 where there is none."""
+        if not self.path.exists():
+            return 0
+        tensors, metadata = read(self.path)
+        part = {
+            name: {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
+            for name in ("model", "ema", "adam")
+        }
+        self.module.load_state_dict(part["model"])
+        for name, value in part["ema"].items():
+            self.ema.values[name].copy_(value)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part["adam"].items():
+            index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return int(metadata["step"])

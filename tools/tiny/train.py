@@ -1,0 +1,41 @@
+"""`python -m tools.tiny.train STAGE`: trains the tiny model family; every stage resumes."""
+
+import argparse
+import logging
+
+import torch
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one sub-command a stage, in the order in which they run."""
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny.train", description=__doc__)
+    parser.add_argument("--config", default="configs/tiny-original.yaml", help="what to build")
+    parser.add_argument("--work", default="tools/tiny/work", help="folder of the checkpoints")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    stages = parser.add_subparsers(dest="stage", required=True)
+
+    vae = stages.add_parser("vae", help="train the autoencoder, or with its encoder frozen")
+    vae.add_argument("--steps", type=int, default=1500)
+    vae.add_argument("--batch", type=int, default=8)
+    vae.add_argument("--crop", type=int, default=128, help="pixels")
+    vae.add_argument("--lr", type=float, default=2e-3)
+    vae.add_argument("--skip", type=int, default=0, help="first step of the data stream")
+    vae.add_argument("--freeze_encoder", action="store_true", help="go on with the decoder alone")
+    return parser
+
+
+def main() -> None:
+    """Parse and run one stage."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    args = build_parser().parse_args()
+    torch.set_num_threads(args.threads)
+    if args.stage == "vae":
+        from tools.tiny.autoencoder import train
+
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
