@@ -17,13 +17,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sgm.errors import UserError
+
 PACKAGE = "sgm"
 # Published files name this one class of torch (the loss of a first stage that is not trained).
 FOREIGN_TARGETS = frozenset({"torch.nn.Identity"})
 ENTRY_KEYS = ("target", "params")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration file or entry that cannot be used; the message is one sentence."""
 
 

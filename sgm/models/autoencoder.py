@@ -49,13 +49,18 @@ class DiagonalGaussian:
     """
 
     def __init__(self, moments: Tensor) -> None:
-        self.mean, logvar = moments.chunk(2, dim=1)
+        self.mean, logvar = moments.float().chunk(2, dim=1)
         self.logvar = logvar.clamp(-30.0, 20.0)
 
-    def sample(self) -> Tensor:
-        """One draw from the global CPU generator, on any device, so that seeds are portable."""
-        noise = torch.randn(self.mean.shape).to(self.mean)
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """mean + deviation * noise, float32.
+
+        Args:
+            noise: standard normal, shape of the mean; by default one draw from the global CPU
+                generator, on any device, so that seeds are portable.
+        """
+        noise = torch.randn(self.mean.shape) if noise is None else noise
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
 
     def mode(self) -> Tensor:
         return self.mean

@@ -36,10 +36,6 @@ class DiffusionEngine(nn.Module):
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.scale_factor = scale_factor
 
-    def encode_first_stage(self, x: Tensor) -> Tensor:
-        """Picture [B, 3, H, W] in [-1, 1] -> scaled latents; one draw from the CPU generator."""
-        return self.scale_factor * self.first_stage_model.encode(x)
-
     def decode_first_stage(self, z: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] -> picture [B, 3, H, W], about [-1, 1], not clamped."""
         return self.first_stage_model.decode(z / self.scale_factor)

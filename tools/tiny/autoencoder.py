@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
-from tools.tiny.checkpoints import Ema, TrainingState
+from sgm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock, Upsample
+from tools.tiny.checkpoints import Ema, TrainingState, read
 from tools.tiny.scenes import render, sample_scene
 
 logger = logging.getLogger(__name__)
 
 SIZE = (256, 512)
 CROPS_PER_SCENE = 4
+PIXELS = 2**16  # a step
 KL_WEIGHT = 1e-4
 HELD_OUT_SEED = 10_000_000  # training seeds count up from 0 and never reach it
 
@@ -29,16 +31,55 @@ def picture(seed: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def crop_batch(step: int, batch: int, crop: int) -> Tensor:
-    """Crops [batch, 3, crop, crop] of fresh scenes; a function of the step alone."""
+def crop_size(step: int, steps: int) -> tuple[int, int]:
+    """Small crops first, for variety; whole pictures last, for their normalisation statistics."""
+    done = step / steps
+    return (64, 64) if done < 0.55 else (128, 128) if done < 0.85 else SIZE
+
+
+def crop_batch(step: int, size: tuple[int, int]) -> Tensor:
+    """Crops [N, 3, *size] of fresh scenes, about PIXELS in all; a function of the step alone."""
     rng = np.random.default_rng([7, step])
+    count = max(1, PIXELS // (size[0] * size[1]))
+    per_scene = min(count, CROPS_PER_SCENE)
     crops = []
-    for index in range(batch // CROPS_PER_SCENE):
-        scene = picture(step * batch // CROPS_PER_SCENE + index)
-        for _ in range(CROPS_PER_SCENE):
-            top, left = (int(rng.integers(0, size - crop + 1)) for size in SIZE)
-            crops.append(scene[:, top : top + crop, left : left + crop])
+    for index in range(count // per_scene):
+        scene = picture(step * CROPS_PER_SCENE + index)
+        for _ in range(per_scene):
+            top, left = (int(rng.integers(0, n - k + 1)) for n, k in zip(SIZE, size, strict=True))
+            crops.append(scene[:, top : top + size[0], left : left + size[1]])
     return torch.stack(crops)
+
+
+def initialise(vae: AutoencoderKL) -> None:
+    """Start as an autoencoder of mean colours: residual branches at zero, resampling by identity
+    kernels, little posterior noise. From the usual random start training takes many times longer.
+    """
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, ResnetBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+                if module.shortcut() is not None:
+                    _add_identity(module.nin_shortcut.weight, slice(0, 1))
+            elif isinstance(module, AttnBlock):
+                nn.init.zeros_(module.proj_out.weight)
+                nn.init.zeros_(module.proj_out.bias)
+            elif isinstance(module, Upsample):
+                _add_identity(module.conv.weight, slice(1, 2))
+            elif isinstance(module, Downsample):
+                _add_identity(module.conv.weight, slice(0, 2))
+        half = vae.quant_conv.out_channels // 2
+        vae.quant_conv.weight[half:] *= 0.1
+        vae.quant_conv.bias[half:] = -6.0
+
+
+def _add_identity(weight: Tensor, taps: slice) -> None:
+    """Mix a kernel that averages each channel over `taps` into a damped random one."""
+    weight.mul_(0.3)
+    for channel in range(min(weight.shape[:2])):
+        window = weight[channel, channel, taps, taps]
+        window += 1 / window.numel()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -74,7 +115,9 @@ def train(args: argparse.Namespace) -> None:
     """Run or resume the training of the autoencoder up to `args.steps` steps."""
     torch.manual_seed(args.seed)
     config = load_config(args.config)["model"]["params"]["first_stage_config"]
-    vae = instantiate_from_config(config).to(args.device, memory_format=torch.channels_last)
+    vae = instantiate_from_config(config)
+    initialise(vae)
+    vae.to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0)
     ema = Ema(vae, 0.998)
     name = "decoder" if args.freeze_encoder else "vae"
@@ -82,14 +125,14 @@ def train(args: argparse.Namespace) -> None:
     state = TrainingState(work / f"{name}.safetensors", vae, optimizer, ema)
     start = state.resume()
     if args.freeze_encoder and start == 0:
-        first = TrainingState(work / "vae.safetensors", vae, optimizer, ema)
-        first.resume()
-        vae.load_state_dict(vae.state_dict() | ema.values)
+        vae.load_state_dict(read(work / "first_stage.safetensors")[0])
+        ema.update(vae, step=0)
     began = time.time()
     for step in range(start, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        x = crop_batch(step + args.skip, args.batch, args.crop)
+        size = SIZE if args.freeze_encoder else crop_size(step, args.steps)
+        x = crop_batch(step + args.skip, size)
         x = x.to(args.device, memory_format=torch.channels_last)
         loss, psnr = loss_of(vae, x, args.freeze_encoder)
         optimizer.zero_grad(set_to_none=True)

@@ -5,6 +5,8 @@ import logging
 
 import torch
 
+from tools.tiny import autoencoder, export, latents, unet
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: one sub-command a stage, in the order in which they run."""
@@ -17,12 +19,21 @@ def build_parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(dest="stage", required=True)
 
     vae = stages.add_parser("vae", help="train the autoencoder, or with its encoder frozen")
-    vae.add_argument("--steps", type=int, default=1500)
-    vae.add_argument("--batch", type=int, default=8)
-    vae.add_argument("--crop", type=int, default=128, help="pixels")
+    vae.add_argument("--steps", type=int, default=2400)
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--skip", type=int, default=0, help="first step of the data stream")
     vae.add_argument("--freeze_encoder", action="store_true", help="go on with the decoder alone")
+
+    latents = stages.add_parser("latents", help="encode the scenes that the UNet trains on")
+    latents.add_argument("--scenes", type=int, default=4000)
+
+    unet = stages.add_parser("unet", help="train the UNet and its text towers")
+    unet.add_argument("--steps", type=int, default=6000)
+    unet.add_argument("--lr", type=float, default=1e-3)
+
+    export = stages.add_parser("export", help="write the weights as one checkpoint")
+    export.add_argument("--output", default="pretrained/tiny_base.safetensors")
+    export.add_argument("--note", default="", help="added to the metadata (device, time)")
     return parser
 
 
@@ -32,9 +43,13 @@ def main() -> None:
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
     if args.stage == "vae":
-        from tools.tiny.autoencoder import train
-
-        train(args)
+        autoencoder.train(args)
+    elif args.stage == "latents":
+        latents.make_latents(args)
+    elif args.stage == "unet":
+        unet.train(args)
+    else:
+        export.export(args)
 
 
 if __name__ == "__main__":

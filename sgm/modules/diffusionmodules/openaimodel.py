@@ -235,10 +235,10 @@ class UNetModel(nn.Module):
                 channels = width
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor) -> Tensor:
-        """Predict the noise.
+        """Predict the noise; floating inputs are cast to the dtype of the weights.
 
         Args:
-            x: scaled latents [B, in_channels, H, W], in the dtype of the weights.
+            x: scaled latents [B, in_channels, H, W].
             timesteps: [B], indices of the 1000-step schedule.
             context: text tokens [B, T, context_dim].
             y: pooled conditioning [B, adm_in_channels].
@@ -246,7 +246,9 @@ class UNetModel(nn.Module):
         Returns:
             [B, out_channels, H, W].
         """
-        emb = timestep_embedding(timesteps, self.model_channels).to(x.dtype)  # [B, C]
+        dtype = self.time_embed[0].weight.dtype
+        x, context, y = x.to(dtype), context.to(dtype), y.to(dtype)
+        emb = timestep_embedding(timesteps, self.model_channels).to(dtype)  # [B, C]
         emb = self.time_embed(emb) + self.label_emb(y)  # [B, 4C]
         skips = []
         h = x

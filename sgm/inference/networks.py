@@ -1,0 +1,105 @@
+"""The networks of a run behind three verbs: encode, denoise, decode, each dense or sparse."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from sgm.inference.noise import Noise
+from sgm.models.diffusion import DiffusionEngine
+from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
+from sgm.modules.diffusionmodules.sampling import Denoise, guided
+from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.ops import select_ops
+from sgm.sparse.state import SparseNetwork, SparseState
+
+ORIGINAL_SIZE = (1024, 1024)  # what the published runs tell the network, whatever the picture
+
+
+def state_of(network: torch.nn.Module) -> SparseState:
+    """The sparse state of a network.
+
+    Raises:
+        TypeError: the network is dense.
+    """
+    if not isinstance(network, SparseNetwork):
+        raise TypeError(f"{type(network).__name__} has no sparse pass; load the sige configuration")
+    return network.state
+
+
+def recording(network: torch.nn.Module) -> AbstractContextManager[None]:
+    """Scope in which a sparse network runs in full and records."""
+    return state_of(network).recording()
+
+
+def sparse(network: torch.nn.Module, masks: MaskPyramid | None) -> AbstractContextManager[None]:
+    """Scope in which a network computes where the masks say; without masks, everywhere."""
+    return nullcontext() if masks is None else state_of(network).sparse(masks)
+
+
+class Networks:
+    """An engine on its device. Pictures are [3, H, W] in [-1, 1], latents [1, C, h, w] float32."""
+
+    def __init__(self, engine: DiffusionEngine) -> None:
+        self.engine = engine
+        self.unet = engine.model.diffusion_model
+        self.encoder = engine.first_stage_model.encoder
+        self.decoder = engine.first_stage_model.decoder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.engine.parameters()).device
+
+    def set_backend(self, name: str) -> None:
+        """Choose who runs the sparse operators; see `select_ops`."""
+        for network in (self.unet, self.encoder, self.decoder):
+            if isinstance(network, SparseNetwork):
+                network.state.ops = select_ops(name)
+
+    def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
+        """Scaled latents of a picture: one sample of the posterior, one draw called `name`."""
+        first_stage = self.engine.first_stage_model
+        dtype = first_stage.quant_conv.weight.dtype
+        x = picture[None].to(self.device, dtype, memory_format=torch.channels_last)
+        posterior = first_stage.posterior(x)
+        draw = noise(f"posterior/{name}", posterior.mean.shape)
+        return self.engine.scale_factor * posterior.sample(draw)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Picture [3, H, W] in [0, 1], float32 on the CPU, of scaled latents."""
+        dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
+        x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=torch.channels_last))
+        return ((x[0].float() + 1) / 2).clamp(0, 1).cpu()
+
+    def condition(
+        self, prompt: str, negative_prompt: str, size: Sequence[int]
+    ) -> tuple[Conditioning, Conditioning]:
+        """Conditional and unconditional conditioning for a picture of `size` (height, width).
+
+        An empty negative prompt means zeroed text, as published for base and turbo; a given one
+        is used (published: ignored).
+        """
+
+        def batch(text: str) -> dict[str, Tensor | list[str]]:
+            sizes = {
+                "original_size_as_tuple": ORIGINAL_SIZE,
+                "crop_coords_top_left": (0, 0),
+                "target_size_as_tuple": tuple(size),
+            }
+            tensors = {k: torch.tensor([v], device=self.device) for k, v in sizes.items()}
+            return {"txt": [text], **tensors}
+
+        zeroed = [] if negative_prompt else ["txt"]
+        return self.engine.conditioner.get_unconditional_conditioning(
+            batch(prompt), batch(negative_prompt), zeroed
+        )
+
+    def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
+        """The guided denoised estimate as the solvers call it."""
+        denoise = guided(self.engine.denoiser, self.engine.model, VanillaCFG(scale), c, uc)
+
+        def channels_last(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoise(x.contiguous(memory_format=torch.channels_last), sigma)
+
+        return channels_last

@@ -1,0 +1,32 @@
+"""Where random draws come from. The order of draws is part of the published behaviour."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# (name of the draw, shape) -> standard normal noise, float32 on the CPU, so that a seed means the
+# same on every device.
+Noise = Callable[[str, Sequence[int]], Tensor]
+
+
+def sequential_noise(name: str, shape: Sequence[int]) -> Tensor:
+    """The published source: the global CPU generator, one draw after the other."""
+    return torch.randn(tuple(shape))
+
+
+class NamedNoise:
+    """Noise that depends on the seed and the draw's name, never on what was drawn before.
+
+    Dense and sparse SDEdit draw a different number of times; through this source both get the
+    same noise, so that comparing them compares the networks.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.randn(tuple(shape), generator=generator)

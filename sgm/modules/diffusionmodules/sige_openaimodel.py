@@ -1,0 +1,78 @@
+"""The UNet with sparse blocks: same wiring, same keys, other block classes.
+
+Published behaviour: the first convolution, the residual blocks of the middle and the output head
+stay dense.
+"""
+
+from torch import Tensor
+
+from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
+from sgm.modules.sige_attention import SIGESpatialTransformer
+from sgm.sparse.active import CONV3X3, UNET_DOWN
+from sgm.sparse.modules import (
+    Residual,
+    record_conv,
+    record_residual,
+    sparse_conv,
+    sparse_residual,
+    upsampled,
+)
+from sgm.sparse.state import Mode, SparseModule, SparseNetwork
+
+
+class SIGEResBlock(SparseModule, ResBlock):
+    """A residual block that can run at the active pixels only."""
+
+    def _parts(self) -> Residual:
+        same = self.in_layers[2].in_channels == self.in_layers[2].out_channels
+        return Residual(
+            norm1=self.in_layers[0],
+            conv1=self.in_layers[2],
+            norm2=self.out_layers[0],
+            conv2=self.out_layers[3],
+            shortcut=None if same else self.skip_connection,
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        match self.site.mode:
+            case Mode.RECORD:
+                return record_residual(self.site, self._parts(), x, self.emb_layers(emb))
+            case Mode.SPARSE:
+                return sparse_residual(self.site, self._parts(), x)
+            case _:
+                return super().forward(x, emb)
+
+
+class SIGEDownsample(SparseModule, Downsample):
+    """A stride-2 convolution that can run at the active pixels only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.site.mode:
+            case Mode.RECORD:
+                return record_conv(self.site, super().forward(x))
+            case Mode.SPARSE:
+                return sparse_conv(self.site, x, self.op, UNET_DOWN)
+            case _:
+                return super().forward(x)
+
+
+class SIGEUpsample(SparseModule, Upsample):
+    """A doubling whose convolution can run at the active pixels only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.site.mode:
+            case Mode.RECORD:
+                return record_conv(self.site, super().forward(x))
+            case Mode.SPARSE:
+                return sparse_conv(self.site, upsampled(x), self.conv, CONV3X3)
+            case _:
+                return super().forward(x)
+
+
+class SIGEUNetModel(SparseNetwork, UNetModel):
+    """`UNetModel` with sparse blocks; `state` owns its recording and its mode."""
+
+    resblock_cls = SIGEResBlock
+    transformer_cls = SIGESpatialTransformer
+    downsample_cls = SIGEDownsample
+    upsample_cls = SIGEUpsample

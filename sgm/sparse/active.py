@@ -1,0 +1,149 @@
+"""Active sets: which outputs of a convolution are computed, and which inputs they read.
+
+SIGE (Li et al., 2022, section 3.2) works in square blocks. Here a block is only a way to choose
+outputs: an `ActiveSet` is a list of output pixels with the table of their neighbours, so that a
+set chosen per pixel runs through the same operators.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OUTSIDE = -1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a convolution and of the blocks in which its outputs are chosen.
+
+    Attributes:
+        kernel, stride, padding: of the convolution. `padding` is at the top and left; what the
+            last outputs read beyond the bottom and right edge counts as zero as well.
+        out_block: outputs along the side of a block.
+    """
+
+    kernel: int
+    stride: int
+    padding: int
+    out_block: int
+
+    @property
+    def in_block(self) -> int:
+        """Inputs along the side of a block."""
+        return (self.out_block - 1) * self.stride + self.kernel
+
+    @property
+    def block_stride(self) -> int:
+        """Inputs from one block to the next."""
+        return self.out_block * self.stride
+
+
+# The blocks of the published engine.
+CONV3X3 = Geometry(kernel=3, stride=1, padding=1, out_block=4)
+CONV1X1 = Geometry(kernel=1, stride=1, padding=0, out_block=4)
+UNET_DOWN = Geometry(kernel=3, stride=2, padding=1, out_block=2)
+VAE_DOWN = Geometry(kernel=3, stride=2, padding=0, out_block=2)
+
+
+def active_blocks(mask: Tensor, geometry: Geometry) -> Tensor:
+    """Blocks whose input window holds a True pixel, as far as the picture needs blocks.
+
+    Args:
+        mask: bool [H, W] at the resolution of the convolution's input.
+
+    Returns:
+        int64 [N, 2]: row and column of each block's first input, row-major; may be negative.
+    """
+    height, width = mask.shape
+    size, step, pad = geometry.in_block, geometry.block_stride, geometry.padding
+    counts = [-(-(length + pad) // step) for length in (height, width)]
+    # Zeros beyond the last pixel, so that the last blocks are whole.
+    after = [
+        max(0, (count - 1) * step + size - pad - length)
+        for count, length in zip(counts, (height, width), strict=True)
+    ]
+    padded = F.pad(mask[None, None].float(), (pad, after[1], pad, after[0]))
+    hit = F.max_pool2d(padded, size, stride=step)[0, 0][: counts[0], : counts[1]] > 0
+    return hit.nonzero() * step - pad
+
+
+def _flat(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Row-major pixel numbers; `OUTSIDE` where a position is not in the picture."""
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    return torch.where(inside, rows * width + columns, OUTSIDE)
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveSet:
+    """The outputs to compute at one resolution, and the inputs that they read.
+
+    Attributes:
+        in_size, out_size: (height, width) of the input and the output map.
+        outputs: int64 [n], pixel numbers in the output map; `OUTSIDE` for an output of a block
+            that sticks out of it (computed like the others, as published, and never written).
+        inputs: int64 [n, kernel * kernel], pixel numbers in the input map that each output reads,
+            row-major over the kernel; `OUTSIDE` reads zero.
+    """
+
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    outputs: Tensor
+    inputs: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of outputs, those outside included."""
+        return self.outputs.numel()
+
+    @cached_property
+    def _support_and_table(self) -> tuple[Tensor, Tensor]:
+        support, table = torch.unique(self.inputs, return_inverse=True)
+        if support.numel() and support[0] == OUTSIDE:  # sorted, so it stands first
+            support = support[1:]
+            table = torch.where(table == 0, support.numel(), table - 1)
+        return support, table
+
+    @property
+    def support(self) -> Tensor:
+        """int64 [m]: the different pixels of the input map that are read, ascending."""
+        return self._support_and_table[0]
+
+    @property
+    def table(self) -> Tensor:
+        """int64 [n, kernel * kernel]: positions in `support`; m stands for a zero."""
+        return self._support_and_table[1]
+
+    @cached_property
+    def written(self) -> tuple[Tensor, Tensor | None]:
+        """Output pixels inside the map, and their positions in `outputs` (None for all)."""
+        inside = self.outputs != OUTSIDE
+        if bool(inside.all()):
+            return self.outputs, None
+        return self.outputs[inside], inside.nonzero()[:, 0]
+
+
+def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:
+    """The published active set: all outputs of all active blocks, block by block.
+
+    Args:
+        mask: bool [H, W] at the resolution of the convolution's input.
+    """
+    height, width = mask.shape
+    g = geometry
+    # An output lies in the map if its first input does; with the implicit zeros at the bottom and
+    # right this gives ceil(H / stride) outputs for every geometry used here.
+    out_size = (-(-height // g.stride), -(-width // g.stride))
+    corners = active_blocks(mask, g)  # [N, 2]
+    side = torch.arange(g.out_block, device=mask.device)
+    shape = (len(corners), g.out_block, g.out_block)
+    rows = (corners[:, 0, None, None] + side[:, None] * g.stride).expand(shape).reshape(-1)
+    columns = (corners[:, 1, None, None] + side[None] * g.stride).expand(shape).reshape(-1)
+    outputs = _flat((rows + g.padding) // g.stride, (columns + g.padding) // g.stride, *out_size)
+    tap = torch.arange(g.kernel, device=mask.device)
+    tap_rows = (rows[:, None, None] + tap[:, None]).expand(-1, g.kernel, g.kernel)
+    tap_columns = (columns[:, None, None] + tap[None]).expand(-1, g.kernel, g.kernel)
+    inputs = _flat(tap_rows, tap_columns, height, width).reshape(len(rows), -1)
+    return ActiveSet((height, width), out_size, outputs, inputs)

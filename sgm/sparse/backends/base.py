@@ -1,0 +1,74 @@
+"""The contract of a sparse backend: three operators on maps stored as rows.
+
+A map [B, C, H, W] in channels-last memory is, without a copy, a matrix of rows [B, H * W, C].
+Everything the engine computes is: read some rows, multiply them, write some rows.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sgm.sparse.active import ActiveSet
+from sgm.sparse.norm import Affine
+
+
+@dataclass(frozen=True, eq=False)
+class Prologue:
+    """What is done to a row as it is read: x * scale + shift, then SiLU.
+
+    Attributes:
+        affine: scale and shift [B, C], or None.
+        silu: whether the activation follows.
+    """
+
+    affine: Affine | None = None
+    silu: bool = False
+
+
+class SparseOps(Protocol):
+    """Operators of one backend; dtypes are those of `x` unless said otherwise."""
+
+    name: str
+
+    def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
+        """Rows at the active outputs of a map of the same size, through the prologue.
+
+        Args:
+            x: [B, P, C] with P = H * W of `active.out_size`.
+
+        Returns:
+            [B, n, C]; zeros for outputs outside the map.
+        """
+        ...
+
+    def conv(
+        self, x: Tensor, active: ActiveSet, weight: Tensor, bias: Tensor | None, prologue: Prologue
+    ) -> Tensor:
+        """A convolution at the active outputs; positions outside the input count as zero *after*
+        the prologue, as they do for a padded dense convolution behind norm and activation.
+
+        Args:
+            x: [B, P, C_in] with P = H * W of `active.in_size`.
+            weight: [C_out, C_in, k, k], fastest in channels-last memory.
+            bias: [C_out] or None.
+
+        Returns:
+            [B, n, C_out].
+        """
+        ...
+
+    def scatter(
+        self, base: Tensor, active: ActiveSet, rows: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """A copy of `base` with the active outputs replaced by `rows` (+ residual there).
+
+        Args:
+            base: [B, P, C] with P = H * W of `active.out_size`; not changed.
+            rows: [B, n, C]; rows of outputs outside the map are dropped.
+            residual: [B, P, C], added at the active outputs only.
+
+        Returns:
+            [B, P, C].
+        """
+        ...

@@ -1,0 +1,63 @@
+"""The plain PyTorch backend: any device, any dtype, and what other backends are tested against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgm.sparse.active import ActiveSet
+from sgm.sparse.backends.base import Prologue
+
+# Largest matrix of neighbour rows made at once; bounds memory at picture resolution, and keeps
+# the matrix near the cache of a CPU core.
+PATCH_BYTES = 32 * 2**20
+
+
+def apply(prologue: Prologue, rows: Tensor) -> Tensor:
+    """The prologue on rows [B, n, C]; arithmetic in float32 where scale and shift are."""
+    out = rows
+    if prologue.affine is not None:
+        out = torch.addcmul(prologue.affine.shift[:, None], out, prologue.affine.scale[:, None])
+    if prologue.silu:
+        out = F.silu(out)
+    return out.to(rows.dtype)
+
+
+class TorchOps:
+    """See `SparseOps` for the contract of each operator."""
+
+    name = "torch"
+
+    def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
+        outputs, positions = active.written
+        rows = apply(prologue, x.index_select(1, outputs))
+        if positions is None:
+            return rows
+        return rows.new_zeros(len(x), active.count, x.shape[2]).index_copy(1, positions, rows)
+
+    def conv(
+        self, x: Tensor, active: ActiveSet, weight: Tensor, bias: Tensor | None, prologue: Prologue
+    ) -> Tensor:
+        out_channels, channels, kernel, _ = weight.shape
+        if kernel == 1:
+            return F.linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
+        rows = apply(prologue, x.index_select(1, active.support))  # [B, m, C]
+        rows = F.pad(rows, (0, 0, 0, 1))  # row m: the zero that padding reads
+        matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, -1)  # [C_out, k * k * C]
+        taps = kernel * kernel
+        row_bytes = len(x) * taps * channels * x.element_size()
+        step = max(1, PATCH_BYTES // row_bytes)
+        parts = []
+        for table in active.table.split(step):
+            patches = rows.index_select(1, table.flatten()).view(len(x), len(table), -1)
+            parts.append(F.linear(patches, matrix, bias))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def scatter(
+        self, base: Tensor, active: ActiveSet, rows: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        outputs, positions = active.written
+        if positions is not None:
+            rows = rows.index_select(1, positions)
+        if residual is not None:
+            rows = rows + residual.index_select(1, outputs)
+        return base.index_copy(1, outputs, rows)
