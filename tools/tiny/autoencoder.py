@@ -22,6 +22,7 @@ SIZE = (256, 512)
 CROPS_PER_SCENE = 4
 PIXELS = 2**16  # a step
 KL_WEIGHT = 1e-4
+DECODER_STREAM = 1_000_000  # its scenes differ from those of the first training
 HELD_OUT_SEED = 10_000_000  # training seeds count up from 0 and never reach it
 
 
@@ -118,21 +119,22 @@ def train(args: argparse.Namespace) -> None:
     vae = instantiate_from_config(config)
     initialise(vae)
     vae.to(args.device, memory_format=torch.channels_last)
+    work = Path(args.work)
+    if args.freeze_encoder:
+        vae.load_state_dict(read(work / "first_stage.safetensors")[0])
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0)
     ema = Ema(vae, 0.998)
     name = "decoder" if args.freeze_encoder else "vae"
-    work = Path(args.work)
     state = TrainingState(work / f"{name}.safetensors", vae, optimizer, ema)
     start = state.resume()
-    if args.freeze_encoder and start == 0:
-        vae.load_state_dict(read(work / "first_stage.safetensors")[0])
-        ema.update(vae, step=0)
     began = time.time()
     for step in range(start, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        size = SIZE if args.freeze_encoder else crop_size(step, args.steps)
-        x = crop_batch(step + args.skip, size)
+        if args.freeze_encoder:
+            x = crop_batch(DECODER_STREAM + step, SIZE)
+        else:
+            x = crop_batch(step, crop_size(step, args.steps))
         x = x.to(args.device, memory_format=torch.channels_last)
         loss, psnr = loss_of(vae, x, args.freeze_encoder)
         optimizer.zero_grad(set_to_none=True)

@@ -21,14 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
     vae = stages.add_parser("vae", help="train the autoencoder, or with its encoder frozen")
     vae.add_argument("--steps", type=int, default=2400)
     vae.add_argument("--lr", type=float, default=2e-3)
-    vae.add_argument("--skip", type=int, default=0, help="first step of the data stream")
     vae.add_argument("--freeze_encoder", action="store_true", help="go on with the decoder alone")
 
     latents = stages.add_parser("latents", help="encode the scenes that the UNet trains on")
-    latents.add_argument("--scenes", type=int, default=4000)
+    latents.add_argument("--scenes", type=int, default=3500)
 
     unet = stages.add_parser("unet", help="train the UNet and its text towers")
-    unet.add_argument("--steps", type=int, default=6000)
+    unet.add_argument("--steps", type=int, default=5000)
     unet.add_argument("--lr", type=float, default=1e-3)
 
     export = stages.add_parser("export", help="write the weights as one checkpoint")

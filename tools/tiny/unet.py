@@ -23,7 +23,7 @@ TEXT_DROPOUT = 0.1
 ORIGINAL_SIZE = (1024, 1024)  # the constant that inference gives
 TEXT_WIDTH_OF_VECTOR = 32
 # Windows in latents and samples a step: crops around the object, and whole scenes.
-CROP, CROP_BATCH = (24, 32), 16
+CROP, CROP_BATCH = (20, 28), 16
 WHOLE_BATCH = 6
 
 
