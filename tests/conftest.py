@@ -3,13 +3,17 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+# One number on every machine: sums split over threads differ in the last bits. Two, because more
+# do not help networks this small; a caller's OMP_NUM_THREADS goes first.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SDXL_SIGE_SHARED", ROOT.parent / "shared"))
@@ -56,14 +60,26 @@ def rule_weights(shapes: Mapping[str, list[int]], seed: int) -> dict[str, torch.
     return weights
 
 
+def tiny_weights(shapes: Mapping[str, list[int]], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights for a whole engine: by the golden rule, scalars zero."""
+    zeros = {name: torch.zeros(()) for name, shape in shapes.items() if not list(shape)}
+    return rule_weights(shapes, seed) | zeros
+
+
 def max_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest absolute difference; shapes must agree."""
     assert result.shape == reference.shape, (result.shape, reference.shape)
     return (result.double() - reference.double()).abs().max().item()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from one state of torch's generator, in whatever order they run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
-def golden():
+def golden() -> Callable[[str], Golden]:
     """Load a golden case by name, once per session; skips with a reason where it is absent."""
     cache: dict[str, Golden] = {}
 

@@ -20,20 +20,25 @@ class Geometry:
     """Shape of a convolution and of the blocks in which its outputs are chosen.
 
     Attributes:
-        kernel, stride, padding: of the convolution. `padding` is at the top and left; what the
-            last outputs read beyond the bottom and right edge counts as zero as well.
+        kernel, stride: of the convolution.
+        padding, padding_end: zeros at the top and left, and at the bottom and right.
         out_block: outputs along the side of a block.
     """
 
     kernel: int
     stride: int
     padding: int
+    padding_end: int
     out_block: int
 
     @property
     def in_block(self) -> int:
         """Inputs along the side of a block."""
         return (self.out_block - 1) * self.stride + self.kernel
+
+    def out_length(self, length: int) -> int:
+        """Outputs along an axis of `length` inputs."""
+        return (length + self.padding + self.padding_end - self.kernel) // self.stride + 1
 
     @property
     def block_stride(self) -> int:
@@ -42,10 +47,10 @@ class Geometry:
 
 
 # The blocks of the published engine.
-CONV3X3 = Geometry(kernel=3, stride=1, padding=1, out_block=4)
-CONV1X1 = Geometry(kernel=1, stride=1, padding=0, out_block=4)
-UNET_DOWN = Geometry(kernel=3, stride=2, padding=1, out_block=2)
-VAE_DOWN = Geometry(kernel=3, stride=2, padding=0, out_block=2)
+CONV3X3 = Geometry(kernel=3, stride=1, padding=1, padding_end=1, out_block=4)
+CONV1X1 = Geometry(kernel=1, stride=1, padding=0, padding_end=0, out_block=4)
+UNET_DOWN = Geometry(kernel=3, stride=2, padding=1, padding_end=1, out_block=2)
+VAE_DOWN = Geometry(kernel=3, stride=2, padding=0, padding_end=1, out_block=2)
 
 
 def active_blocks(mask: Tensor, geometry: Geometry) -> Tensor:
@@ -133,9 +138,7 @@ def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:
     """
     height, width = mask.shape
     g = geometry
-    # An output lies in the map if its first input does; with the implicit zeros at the bottom and
-    # right this gives ceil(H / stride) outputs for every geometry used here.
-    out_size = (-(-height // g.stride), -(-width // g.stride))
+    out_size = (g.out_length(height), g.out_length(width))
     corners = active_blocks(mask, g)  # [N, 2]
     side = torch.arange(g.out_block, device=mask.device)
     shape = (len(corners), g.out_block, g.out_block)

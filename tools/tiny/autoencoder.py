@@ -14,7 +14,7 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock, Upsample
 from tools.tiny.checkpoints import Ema, TrainingState, read
-from tools.tiny.scenes import render, sample_scene
+from tools.tiny.scenes import Scene, object_box, render, sample_scene
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +32,36 @@ def picture(seed: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def crop_size(step: int, steps: int) -> tuple[int, int]:
+def crop_size(done: float) -> tuple[int, int]:
     """Small crops first, for variety; whole pictures last, for their normalisation statistics."""
-    done = step / steps
     return (64, 64) if done < 0.55 else (128, 128) if done < 0.85 else SIZE
 
 
-def crop_batch(step: int, size: tuple[int, int]) -> Tensor:
-    """Crops [N, 3, *size] of fresh scenes, about PIXELS in all; a function of the step alone."""
+def corner(
+    rng: np.random.Generator, scene: Scene, size: tuple[int, int], focus: float
+) -> tuple[int, int]:
+    """Top left of a crop; a share `focus` of the crops is centred on a point of an object."""
+    centre = [int(rng.integers(0, n)) for n in SIZE]
+    if scene.objects and rng.random() < focus:
+        chosen = scene.objects[int(rng.integers(len(scene.objects)))]
+        top, left, bottom, right = object_box(chosen, *SIZE)
+        centre = [int(rng.integers(top, bottom)), int(rng.integers(left, right))]
+    top, left = (min(max(c - k // 2, 0), n - k) for c, n, k in zip(centre, SIZE, size, strict=True))
+    return top, left
+
+
+def crop_batch(step: int, size: tuple[int, int], focus: float) -> Tensor:
+    """Crops [N, 3, *size] of fresh scenes, about PIXELS in all; a function of its arguments."""
     rng = np.random.default_rng([7, step])
     count = max(1, PIXELS // (size[0] * size[1]))
     per_scene = min(count, CROPS_PER_SCENE)
     crops = []
     for index in range(count // per_scene):
-        scene = picture(step * CROPS_PER_SCENE + index)
+        seed = step * CROPS_PER_SCENE + index
+        scene, pixels = sample_scene(np.random.default_rng(seed)), picture(seed)
         for _ in range(per_scene):
-            top, left = (int(rng.integers(0, n - k + 1)) for n, k in zip(SIZE, size, strict=True))
-            crops.append(scene[:, top : top + size[0], left : left + size[1]])
+            top, left = corner(rng, scene, size, focus)
+            crops.append(pixels[:, top : top + size[0], left : left + size[1]])
     return torch.stack(crops)
 
 
@@ -83,10 +96,10 @@ def _add_identity(weight: Tensor, taps: slice) -> None:
         window += 1 / window.numel()
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a half cosine down to zero."""
+def learning_rate(step: int, done: float, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a half cosine down to zero; `done` runs from 0 to 1."""
     ramp = min(1.0, (step + 1) / warmup)
-    return peak * ramp * 0.5 * (1 + np.cos(np.pi * min(1.0, step / steps)))
+    return peak * ramp * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
 
 
 def loss_of(vae: AutoencoderKL, x: Tensor, freeze_encoder: bool) -> tuple[Tensor, Tensor]:
@@ -129,12 +142,13 @@ def train(args: argparse.Namespace) -> None:
     start = state.resume()
     began = time.time()
     for step in range(start, args.steps):
+        done = (step - args.cycle_start) / (args.steps - args.cycle_start)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+            group["lr"] = learning_rate(step - args.cycle_start, done, args.lr)
         if args.freeze_encoder:
-            x = crop_batch(DECODER_STREAM + step, SIZE)
+            x = crop_batch(DECODER_STREAM + step, SIZE, args.focus)
         else:
-            x = crop_batch(step, crop_size(step, args.steps))
+            x = crop_batch(step, crop_size(done), args.focus)
         x = x.to(args.device, memory_format=torch.channels_last)
         loss, psnr = loss_of(vae, x, args.freeze_encoder)
         optimizer.zero_grad(set_to_none=True)

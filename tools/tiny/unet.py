@@ -22,9 +22,17 @@ FACTOR = 8  # pixels per latent
 TEXT_DROPOUT = 0.1
 ORIGINAL_SIZE = (1024, 1024)  # the constant that inference gives
 TEXT_WIDTH_OF_VECTOR = 32
-# Windows in latents and samples a step: crops around the object, and whole scenes.
-CROP, CROP_BATCH = (20, 28), 16
-WHOLE_BATCH = 6
+# Windows in latents, and samples a step: first small crops around the object, for many steps in
+# little time, then larger ones, with whole scenes among them at the end.
+SMALL, MEDIUM, WHOLE = (16, 24), (24, 32), tuple(n // FACTOR for n in SIZE)
+BATCH = {SMALL: 24, MEDIUM: 14, WHOLE: 6}
+
+
+def window_size(step: int, steps: int) -> tuple[int, int]:
+    """Which window a step trains on."""
+    if step < 0.4 * steps:
+        return SMALL
+    return WHOLE if step >= 0.6 * steps and step % 4 == 3 else MEDIUM
 
 
 class Trainable(nn.Module):
@@ -70,12 +78,11 @@ def window(
 
 
 def make_batch(
-    data: LatentScenes, step: int, whole: bool
+    data: LatentScenes, step: int, size: tuple[int, int]
 ) -> tuple[Tensor, list[str], dict[str, Tensor]]:
     """Latents [B, 4, h, w], captions and size conditioning; a function of the step alone."""
     rng = np.random.default_rng([11, step])
-    size = tuple(n // FACTOR for n in SIZE) if whole else CROP
-    count = WHOLE_BATCH if whole else CROP_BATCH
+    count = BATCH[size]
     crops, texts, corners = [], [], []
     for index in rng.integers(0, len(data.latents), count):
         top, left = window(rng, data.boxes[index], size)
@@ -133,9 +140,8 @@ def train(args: argparse.Namespace) -> None:
     start, began, total = state.resume(), time.time(), 0.0
     for step in range(start, args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr, warmup=200)
-        whole = step % 4 == 3 if step >= args.steps // 2 else False
-        z, texts, sizes = make_batch(data, step, whole)
+            group["lr"] = learning_rate(step, step / args.steps, args.lr, warmup=200)
+        z, texts, sizes = make_batch(data, step, window_size(step, args.steps))
         z = z.to(args.device, memory_format=torch.channels_last)
         loss = loss_of(engine, z, conditioning(engine, texts, sizes, args.device))
         optimizer.zero_grad(set_to_none=True)

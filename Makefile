@@ -1,0 +1,46 @@
+# Needs GNU make and Python >= 3.10; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   edit the shipped pictures with the tiny model; results in outputs/"
+	@echo "make test   lint, then the whole test suite"
+	@echo "make lint   ruff: rules and formatting"
+	@echo "make clean  remove .venv and caches; pictures in outputs/ stay"
+	@echo "PYTHON=...  the interpreter that .venv is made from (now: $(PYTHON))"
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m tools.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than its requirements file only if the installation went through to the end.
+# An environment whose pip does not run (an interrupted or half-made one) is made anew.
+$(VENV)/.installed: requirements.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; name one: make PYTHON=..." \
+	    if sys.version_info < (3, 10) else 0)' && \
+	  echo "Making $(VENV) ..." && $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing requirements.txt (PyTorch is large; this is done once) ..."
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@echo "Installing requirements-dev.txt ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
