@@ -1,0 +1,70 @@
+"""Convert a checkpoint: `python convert_weights.py SRC DST`, or look at one with `--check FILE`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgm.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="convert_weights.py",
+        description="Write a checkpoint in another precision, with the projections around its "
+        "transformers as 1x1 convolutions (what the published port needs; optional here, since "
+        "both forms load). The source is never changed.",
+    )
+    parser.add_argument("source", nargs="?", type=Path, metavar="SRC", help="the published file")
+    parser.add_argument("target", nargs="?", type=Path, metavar="DST", help="the file to write")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--no-conv", action="store_true", help="projections as linear layers, the way back"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing DST")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="say what a file holds, and end")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code.
+
+    Raises:
+        UserError: a file that cannot be read or written; one sentence.
+    """
+    args = build_parser().parse_args(argv)
+    from sgm import convert
+    from sgm.files import check_input_file
+
+    if args.check is not None:
+        check_input_file(args.check)
+        print(convert.describe(args.check))
+        return 0
+    if args.source is None or args.target is None:
+        raise UserError("Name two files, SRC and DST, or one with --check.")
+    check_input_file(args.source)
+    dtype = convert.DTYPES[args.dtype]
+    size = convert.convert(args.source, args.target, dtype, not args.no_conv, args.force)
+    print(f"{args.target} {size}")
+    return 0
+
+
+def run() -> int:
+    """The exit code of one command: 0, 2 for a bad input, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return main()
+    except UserError as error:
+        print(f"convert_weights.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("convert_weights.py: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,217 @@
+"""Rewriting a checkpoint: precision and layout, one tensor in memory at a time.
+
+safetensors is a length (8 bytes, little endian), a JSON header of that length, and the tensors'
+bytes in the header's order. All shapes are known before any tensor is read, so the header can be
+written first and the tensors can follow one by one.
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from sgm.errors import UserError
+from sgm.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NAMES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_WORDS = {dtype: word for word, dtype in _NAMES.items()}
+# The layers that published files hold as linear and the published port turns into 1x1 convolutions.
+_PROJECTION = re.compile(r"(^|\.)diffusion_model\..*\.proj_(in|out)\.weight$")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the new file: its name, and the dtype and shape it will have."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def target_shape(name: str, shape: tuple[int, ...], conv: bool) -> tuple[int, ...]:
+    """The shape of a tensor in the new file: projections as 1x1 convolutions, or as linear."""
+    if not _PROJECTION.search(name):
+        return shape
+    if conv and len(shape) == 2:
+        return (*shape, 1, 1)
+    if not conv and len(shape) == 4 and shape[2:] == (1, 1):
+        return shape[:2]
+    return shape
+
+
+def plan(source: Path, dtype: torch.dtype, conv: bool) -> tuple[list[Entry], dict[str, str]]:
+    """The entries of the new file in the order of their names, and the source's metadata.
+
+    Raises:
+        UserError: the source is not a safetensors file, or holds a type that is not converted.
+    """
+    entries = []
+    with _opened(source) as file:
+        for name in sorted(file.keys()):
+            part = file.get_slice(name)
+            word, shape = part.get_dtype(), tuple(part.get_shape())
+            if word not in _NAMES:
+                raise UserError(
+                    f"Tensor {name} of {source} has type {word}, which has no use here."
+                )
+            old = _NAMES[word]
+            kind = dtype if old.is_floating_point else old
+            entries.append(Entry(name, kind, target_shape(name, shape, conv)))
+        return entries, dict(file.metadata() or {})
+
+
+def convert(
+    source: Path, target: Path, dtype: torch.dtype, conv: bool = True, force: bool = False
+) -> int:
+    """Write `target` from `source`, verify it and return its size in bytes.
+
+    Floating tensors are cast, integers kept. The new file appears under its name only when it is
+    complete and its tensors have been read back equal.
+
+    Raises:
+        UserError: the two are the same file, the target exists (without `force`), the disk lacks
+            room, the source cannot be read, or what was written differs.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{target} is the source itself; name another file to write.")
+    if target.exists() and not force:
+        raise UserError(f"{target} exists; add --force to replace it, or name another file.")
+    entries, metadata = plan(source, dtype, conv)
+    header = _header(entries, metadata)
+    size = len(header) + sum(entry.bytes for entry in entries)
+    _check_room(target, size)
+
+    def write(file: BinaryIO) -> None:
+        file.write(header)
+        for entry, tensor in _converted(source, entries, "converting"):
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+            assert tensor.dtype == entry.dtype
+        file.flush()
+        _verify(source, Path(file.name), entries)
+
+    write_atomically(target, write)
+    return size
+
+
+def describe(path: Path) -> str:
+    """What a checkpoint holds, for a person: tensors, bytes, types and the form of projections.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        parts = [(name, file.get_slice(name)) for name in sorted(file.keys())]
+        shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts}
+    counts: dict[str, int] = {}
+    for word, _ in shapes.values():
+        counts[word] = counts.get(word, 0) + 1
+    types = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+    axes = {len(shape) for name, (_, shape) in shapes.items() if _PROJECTION.search(name)}
+    form = {frozenset(): "none", frozenset({2}): "linear", frozenset({4}): "1x1 convolutions"}
+    projections = form.get(frozenset(axes), "mixed")
+    size = path.stat().st_size / 1e9
+    return f"{path}: {len(shapes)} tensors ({types}), {size:.2f} GB, projections: {projections}"
+
+
+def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
+    """Length and JSON header, padded so that the tensors start at a multiple of 8 bytes."""
+    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for entry in entries:
+        table[entry.name] = {
+            "dtype": _WORDS[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.bytes],
+        }
+        offset += entry.bytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _check_room(target: Path, size: int) -> None:
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    logger.info("%s will take %.2f GB; %.2f GB are free.", target, size / 1e9, free / 1e9)
+    if size > free:
+        raise UserError(
+            f"{target} needs {size / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
+            "make room or choose another disk."
+        )
+
+
+class _opened:
+    """`safe_open` whose errors are a `UserError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> safe_open:
+        try:
+            self.file = safe_open(self.path, framework="pt")
+            return self.file.__enter__()
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{self.path} cannot be read as safetensors ({error}); it may be incomplete or "
+                "another kind of file, so download it again."
+            ) from error
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.__exit__(*exception)
+
+
+def _converted(source: Path, entries: list[Entry], title: str) -> Iterator[tuple[Entry, Tensor]]:
+    """Each entry with its converted tensor, one in memory at a time, behind a progress bar."""
+    total = sum(entry.bytes for entry in entries)
+    with (
+        _opened(source) as file,
+        tqdm(total=total, desc=title, unit="B", unit_scale=True) as bar,
+    ):
+        for entry in entries:
+            yield (
+                entry,
+                file.get_tensor(entry.name).reshape(entry.shape).to(entry.dtype).contiguous(),
+            )
+            bar.update(entry.bytes)
+
+
+def _verify(source: Path, written: Path, entries: list[Entry]) -> None:
+    """Read the new file back and compare every tensor with a fresh conversion."""
+    with _opened(written) as file:
+        for entry, tensor in _converted(source, entries, "verifying"):
+            stored = file.get_tensor(entry.name)
+            same = stored.dtype == tensor.dtype and stored.shape == tensor.shape
+            bits = (t.reshape(-1).view(torch.uint8) for t in (stored, tensor))
+            if not (same and torch.equal(*bits)):
+                raise UserError(
+                    f"Tensor {entry.name} differs after writing; the disk may be failing."
+                )
