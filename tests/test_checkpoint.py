@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,9 @@ def test_position_ids_are_passed_over(tmp_path: Path) -> None:
     ],
     ids=["missing", "unexpected", "many", "both", "shape", "projection", "another-network"],
 )
-def test_files_of_another_network_are_refused(tmp_path: Path, change, words: list[str]) -> None:
+def test_files_of_another_network_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], words: list[str]
+) -> None:
     tensors = stored()
     change(tensors)
     path, model = saved(tmp_path, tensors), small()
@@ -193,10 +197,12 @@ def test_dense_and_sparse_networks_share_one_key_set(base_shapes: dict[str, list
 
 
 def test_the_tiny_family_has_the_published_layout(base_shapes: dict[str, list[int]]) -> None:
-    """Fewer blocks, but no name that the published file would not have."""
-    tiny = shapes_of("tiny-original.yaml")
-    assert {name.split(".")[0] for name in tiny} == {name.split(".")[0] for name in base_shapes}
-    assert set(tiny) <= set(base_shapes)
+    """Blocks are fewer, so numbers differ; but for those, no name is ours alone."""
+
+    def kinds(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names}
+
+    assert kinds(shapes_of("tiny-original.yaml")) <= kinds(base_shapes)
 
 
 def test_the_base_network_is_that_of_the_published_file(base_shapes: dict[str, list[int]]) -> None:

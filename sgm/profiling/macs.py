@@ -37,12 +37,35 @@ INTEGERS = ("bool", "byte", "char", "short", "int", "long")
 # Operators of ours that torchprofile does not know and that multiply nothing: choosing, moving
 # and comparing elements, and exponentials.
 FREE_OPERATORS = frozenset(
-    f"aten::{name}"
-    for name in (
-        "__and__ __or__ _unique2 all any bitwise_not clamp_min empty exp expand_as full "
-        "full_like index_copy index_put index_select item logical_and maximum minimum new_zeros "
-        "nonzero ones pad square unbind where zeros_like"
-    ).split()
+    {
+        "aten::__and__",
+        "aten::__or__",
+        "aten::_unique2",
+        "aten::all",
+        "aten::any",
+        "aten::bitwise_not",
+        "aten::clamp_min",
+        "aten::empty",
+        "aten::exp",
+        "aten::expand_as",
+        "aten::full",
+        "aten::full_like",
+        "aten::index_copy",
+        "aten::index_put",
+        "aten::index_select",
+        "aten::item",
+        "aten::logical_and",
+        "aten::maximum",
+        "aten::minimum",
+        "aten::new_zeros",
+        "aten::nonzero",
+        "aten::ones",
+        "aten::pad",
+        "aten::square",
+        "aten::unbind",
+        "aten::where",
+        "aten::zeros_like",
+    }
 )
 
 

@@ -1,0 +1,142 @@
+"""The demonstration and the quality benchmark, with random weights of the tiny model."""
+
+import functools
+import json
+import math
+import re
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks import quality
+from sgm.config import instantiate_from_config, load_config
+from sgm.specs import MODELS, RunType, Task
+from tools import compare, demo
+from tools.figure import Panel, Row, draw_figure, overlay
+from tools.tiny.pairs import HELD_OUT
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with random weights under the published keys, in half precision."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pretrained")
+    engine = instantiate_from_config(load_config(demo.ROOT / "configs/tiny-original.yaml")["model"])
+    tensors = {name: t.half().contiguous() for name, t in engine.state_dict().items()}
+    save_file(tensors, folder / MODELS["tiny"].weight_file("base"), {"unet_steps": "0"})
+    return folder
+
+
+def test_demo_writes_the_figure_and_prints_the_table(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "unet_costs", functools.partial(compare.unet_costs, repeats=1))
+    path = tmp_path / "folder/demo.png"
+    arguments = ["--steps", "2", "--weight_path", str(weights), "--device", "cpu"]
+    assert demo.main([*arguments, "--output", str(path)]) == 0
+    with Image.open(path) as figure:
+        assert figure.mode == "RGB" and figure.width > 4 * 512 and figure.height > 2 * 256
+    out = capsys.readouterr().out
+    rows = {}
+    for line in out.splitlines():
+        if line.startswith("| "):
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name] = dict(zip(demo.HEAD[1:], cells, strict=True))
+    for task, share in (("Inpainting", "11.6%"), ("SDEdit", "1.9%")):
+        dense, sparse = rows[f"{task}, original"], rows[f"{task}, SIGE"]
+        assert dense["edited"] == sparse["edited"] == share
+        assert float(sparse["UNet GMAC"]) < 0.7 * float(dense["UNet GMAC"])
+        assert dense["PSNR in"] == "-" and float(sparse["PSNR out"]) > 10
+    assert "it takes longer than the original" in out
+    assert len(re.findall(r"ms dense, [\d.]+ ms sparse", out)) == 2
+
+
+def test_demo_refuses_in_one_sentence(weights, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "demo.png"), "--device", "cpu"]
+    assert demo.main(["--weight_path", str(tmp_path), *output]) == 2
+    error = capsys.readouterr().err
+    assert "tiny_base.safetensors does not exist" in error and error.count("\n") == 1
+    assert demo.main(["--weight_path", str(weights), "--output", "demo.txt"]) == 2
+    assert "'.txt'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(["--steps", "0"])
+    assert not (tmp_path / "demo.png").exists()
+
+
+def test_quality_writes_figures_of_every_pair(weights, tmp_path, capsys):
+    path = tmp_path / "quality.json"
+    arguments = ["--pairs", "1", "--steps", "2", "--seed", "3", "--weight_path", str(weights)]
+    assert quality.main([*arguments, "--device", "cpu", "--output", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert set(figures["tasks"]) == {"inpainting", "sdedit"}
+    for result in figures["tasks"].values():
+        (edit,) = result["edits"]
+        assert edit["seed"] == HELD_OUT + 3
+        assert result["summary"]["psnr_inside"]["median"] == edit["psnr_inside"]
+        assert 0 < edit["edit_ratio"] < 1 and -1 <= edit["ssim_outside"] <= 1
+    assert figures["autoencoder_psnr"]["count"] == 1
+    assert figures["weights"] == {"unet_steps": "0"}
+    assert figures["versions"]["torch"] and figures["steps"] == 2
+    out = capsys.readouterr().out
+    assert "| inpainting: PSNR inside (dB)" in out and "| autoencoder alone" in out
+
+
+def test_quality_without_weights(tmp_path, capsys):
+    arguments = ["--weight_path", str(tmp_path), "--output", str(tmp_path / "quality.json")]
+    assert quality.main([*arguments, "--device", "cpu"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_summaries_leave_out_what_is_not_finite():
+    found = quality.summary([1.0, 2.0, 6.0, math.inf, math.nan])
+    assert found == {"mean": 3.0, "median": 2.0, "min": 1.0, "count": 3}
+    assert quality.summary([math.inf])["mean"] is None
+    assert quality._plain({"a": [math.nan, 1, 0.5]}) == {"a": [None, 1, 0.5]}
+
+
+def test_both_runs_get_the_same_noise(weights):
+    """The dense and the sparse run draw in another order, and get the same draws by name."""
+    edit = quality.make_edit(Task.SDEDIT, 0)
+    drawn: dict[RunType, dict[str, torch.Tensor]] = {}
+    pipelines = compare.load_pipelines(
+        MODELS["tiny"], demo.ROOT / "configs", weights, torch.device("cpu"), demo.Precision.FP32
+    )
+
+    def spy(kind):
+        class Spy(compare.NamedNoise):
+            def __call__(self, name, shape):
+                drawn.setdefault(kind, {})[name] = value = super().__call__(name, shape)
+                return value
+
+        return Spy
+
+    for kind, pipeline in pipelines.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compare, "NamedNoise", spy(kind))
+            compare.run_edit(pipeline, edit, steps=2)
+    dense, sparse = drawn[RunType.ORIGINAL], drawn[RunType.SIGE]
+    assert set(dense) < set(sparse)
+    assert all(torch.equal(dense[name], sparse[name]) for name in dense)
+
+
+def test_outside_is_far_from_the_edit():
+    mask = torch.zeros(256, 512, dtype=torch.bool)
+    mask[100:120, 200:240] = True
+    outside = compare.far_from(mask)
+    assert not outside[110, 240 + 44] and outside[110, 240 + 45]
+    a = torch.zeros(3, 256, 512)
+    b = torch.where(mask, 0.1, 0.0).expand_as(a)
+    alike = compare.likeness(a, b, mask)
+    assert alike.psnr_inside == pytest.approx(20, abs=1e-4) and alike.psnr_outside == math.inf
+    assert math.isnan(compare.likeness(a, b, torch.ones_like(mask)).psnr_outside)
+
+
+def test_overlay_and_figure():
+    picture, mask = torch.zeros(3, 32, 48), torch.zeros(32, 48, dtype=torch.bool)
+    mask[8:20, 8:30] = True
+    shown = overlay(picture, mask)
+    assert not shown[:, ~mask].any()
+    assert shown[0, 8, 8] > 2 * shown[0, 14, 18] > 0  # the edge is opaque
+    panel = Panel(shown, "Mask", "one line\nand another")
+    sheet = draw_figure("Title", [Row("Name", "why", [panel, panel])] * 2, ["A note."])
+    assert sheet.mode == "RGB" and sheet.width > 2 * 48
