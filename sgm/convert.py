@@ -130,6 +130,7 @@ def describe(path: Path) -> str:
     """
     with _opened(path) as file:
         parts = [(name, file.get_slice(name)) for name in sorted(file.keys())]
+        metadata = dict(file.metadata() or {})
         shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts}
     counts: dict[str, int] = {}
     for word, _ in shapes.values():
@@ -139,7 +140,8 @@ def describe(path: Path) -> str:
     form = {frozenset(): "none", frozenset({2}): "linear", frozenset({4}): "1x1 convolutions"}
     projections = form.get(frozenset(axes), "mixed")
     size = path.stat().st_size / 1e9
-    return f"{path}: {len(shapes)} tensors ({types}), {size:.2f} GB, projections: {projections}"
+    lines = [f"{path}: {len(shapes)} tensors ({types}), {size:.2f} GB, projections: {projections}"]
+    return "\n".join(lines + [f"  {key}: {value}" for key, value in sorted(metadata.items())])
 
 
 def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:

@@ -133,14 +133,14 @@ def _levels(values: np.ndarray, path: Path) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     """The array of a `.npy` or `.npz` file, without ever unpickling."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded as archive:
-            names = list(archive.files)
+        with path.open("rb") as file:  # numpy leaves a damaged file open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            names = list(loaded.files)
             key = names[0] if len(names) == 1 else next((k for k in ARCHIVE_KEYS if k in names), "")
             if key:
-                return archive[key]
+                return loaded[key]
     # numpy reports damaged files by many types (zipfile.BadZipFile, EOFError, ...).
     except Exception as error:
         reason = "it holds Python objects" if "allow_pickle" in str(error) else "it is damaged"

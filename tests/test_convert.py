@@ -105,7 +105,7 @@ def test_check_says_what_a_file_holds(published, tmp_path, capsys):
     source, _ = published
     run("--check", source)
     assert "6 tensors (5 F16, 1 I64)" in (out := capsys.readouterr().out)
-    assert "projections: linear" in out
+    assert "projections: linear" in out and "license: text" in out
     run(source, tmp_path / "there.safetensors")
     capsys.readouterr()
     run("--check", tmp_path / "there.safetensors")

@@ -57,6 +57,12 @@ class Networks:
             if isinstance(network, SparseNetwork):
                 network.state.ops = select_ops(name)
 
+    def forget(self) -> None:
+        """Free all recordings; at full size they are gigabytes."""
+        for network in (self.unet, self.encoder, self.decoder):
+            if isinstance(network, SparseNetwork):
+                network.state.clear()
+
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
         """Scaled latents of a picture: one sample of the posterior, one draw called `name`."""
         first_stage = self.engine.first_stage_model

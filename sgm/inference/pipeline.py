@@ -1,7 +1,7 @@
 """A loaded model that edits pictures: load once, then inpaint and sdedit any number of times."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from sgm.sparse.masks import (
     sdedit_decoder_pyramid,
     sdedit_pyramid,
 )
-from sgm.specs import Backend, ModelSpec, Precision, RunType
+from sgm.specs import SIZE_MULTIPLE, Backend, ModelSpec, Precision, RunType
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ class Pipeline:
             runtime.precision_scope(self.precision, device),
             runtime.seeded(seed),
         ):
-            yield Stopwatch(device)
+            try:
+                yield Stopwatch(device)
+            finally:
+                self.networks.forget()
 
     def inpaint(
         self,
@@ -134,10 +137,11 @@ class Pipeline:
             noise: source of the random draws; by default the published order of draws.
 
         Raises:
-            ValueError: the mask is empty.
+            ValueError: the mask is empty, or the sizes are not as above.
         """
+        _check_sizes({"image": image, "mask": mask})
         with self._run(seed) as stage:
-            pyramid = inpainting_pyramid(mask)
+            pyramid = inpainting_pyramid(mask.bool())
             with stage("encode"):
                 c, uc = self.networks.condition(prompt, negative_prompt, image.shape[1:])
                 plan = inpainting.prepare(self.networks, image, pyramid, self.sparse, noise)
@@ -173,8 +177,10 @@ class Pipeline:
             noise: source of the random draws; by default the published order of draws.
 
         Raises:
-            ValueError: a sparse run without the unedited picture, or with an equal one.
+            ValueError: a sparse run without the unedited picture, or with an equal one; or the
+                sizes are not as above.
         """
+        _check_sizes({"init_image": init_image, "edited_image": edited_image})
         networks = self.networks
         difference = None if init_image is None else difference_mask(init_image, edited_image)
         with self._run(seed) as stage:
@@ -198,6 +204,17 @@ class Pipeline:
                 picture = sdedit.decode(networks, plan)
             ratio = None if difference is None else difference.float().mean().item()
             return EditResult(picture, stage.seconds, ratio)
+
+
+def _check_sizes(inputs: Mapping[str, Tensor | None]) -> None:
+    """ValueError unless all have one height and width, both multiples of 64."""
+    sizes = {name: tuple(x.shape[-2:]) for name, x in inputs.items() if x is not None}
+    multiples = all(length % SIZE_MULTIPLE == 0 for size in sizes.values() for length in size)
+    if len(set(sizes.values())) > 1 or not multiples:
+        raise ValueError(
+            f"Sizes (height, width) are {sizes}, but must be equal and multiples of "
+            f"{SIZE_MULTIPLE}; see sgm.imageio.pad_to_multiple."
+        )
 
 
 @contextmanager

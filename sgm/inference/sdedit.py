@@ -46,6 +46,7 @@ def prepare_sparse(
         z_init = networks.encode(init, noise, "init")
     with sparse(networks.encoder, masks):
         z_edited = networks.encode(edited, noise, "edited")
+    networks.forget()  # of the encoder, before the UNet needs the memory
     return SDEditPlan(z_edited, z_init, masks, decoder_masks)
 
 

@@ -419,3 +419,27 @@ def test_bf16_comes_close_to_fp32(
         assert result.isfinite().all() and result.dtype == torch.float32
         error = (result - expected).square().mean()
         assert -10 * torch.log10(error) > 20, task.__name__
+
+
+@pytest.mark.parametrize(
+    ("picture", "mask"),
+    [((72, 100), (72, 100)), ((64, 64), (64, 128))],
+    ids=["not multiples of 64", "mask of another size"],
+)
+def test_sizes_are_checked_before_anything_runs(
+    dense: Pipeline, picture: tuple[int, int], mask: tuple[int, int]
+) -> None:
+    with pytest.raises(ValueError, match="multiples of 64"):
+        dense.inpaint(torch.zeros(3, *picture), torch.ones(*mask).bool(), PROMPT)
+    with pytest.raises(ValueError, match="multiples of 64"):
+        dense.sdedit(torch.zeros(3, *mask), torch.zeros(3, *picture), PROMPT)
+
+
+def test_an_edit_frees_its_recordings(sige: Pipeline) -> None:
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[20:40, 10:30] = True
+    sige.inpaint(torch.zeros(3, 64, 64), mask, PROMPT, steps=1)
+    networks = sige.networks
+    for network in (networks.unet, networks.encoder, networks.decoder):
+        assert isinstance(network, SparseNetwork)
+        assert network.state.recorded_bytes() == 0
