@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sgm.config import instantiate_from_config, load_config
+from sgm.diagnosis import family, why_unreadable
 from sgm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -65,15 +66,26 @@ def load_weights(
             bar = tqdm(sorted(wanted), desc="loading", unit="tensor", disable=not progress)
             for name in bar:
                 tensor = fit(file.get_tensor(name), wanted[name])
+                _check_finite(path, name, tensor)
                 kind = dtype if tensor.is_floating_point() else tensor.dtype
                 weights[name] = tensor.to(device=device, dtype=kind)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"Weights file {path} cannot be read as safetensors ({error}); it may be incomplete "
-            "or another kind of file, so download it again."
+            f"Weights file {path} cannot be read as safetensors: {why_unreadable(path)}."
         ) from error
     _check_shapes(path, weights, wanted)
     model.load_state_dict(weights, assign=True)
+
+
+def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and tensor.numel():
+        # One pass without a copy; NaN and infinities come through to the extremes.
+        low, high = torch.aminmax(tensor)
+        if not (low.isfinite() and high.isfinite()):
+            raise CheckpointError(
+                f"Weights file {path} is damaged: tensor {name} holds NaN or infinite values; "
+                "download it again."
+            )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -91,9 +103,14 @@ def _check_keys(path: Path, names: set[str], wanted: Mapping[str, Tensor]) -> No
             for word, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
+        found, expected = family(names), family(wanted)
+        cause = "check --model, --run_type and the file"
+        if found is not None and found != expected:
+            cause = f"it looks like {found}"
+            cause += f", and {expected} is needed" if expected else ""
         raise CheckpointError(
             f"Weights file {path} is not for this network: of its tensors {' and '.join(parts)}; "
-            "check --model, --run_type and the file."
+            f"{cause}."
         )
 
 

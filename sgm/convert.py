@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from sgm.diagnosis import why_unreadable
 from sgm.errors import UserError
 from sgm.files import write_atomically
 
@@ -183,8 +184,7 @@ class _opened:
             return self.file.__enter__()
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self.path} cannot be read as safetensors ({error}); it may be incomplete or "
-                "another kind of file, so download it again."
+                f"{self.path} cannot be read as safetensors: {why_unreadable(self.path)}."
             ) from error
 
     def __exit__(self, *exception: object) -> None:

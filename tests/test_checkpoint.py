@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -135,20 +136,52 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6938078334\n",
-        b"<!DOCTYPE html><html><body>Access denied</body></html>",
-        b"\x80\x04\x95",
-        b"",
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><body>Access denied</body></html>", "web page"),
+        (b"\n<HTML><body>Sign in</body></HTML>", "web page"),
+        (b"PK\x03\x04archive/data.pkl", "never opened"),
+        (pickle.dumps(list(range(99))), "never opened"),
+        (gzip.compress(b"weights" * 9), "unpack"),
+        (b"", "empty"),
+        (b"abc", "ends after 3 bytes"),
+        (b"plain text, long enough to be taken for a header's length", "another kind"),
+        ((50).to_bytes(8, "little") + b"{}", "ends inside its header"),
+        ((10).to_bytes(8, "little") + b"not json.." + bytes(8), "header is damaged"),
+        ((2).to_bytes(8, "little") + b"[]" + bytes(8), "header is damaged"),
     ],
-    ids=["lfs-pointer", "web-page", "pickle", "empty"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_kinds_of_file_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_kinds_of_file_are_named(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors") as caught:
         load(small(), path)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("cond_stage_model.transformer.text_model.embeddings.weight", "Stable Diffusion 1 or 2"),
+        ("conditioner.embedders.0.model.ln_final.bias", "the SDXL refiner"),
+        ("conditioner.embedders.1.model.ln_final.bias", "SDXL base or turbo"),
+        ("down_blocks.0.resnets.0.conv1.weight", "diffusers"),
+        ("lora_unet_down_blocks_0.lora_up.weight", "LoRA"),
+    ],
+)
+def test_another_model_is_named_for_what_it_is(tmp_path: Path, name: str, meaning: str) -> None:
+    with pytest.raises(CheckpointError, match=f"looks like .*{meaning}"):
+        load(small(), saved(tmp_path, {name: torch.ones(1)}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float) -> None:
+    tensors = stored()
+    tensors["linear.weight"][1, 1] = value
+    with pytest.raises(CheckpointError, match=r"linear\.weight holds NaN"):
+        load(small(), saved(tmp_path, tensors))
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
