@@ -22,9 +22,6 @@ def build_parser() -> argparse.ArgumentParser:
     vae.add_argument("--steps", type=int, default=2400)
     vae.add_argument("--lr", type=float, default=2e-3)
     vae.add_argument("--focus", type=float, default=0.7, help="share of crops around objects")
-    vae.add_argument(
-        "--cycle_start", type=int, default=0, help="step at which the learning rate starts anew"
-    )
     vae.add_argument("--freeze_encoder", action="store_true", help="go on with the decoder alone")
 
     latents = stages.add_parser("latents", help="encode the scenes that the UNet trains on")
@@ -33,6 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     unet = stages.add_parser("unet", help="train the UNet and its text towers")
     unet.add_argument("--steps", type=int, default=4000)
     unet.add_argument("--lr", type=float, default=1e-3)
+    for stage in (vae, unet):
+        stage.add_argument(
+            "--cycle_start", type=int, default=0, help="step at which the learning rate starts anew"
+        )
 
     export = stages.add_parser("export", help="write the weights as one checkpoint")
     export.add_argument("--output", default="pretrained/tiny_base.safetensors")

@@ -140,7 +140,9 @@ def train(args: argparse.Namespace) -> None:
     start, began, total = state.resume(), time.time(), 0.0
     for step in range(start, args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, step / args.steps, args.lr, warmup=200)
+            cycle = step - args.cycle_start
+            done = cycle / (args.steps - args.cycle_start)
+            group["lr"] = learning_rate(cycle, done, args.lr)
         z, texts, sizes = make_batch(data, step, window_size(step, args.steps))
         z = z.to(args.device, memory_format=torch.channels_last)
         loss = loss_of(engine, z, conditioning(engine, texts, sizes, args.device))
