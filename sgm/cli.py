@@ -135,8 +135,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         dense = options.run_type.dense
         logger.warning("The edit covers the whole picture: running %s, which is dense.", dense)
         options = replace(options, run_type=dense)
+    _advise_on_size(options, inputs)
     picture, seconds, ratio = edit(options, inputs)
     return _finish(options, inputs, picture, seconds, ratio, started)
+
+
+def _advise_on_size(options: RunOptions, inputs: Inputs) -> None:
+    """Say so when a picture is far larger than what the model was trained on."""
+    size, (height, width) = inputs.source.size, options.spec.trained_size
+    if size[0] * size[1] >= 2 * height * width:
+        logger.warning(
+            "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; "
+            "--H %d --W %d will look better.",
+            *(options.model, width, height, *size, height, width),
+        )
 
 
 def read_inputs(options: RunOptions) -> Inputs:

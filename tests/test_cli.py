@@ -235,3 +235,13 @@ def test_a_result_of_nans_is_refused(
     with pytest.raises(UserError, match="no numbers at fp32"):
         cli.main(INPAINT)
     assert not Path("outputs").exists()
+
+
+def test_a_picture_far_larger_than_trained_is_pointed_out(
+    folder: Path, pipeline: FakePipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*INPAINT, "--model", "tiny"]
+    cli.main([*words, "--H", "256", "--W", "512"])
+    assert "look better" not in caplog.text
+    cli.main([*words, "--H", "512", "--W", "1024"])
+    assert "trained at 512x256" in caplog.text and "--H 256 --W 512" in caplog.text
