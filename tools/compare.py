@@ -18,7 +18,7 @@ from torch import Tensor
 from sgm import runtime
 from sgm.files import check_input_file
 from sgm.inference.networks import recording, sparse
-from sgm.inference.noise import NamedNoise
+from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.metrics import psnr, ssim
 from sgm.profiling.macs import Macs, count_macs
@@ -95,9 +95,15 @@ def load_pipelines(
     }
 
 
-def run_edit(pipeline: Pipeline, edit: Edit, steps: int, progress: bool = False) -> EditResult:
-    """Make an edit, with the noise that any other pipeline gets for it too."""
-    noise = NamedNoise(edit.seed)
+def run_edit(
+    pipeline: Pipeline,
+    edit: Edit,
+    steps: int,
+    progress: bool = False,
+    noise: Noise | None = None,
+) -> EditResult:
+    """Make an edit, by default with named noise, which is the same for any other pipeline."""
+    noise = NamedNoise(edit.seed) if noise is None else noise
     common = {"seed": edit.seed, "steps": steps, "progress": progress, "noise": noise}
     if edit.edited is None:
         return pipeline.inpaint(edit.image, edit.mask, edit.prompt, **common)
