@@ -6,10 +6,10 @@ A sparse variant swaps the block classes below; it never repeats the wiring.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.modules.attention import SpatialTransformer
+from sgm.modules.diffusionmodules.model import Upsample
 from sgm.modules.diffusionmodules.util import timestep_embedding
 
 
@@ -49,17 +49,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)  # [B, C, ceil(H/2), ceil(W/2)]
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class TimestepEmbedSequential(nn.Sequential):

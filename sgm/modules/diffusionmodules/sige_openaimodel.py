@@ -6,16 +6,16 @@ stay dense.
 
 from torch import Tensor
 
-from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
+from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
+from sgm.modules.diffusionmodules.sige_model import SIGEUpsample
 from sgm.modules.sige_attention import SIGESpatialTransformer
-from sgm.sparse.active import CONV3X3, UNET_DOWN
+from sgm.sparse.active import UNET_DOWN
 from sgm.sparse.modules import (
     Residual,
     record_conv,
     record_residual,
     sparse_conv,
     sparse_residual,
-    upsampled,
 )
 from sgm.sparse.state import Mode, SparseModule, SparseNetwork
 
@@ -52,19 +52,6 @@ class SIGEDownsample(SparseModule, Downsample):
                 return record_conv(self.site, super().forward(x))
             case Mode.SPARSE:
                 return sparse_conv(self.site, x, self.op, UNET_DOWN)
-            case _:
-                return super().forward(x)
-
-
-class SIGEUpsample(SparseModule, Upsample):
-    """A doubling whose convolution can run at the active pixels only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return record_conv(self.site, super().forward(x))
-            case Mode.SPARSE:
-                return sparse_conv(self.site, upsampled(x), self.conv, CONV3X3)
             case _:
                 return super().forward(x)
 
