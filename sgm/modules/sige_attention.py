@@ -13,7 +13,7 @@ from sgm.sparse.active import CONV1X1
 from sgm.sparse.modules import as_map, as_rows, conv_rows, scatter_map
 from sgm.sparse.norm import group_norm_affine
 from sgm.sparse.ops import Prologue
-from sgm.sparse.state import Mode, SparseModule
+from sgm.sparse.state import SparseModule
 
 
 def attend_unfused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -27,11 +27,10 @@ def attend_unfused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class SIGEBasicTransformerBlock(SparseModule, BasicTransformerBlock):
     """A transformer block that can run on the active tokens only."""
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Dense; in a recording scope also keeps the keys and values of the context."""
-        if self.site.mode is Mode.RECORD:
-            self.site.put(key=self.attn2.to_k(context), value=self.attn2.to_v(context))
-        return super().forward(x, context)
+    def _record(self, x: Tensor, context: Tensor) -> Tensor:
+        """Dense, and keeps the keys and values of the context."""
+        self.site.put(key=self.attn2.to_k(context), value=self.attn2.to_v(context))
+        return self._dense(x, context)
 
     def forward_active(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Sparse pass.
@@ -57,17 +56,6 @@ class SIGESpatialTransformer(SparseModule, SpatialTransformer):
     """A spatial transformer that can run on the active pixels only."""
 
     block_cls = SIGEBasicTransformerBlock
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [B, C, H, W], context [B, T, context_dim] -> [B, C, H, W]; a sparse pass ignores
-        the context and uses the recorded one."""
-        match self.site.mode:
-            case Mode.RECORD:
-                return self._record(x, context)
-            case Mode.SPARSE:
-                return self._sparse(x)
-            case _:
-                return super().forward(x, context)
 
     def _record(self, x: Tensor, context: Tensor) -> Tensor:
         if self.use_linear:

@@ -182,6 +182,29 @@ class SparseModule:
 
     site: Site = _DENSE
 
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """The pass that the network's mode asks for. A sparse one gets the map x alone: what else
+        a dense pass takes (embedding, context) has been recorded."""
+        match self.site.mode:
+            case Mode.RECORD:
+                return self._record(x, *rest)
+            case Mode.SPARSE:
+                return self._sparse(x)
+            case _:
+                return self._dense(x, *rest)
+
+    def _dense(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """The pass of the dense class that stands behind this one."""
+        return super().forward(x, *rest)
+
+    def _record(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """A full pass that records what `_sparse` reads."""
+        raise NotImplementedError
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        """A pass over the active pixels."""
+        raise NotImplementedError
+
 
 class SparseNetwork:
     """Mix-in of a network with sparse blocks; its `state` owns their recording and mode."""

@@ -29,7 +29,7 @@ from sgm.sparse.modules import (
 )
 from sgm.sparse.norm import group_norm_affine
 from sgm.sparse.ops import Prologue
-from sgm.sparse.state import Mode, SparseModule, SparseNetwork
+from sgm.sparse.state import SparseModule, SparseNetwork
 
 
 class SIGEResnetBlock(SparseModule, ResnetBlock):
@@ -38,27 +38,15 @@ class SIGEResnetBlock(SparseModule, ResnetBlock):
     def _parts(self) -> Residual:
         return Residual(self.norm1, self.conv1, self.norm2, self.conv2, self.shortcut())
 
-    def forward(self, x: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return record_residual(self.site, self._parts(), x)
-            case Mode.SPARSE:
-                return sparse_residual(self.site, self._parts(), x)
-            case _:
-                return super().forward(x)
+    def _record(self, x: Tensor) -> Tensor:
+        return record_residual(self.site, self._parts(), x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return sparse_residual(self.site, self._parts(), x)
 
 
 class SIGEAttnBlock(SparseModule, AttnBlock):
     """Self-attention with queries at the active pixels; keys and values elsewhere are recorded."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return self._record(x)
-            case Mode.SPARSE:
-                return self._sparse(x)
-            case _:
-                return super().forward(x)
 
     def _record(self, x: Tensor) -> Tensor:
         norm = group_norm_affine(x, self.norm)
@@ -86,27 +74,21 @@ class SIGEAttnBlock(SparseModule, AttnBlock):
 class SIGEDownsample(SparseModule, Downsample):
     """A stride-2 convolution that can run at the active pixels only."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return record_conv(self.site, super().forward(x))
-            case Mode.SPARSE:
-                return sparse_conv(self.site, x, self.conv, VAE_DOWN)
-            case _:
-                return super().forward(x)
+    def _record(self, x: Tensor) -> Tensor:
+        return record_conv(self.site, self._dense(x))
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return sparse_conv(self.site, x, self.conv, VAE_DOWN)
 
 
 class SIGEUpsample(SparseModule, Upsample):
     """A doubling whose convolution can run at the active pixels only."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return record_conv(self.site, super().forward(x))
-            case Mode.SPARSE:
-                return sparse_conv(self.site, upsampled(x), self.conv, CONV3X3)
-            case _:
-                return super().forward(x)
+    def _record(self, x: Tensor) -> Tensor:
+        return record_conv(self.site, self._dense(x))
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return sparse_conv(self.site, upsampled(x), self.conv, CONV3X3)
 
 
 class SIGEEncoder(SparseNetwork, Encoder):

@@ -17,7 +17,7 @@ from sgm.sparse.modules import (
     sparse_conv,
     sparse_residual,
 )
-from sgm.sparse.state import Mode, SparseModule, SparseNetwork
+from sgm.sparse.state import SparseModule, SparseNetwork
 
 
 class SIGEResBlock(SparseModule, ResBlock):
@@ -33,27 +33,21 @@ class SIGEResBlock(SparseModule, ResBlock):
             shortcut=None if same else self.skip_connection,
         )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return record_residual(self.site, self._parts(), x, self.emb_layers(emb))
-            case Mode.SPARSE:
-                return sparse_residual(self.site, self._parts(), x)
-            case _:
-                return super().forward(x, emb)
+    def _record(self, x: Tensor, emb: Tensor) -> Tensor:
+        return record_residual(self.site, self._parts(), x, self.emb_layers(emb))
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return sparse_residual(self.site, self._parts(), x)
 
 
 class SIGEDownsample(SparseModule, Downsample):
     """A stride-2 convolution that can run at the active pixels only."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        match self.site.mode:
-            case Mode.RECORD:
-                return record_conv(self.site, super().forward(x))
-            case Mode.SPARSE:
-                return sparse_conv(self.site, x, self.op, UNET_DOWN)
-            case _:
-                return super().forward(x)
+    def _record(self, x: Tensor) -> Tensor:
+        return record_conv(self.site, self._dense(x))
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return sparse_conv(self.site, x, self.op, UNET_DOWN)
 
 
 class SIGEUNetModel(SparseNetwork, UNetModel):
