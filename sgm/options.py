@@ -5,11 +5,11 @@ means together with others is checked in `cli`.
 """
 
 import argparse
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from sgm.errors import UserError, suggestion
+from sgm.option_types import braces, member, number, one_of, only, truth, whole
 from sgm.specs import (
     LATENT_CHANNELS,
     LATENT_FACTOR,
@@ -25,7 +25,6 @@ from sgm.specs import (
 
 MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
 MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
-TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
 DESCRIPTION = """\
 Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture
@@ -114,7 +113,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         default=False,
-        type=_truth,
+        type=truth,
         help="run the refiner after the base; true/false/yes/no, or alone for true "
         "(default: false)",
     )
@@ -142,7 +141,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag,
             metavar="PIXELS",
-            type=_whole(1, MAX_SIDE),
+            type=whole(1, MAX_SIDE),
             help=f"resize picture and mask to this {side} (default: the picture's own)",
         )
 
@@ -152,7 +151,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed",
         metavar="N",
-        type=_whole(0, MAX_SEED),
+        type=whole(0, MAX_SEED),
         default=2,
         help="of every random draw (default: %(default)s)",
     )
@@ -161,28 +160,28 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--steps",
         dest="steps",
         metavar="N",
-        type=_whole(1, MAX_STEPS),
+        type=whole(1, MAX_STEPS),
         default=50,
         help="sampler steps of the whole schedule (default: %(default)s)",
     )
     group.add_argument(
         "--scale",
         metavar="X",
-        type=_number(0, MAX_SCALE),
+        type=number(0, MAX_SCALE),
         default=6.0,
         help="classifier-free guidance (default: %(default)s)",
     )
     group.add_argument(
         "--strength",
         metavar="X",
-        type=_number(0, 1, above_low=True),
+        type=number(0, 1, above_low=True),
         default=0.8,
         help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
     )
     group.add_argument(
         "--ddim_eta",
         metavar="0",
-        type=_only(0, "the solver is deterministic"),
+        type=only(0, "the solver is deterministic"),
         default=0.0,
         help="published; only 0, as the solver is deterministic",
     )
@@ -193,8 +192,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     _add_names(group, "--preset", Preset, Preset.PUBLISHED, "how sparse a sparse run is")
     group.add_argument(
         "--precision",
-        metavar=_braces(Precision),
-        type=_member(Precision),
+        metavar=braces(Precision),
+        type=member(Precision),
         help="of the networks; fp32 is strict (default: fp32 with --preset published, with fast "
         "the best of the device)",
     )
@@ -210,8 +209,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and files")
     group.add_argument(
         "--model",
-        metavar=_braces(MODELS),
-        type=_one_of(tuple(MODELS)),
+        metavar=braces(MODELS),
+        type=one_of(tuple(MODELS)),
         default="sdxl",
         help="the published checkpoints, or the small one that comes along (default: %(default)s)",
     )
@@ -232,7 +231,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag,
             metavar=str(value),
-            type=_only(value, f"every model here has {value}"),
+            type=only(value, f"every model here has {value}"),
             default=value,
             help=f"{meaning}; published, only %(default)s",
         )
@@ -259,91 +258,8 @@ def _add_names(
     """Add an option that takes one word of an enum."""
     group.add_argument(
         flag,
-        metavar=_braces(kind),
-        type=_member(kind),
+        metavar=braces(kind),
+        type=member(kind),
         default=default,
         help=f"{text} (default: %(default)s)",
     )
-
-
-def _braces(names: Iterable[object]) -> str:
-    """`{a,b,c}` for the help text."""
-    return "{" + ",".join(str(name) for name in names) + "}"
-
-
-def _one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """A converter that accepts the given words only."""
-
-    def convert(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not known; choose one of {', '.join(names)}{suggestion(text, names)}"
-            )
-        return text
-
-    return convert
-
-
-def _member(kind: type[Name]) -> Callable[[str], Name]:
-    """A converter from a word to a member of an enum."""
-    check = _one_of([str(name) for name in kind])
-    return lambda text: kind(check(text))
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """A converter for whole numbers from low to high, both included."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"got {text!r}; give a whole number from {low} to {high}"
-            )
-        return value
-
-    return convert
-
-
-def _number(low: float, high: float, above_low: bool = False) -> Callable[[str], float]:
-    """A converter for finite numbers from low (or only above it) to high."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        # NaN fails every comparison, so it is refused with the rest.
-        if not (low < value <= high or (value == low and not above_low)):
-            start = f"above {low:g} and" if above_low else f"from {low:g}"
-            raise argparse.ArgumentTypeError(f"got {text!r}; give a number {start} up to {high:g}")
-        return value
-
-    return convert
-
-
-def _only(allowed: float, reason: str) -> Callable[[str], float]:
-    """A converter for a published option that has one meaningful value."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if value != allowed:
-            raise argparse.ArgumentTypeError(
-                f"got {text!r} but {reason}; leave it out or give {allowed:g}"
-            )
-        return allowed
-
-    return convert
-
-
-def _truth(text: str) -> bool:
-    """true/false, yes/no, 1/0 in any case (published: any word, also False, meant true)."""
-    word = text.lower()
-    if word not in TRUE_WORDS + FALSE_WORDS:
-        raise argparse.ArgumentTypeError(f"got {text!r}; give true or false, or no value for true")
-    return word in TRUE_WORDS

@@ -1,0 +1,155 @@
+"""Mode `generate`: load the networks, make the edit, save the picture, report the figures."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sgm import report
+from sgm.errors import UserError
+from sgm.inputs import Inputs, advise_on_size
+from sgm.specs import RunOptions, Task
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
+    """Edit the picture and write it; an empty edit returns it, a full one runs dense.
+
+    Args:
+        started: `time.perf_counter()` when the command began.
+
+    Raises:
+        UserError: the networks cannot be loaded, memory runs out, or the result is no picture.
+    """
+    mask = inputs.mask
+    # A dense run does not look at where the pictures differ, so there only a given mask counts.
+    masked = mask is not None and (options.run_type.sparse or options.task is Task.INPAINTING)
+    if masked and not mask.any():
+        what = "mask is empty" if options.task is Task.INPAINTING else "two pictures are the same"
+        logger.warning("The %s: the picture is returned unchanged.", what)
+        _finish(options, inputs, inputs.source, {}, 0.0, started)
+        return
+    if masked and options.run_type.sparse and mask.all():
+        dense = options.run_type.dense
+        logger.warning("The edit covers the whole picture: running %s, which is dense.", dense)
+        options = replace(options, run_type=dense)
+    advise_on_size(options, inputs)
+    picture, seconds, ratio = edit(options, inputs)
+    _finish(options, inputs, picture, seconds, ratio, started)
+
+
+def edit(
+    options: RunOptions, inputs: Inputs
+) -> "tuple[Image.Image, dict[str, float], float | None]":
+    """Load the networks and make the edit.
+
+    Returns:
+        The edited picture at the size of the inputs, seconds by stage (`load`, `encode`,
+        `sample`, `decode`), and the share of edited pixels (None where unknown).
+
+    Raises:
+        UserError: the networks cannot be loaded, memory runs out, or the result is no picture.
+    """
+    import torch
+
+    from sgm import imageio
+    from sgm.inference.pipeline import Pipeline
+
+    def tensor(picture: "Image.Image") -> "Tensor":
+        return imageio.pad_to_multiple(imageio.to_tensor(picture))
+
+    started = time.perf_counter()
+    device, sampling = torch.device(options.device), options.sampling
+    common = {"seed": sampling.seed, "steps": sampling.steps, "scale": sampling.scale}
+    prompts = (sampling.prompt, sampling.negative_prompt)
+    try:
+        pipe = Pipeline.load(
+            options.spec,
+            options.run_type,
+            options.config_path,
+            options.weight_path,
+            device,
+            options.precision,
+            options.backend,
+        )
+        load = time.perf_counter() - started
+        if options.task is Task.INPAINTING:
+            mask = imageio.pad_to_multiple(inputs.mask)
+            result = pipe.inpaint(tensor(inputs.init), mask, *prompts, **common, progress=True)
+        else:
+            init = None if inputs.init is None else tensor(inputs.init)
+            strength = sampling.strength
+            result = pipe.sdedit(
+                init, tensor(inputs.edited), *prompts, **common, strength=strength, progress=True
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"The memory of {device} is not enough for this picture; use a smaller --H and --W, "
+            "--precision bf16, or --device cpu."
+        ) from error
+    size = (inputs.source.height, inputs.source.width)
+    if not result.image.isfinite().all():
+        raise UserError(
+            f"The networks returned values that are no numbers at {options.precision}; "
+            "use --precision fp32."
+        )
+    picture = imageio.to_picture(imageio.crop_back(result.image, size))
+    return picture, {"load": load, **result.seconds}, result.edit_ratio
+
+
+def _finish(
+    options: RunOptions,
+    inputs: Inputs,
+    picture: "Image.Image",
+    seconds: Mapping[str, float],
+    ratio: float | None,
+    started: float,
+) -> None:
+    """Save the picture, report its path or the figures."""
+    from sgm import imageio
+
+    imageio.save_picture(picture, options.output_path)
+    seconds = {"load": 0.0, "encode": 0.0, "sample": 0.0, "decode": 0.0} | seconds
+    seconds["total"] = time.perf_counter() - started
+    figures = _figures(options, inputs, picture, seconds, ratio)
+    report.publish(figures, f"{options.output_path}\n", options.json_path)
+
+
+def _figures(
+    options: RunOptions,
+    inputs: Inputs,
+    picture: "Image.Image",
+    seconds: Mapping[str, float],
+    ratio: float | None,
+) -> dict[str, object]:
+    """The figures of a run for `--json`; seconds rounded to the microsecond."""
+    import torch
+
+    from sgm import imageio, runtime
+
+    changed = None
+    if inputs.mask is not None:
+        before, after = imageio.to_bytes(inputs.source), imageio.to_bytes(picture)
+        changed = int(((before != after) & ~inputs.mask).sum())
+    return {
+        "output": str(options.output_path),
+        "task": options.task.value,
+        "run_type": options.run_type.value,
+        "model": options.model,
+        "preset": options.preset.value,
+        "precision": options.precision.value,
+        "backend": options.backend.value,
+        "seed": options.sampling.seed,
+        "size": [picture.height, picture.width],
+        "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
+        "edit_ratio": ratio,
+        "changed_outside": changed,
+        "device": runtime.describe_device(torch.device(options.device)),
+        "versions": runtime.versions(),
+    }

@@ -1,0 +1,93 @@
+"""From a word of the command line to a value, or one sentence on what is wrong with it."""
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from sgm.errors import suggestion
+from sgm.specs import Name
+
+TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def braces(names: Iterable[object]) -> str:
+    """`{a,b,c}` for the help text."""
+    return "{" + ",".join(str(name) for name in names) + "}"
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """A converter that accepts the given words only."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not known; choose one of {', '.join(names)}{suggestion(text, names)}"
+            )
+        return text
+
+    return convert
+
+
+def member(kind: type[Name]) -> Callable[[str], Name]:
+    """A converter from a word to a member of an enum."""
+    check = one_of([str(name) for name in kind])
+    return lambda text: kind(check(text))
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A converter for whole numbers from low to high, both included."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}; give a whole number from {low} to {high}"
+            )
+        return value
+
+    return convert
+
+
+def number(low: float, high: float, above_low: bool = False) -> Callable[[str], float]:
+    """A converter for finite numbers from low (or only above it) to high."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        # NaN fails every comparison, so it is refused with the rest.
+        if not (low < value <= high or (value == low and not above_low)):
+            start = f"above {low:g} and" if above_low else f"from {low:g}"
+            raise argparse.ArgumentTypeError(f"got {text!r}; give a number {start} up to {high:g}")
+        return value
+
+    return convert
+
+
+def only(allowed: float, reason: str) -> Callable[[str], float]:
+    """A converter for a published option that has one meaningful value."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if value != allowed:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r} but {reason}; leave it out or give {allowed:g}"
+            )
+        return allowed
+
+    return convert
+
+
+def truth(text: str) -> bool:
+    """true/false, yes/no, 1/0 in any case (published: any word, also False, meant true)."""
+    word = text.lower()
+    if word not in TRUE_WORDS + FALSE_WORDS:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give true or false, or no value for true")
+    return word in TRUE_WORDS

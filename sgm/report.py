@@ -1,0 +1,35 @@
+"""The results of a command: a text for people on stdout, figures as JSON for programs."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sgm import files
+
+
+def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> None:
+    """Write a result where it was asked for.
+
+    Args:
+        figures: what `--json` gives; floats, strings, lists and dictionaries.
+        text: what a person reads, with its last line ended.
+        json_path: file for the figures; `-` puts them on stdout instead of the text; None drops
+            them.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if json_path is not None:
+        document = json.dumps(figures, indent=2) + "\n"
+        if json_path == "-":
+            _emit(document)
+            return
+        files.write_atomically(Path(json_path), lambda file: file.write(document.encode()))
+    _emit(text)
+
+
+def _emit(text: str) -> None:
+    """Write to stdout: the only place of this package that does."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
