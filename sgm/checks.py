@@ -75,7 +75,7 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     # A sparse run falls back to the dense network for a full mask, so both must be there.
     for run_type in (values.run_type, values.run_type.dense):
         for refiner in (False, True)[: 1 + values.refined]:
-            path = configs / spec.config_file(run_type, refiner)
+            path = configs / spec.config_file(run_type, refiner, values.preset)
             if not path.is_file():
                 raise UserError(f"Config file {path} does not exist; check --config_path.")
     roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined

@@ -14,7 +14,7 @@ from sgm.errors import UserError
 from sgm.generate import generate
 from sgm.inputs import read_inputs
 from sgm.options import build_parser, read
-from sgm.specs import Backend, Preset, RunOptions, SamplingParams
+from sgm.specs import Backend, RunOptions, SamplingParams
 
 __all__ = ["build_parser", "main", "parse"]
 
@@ -24,7 +24,6 @@ NOT_YET: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
     ("--run_type {run_type}", "use original or sige", lambda o: o.run_type.turbo),
     ("--refined", "leave it out", lambda o: o.refined),
     ("--mode {mode}", "use --mode generate", lambda o: o.mode.profiles),
-    ("--preset fast", "use --preset published", lambda o: o.preset is Preset.FAST),
     (
         "--backend {backend}",
         "use --backend torch",

@@ -23,6 +23,7 @@ PACKAGE = "sgm"
 # Published files name this one class of torch (the loss of a first stage that is not trained).
 FOREIGN_TARGETS = frozenset({"torch.nn.Identity"})
 ENTRY_KEYS = ("target", "params")
+EXTENDS = "extends"
 
 
 class ConfigError(UserError):
@@ -31,6 +32,8 @@ class ConfigError(UserError):
 
 def load_config(path: str | Path) -> dict[str, Any]:
     """Read a YAML file into plain dicts, lists and scalars, interpolations resolved.
+
+    A file may name another of its folder under `extends`, and then holds only what differs.
 
     Args:
         path: the file.
@@ -58,7 +61,15 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"Config file {path} cannot be read: {reason}.") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise ConfigError(f"Config file {path} must hold a mapping of names at its top level.")
-    return config
+    parent = config.pop(EXTENDS, None)
+    if parent is None:
+        return config
+    if not isinstance(parent, str) or Path(parent).name != parent or parent == Path(path).name:
+        raise ConfigError(
+            f"Config file {path} extends {parent!r}; expected another file of the same folder."
+        )
+    base = OmegaConf.create(load_config(Path(path).parent / parent))
+    return OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.create(config)), resolve=True)
 
 
 def get_obj_from_str(target: str) -> type:

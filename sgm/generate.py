@@ -77,6 +77,7 @@ def edit(
             device,
             options.precision,
             options.backend,
+            options.preset,
         )
         load = time.perf_counter() - started
         if options.task is Task.INPAINTING:

@@ -100,8 +100,8 @@ class ModelSpec:
     Attributes:
         name: the word after `--model`.
         weights: checkpoint file names by role: `base`, `refiner`, `turbo`; only those that exist.
-        configs: YAML file names by role: `original`, `sige`, and with a refiner `refiner`,
-            `sige-refiner`.
+        configs: YAML file names by role: `original`, `sige`, `fast`, and with a refiner
+            `refiner`, `sige-refiner`, `fast-refiner`.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
@@ -131,15 +131,18 @@ class ModelSpec:
             )
         return self.weights[role]
 
-    def config_file(self, run_type: RunType, refiner: bool = False) -> str:
+    def config_file(
+        self, run_type: RunType, refiner: bool = False, preset: Preset = Preset.PUBLISHED
+    ) -> str:
         """YAML file name of the base (or turbo: same network) or the refiner, dense or sparse.
 
         Raises:
             UserError: this family has no refiner.
         """
-        role = "sige" if run_type.sparse else "original"
+        sparse = "fast" if preset is Preset.FAST else "sige"
+        role = sparse if run_type.sparse else "original"
         if refiner:
-            role = "sige-refiner" if run_type.sparse else "refiner"
+            role = f"{sparse}-refiner" if run_type.sparse else "refiner"
         if role not in self.configs:
             raise UserError(f"The {self.name} model has no refiner; leave --refined out.")
         return self.configs[role]
@@ -162,8 +165,10 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
                 {
                     "original": "original.yaml",
                     "sige": "sige.yaml",
+                    "fast": "fast.yaml",
                     "refiner": "refiner.yaml",
                     "sige-refiner": "sige-refiner.yaml",
+                    "fast-refiner": "fast-refiner.yaml",
                 }
             ),
             pages=MappingProxyType(
@@ -178,7 +183,13 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
         "tiny": ModelSpec(
             name="tiny",
             weights=MappingProxyType({"base": "tiny_base.safetensors"}),
-            configs=MappingProxyType({"original": "tiny-original.yaml", "sige": "tiny-sige.yaml"}),
+            configs=MappingProxyType(
+                {
+                    "original": "tiny-original.yaml",
+                    "sige": "tiny-sige.yaml",
+                    "fast": "tiny-fast.yaml",
+                }
+            ),
             pages=MappingProxyType({}),
             trained_size=(256, 512),
         ),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgm import cli
 from sgm.errors import UserError
-from sgm.specs import MODELS, Backend, Precision, RunType
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType
 
 pytest_plugins = ["tests.cli_folder"]
 
@@ -93,6 +93,7 @@ def test_inpainting(
             torch.device("cpu"),
             Precision.BF16,
             Backend.AUTO,
+            Preset.PUBLISHED,
         )
     ]
     [(task, (image, mask, prompt, negative), options)] = pipeline.calls

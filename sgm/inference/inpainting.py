@@ -21,27 +21,36 @@ class InpaintingPlan:
     Attributes:
         z: scaled latents of the unedited picture [1, C, h, w].
         keep: 1 outside the mask and 0 inside, [h, w] at the size of the latents.
-        masks: the pyramid of a sparse run; None for a dense one.
+        masks, decoder_masks: the pyramids of a sparse run; None for a dense one.
     """
 
     z: Tensor
     keep: Tensor
     masks: MaskPyramid | None
+    decoder_masks: MaskPyramid | None
 
 
 def prepare(
-    networks: Networks, picture: Tensor, pyramid: MaskPyramid, sparse_run: bool, noise: Noise
+    networks: Networks,
+    picture: Tensor,
+    pyramid: MaskPyramid,
+    sparse_run: bool,
+    noise: Noise,
+    decoder_pyramid: MaskPyramid | None = None,
 ) -> InpaintingPlan:
     """Encode the picture and bring the mask to the size of its latents.
 
     Args:
         picture: [3, H, W] in [-1, 1].
-        pyramid: `inpainting_pyramid` of the mask.
+        pyramid: the masks at all resolutions; its level at the size of the latents is repainted.
         sparse_run: whether the UNet and the decoder will run sparsely.
+        decoder_pyramid: other masks for the decoder.
     """
     z = networks.encode(picture, noise, "init")
     keep = 1 - pyramid[z.shape[2], z.shape[3]].to(z)
-    return InpaintingPlan(z, keep, pyramid if sparse_run else None)
+    if not sparse_run:
+        return InpaintingPlan(z, keep, None, None)
+    return InpaintingPlan(z, keep, pyramid, decoder_pyramid or pyramid)
 
 
 def denoise_latents(
@@ -66,7 +75,7 @@ def denoise_latents(
         known = z + noise(f"step/{i}", z.shape).to(z) * sigma
         x = known * keep + (1 - keep) * x
         if masks is not None:
-            with recording(networks.unet):
+            with recording(networks.unet, masks):
                 denoise(known, sigma.expand(len(z)))
         with sparse(networks.unet, masks):
             x, state = solver.step(denoise, x, i, sigmas, state)
@@ -76,8 +85,9 @@ def denoise_latents(
 
 def decode(networks: Networks, plan: InpaintingPlan, x: Tensor) -> Tensor:
     """Picture [3, H, W] in [0, 1]; a sparse run records the decoder on the unedited latents."""
-    if plan.masks is not None:
-        with recording(networks.decoder):
+    masks = plan.decoder_masks
+    if masks is not None:
+        with recording(networks.decoder, masks):
             networks.decode(plan.z)
-    with sparse(networks.decoder, plan.masks):
+    with sparse(networks.decoder, masks):
         return networks.decode(x)

@@ -12,7 +12,7 @@ from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
 from sgm.modules.diffusionmodules.sampling import Denoise, guided
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.ops import select_ops
-from sgm.sparse.state import SparseNetwork, SparseState
+from sgm.sparse.state import Recording, SparseNetwork, SparseState
 
 ORIGINAL_SIZE = (1024, 1024)  # what the published runs tell the network, whatever the picture
 
@@ -28,9 +28,11 @@ def state_of(network: torch.nn.Module) -> SparseState:
     return network.state
 
 
-def recording(network: torch.nn.Module) -> AbstractContextManager[None]:
-    """Scope in which a sparse network runs in full and records."""
-    return state_of(network).recording()
+def recording(
+    network: torch.nn.Module, masks: MaskPyramid | None = None
+) -> AbstractContextManager[Recording]:
+    """Scope in which a sparse network runs in full and records, for these masks or for any."""
+    return state_of(network).recording(masks)
 
 
 def sparse(network: torch.nn.Module, masks: MaskPyramid | None) -> AbstractContextManager[None]:
@@ -103,6 +105,9 @@ class Networks:
 
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it."""
+        dtype = next(self.unet.parameters()).dtype
+        # Cast here once, so that the network sees the very same text tensor at every step.
+        c, uc = ({k: v.to(dtype) for k, v in cond.items()} for cond in (c, uc))
         denoise = guided(self.engine.denoiser, self.engine.model, VanillaCFG(scale), c, uc)
 
         def channels_last(x: Tensor, sigma: Tensor) -> Tensor:

@@ -13,16 +13,13 @@ from tqdm import tqdm
 from sgm import runtime
 from sgm.checkpoint import build_model, load_weights
 from sgm.inference import inpainting, sdedit
+from sgm.inference.composite import composite
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise, sequential_noise
+from sgm.inference.recipes import RECIPES
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.sparse.masks import (
-    difference_mask,
-    inpainting_pyramid,
-    sdedit_decoder_pyramid,
-    sdedit_pyramid,
-)
-from sgm.specs import SIZE_MULTIPLE, Backend, ModelSpec, Precision, RunType
+from sgm.sparse.masks import difference_mask
+from sgm.specs import SIZE_MULTIPLE, Backend, ModelSpec, Precision, Preset, RunType
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,20 @@ class Pipeline:
         networks: on their device, in their dtype.
         precision: decides the TF32 switches of a run; the dtype of the weights is given already.
         sparse: whether edits run sparsely.
+        preset: how sparsely, and whether pixels outside of an edit stay those of the input.
     """
 
-    def __init__(self, networks: Networks, precision: Precision, sparse: bool) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        precision: Precision,
+        sparse: bool,
+        preset: Preset = Preset.PUBLISHED,
+    ) -> None:
         self.networks = networks
         self.precision = precision
         self.sparse = sparse
+        self.recipe = RECIPES[preset]
 
     @classmethod
     def load(
@@ -84,6 +89,7 @@ class Pipeline:
         device: torch.device,
         precision: Precision,
         backend: Backend = Backend.AUTO,
+        preset: Preset = Preset.PUBLISHED,
         progress: bool = True,
     ) -> "Pipeline":
         """Build the networks of a run type and load their weights.
@@ -95,12 +101,12 @@ class Pipeline:
         Raises:
             UserError: a file is missing or does not fit.
         """
-        engine = build_model(Path(config_path) / spec.config_file(run_type))
+        engine = build_model(Path(config_path) / spec.config_file(run_type, preset=preset))
         path = Path(weight_path) / spec.weight_file(spec.weight_role(run_type))
         load_weights(engine, path, device, runtime.dtype_of(precision), progress)
         networks = Networks(engine.eval().to(memory_format=torch.channels_last))
         networks.set_backend(backend.value)
-        return cls(networks, precision, run_type.sparse)
+        return cls(networks, precision, run_type.sparse, preset)
 
     @contextmanager
     def _run(self, seed: int) -> Iterator[Stopwatch]:
@@ -140,11 +146,15 @@ class Pipeline:
             ValueError: the mask is empty, or the sizes are not as above.
         """
         _check_sizes({"image": image, "mask": mask})
+        recipe = self.recipe
         with self._run(seed) as stage:
-            pyramid = inpainting_pyramid(mask.bool())
+            mask = mask.bool()
+            masks, decoder_masks = recipe.inpainting(mask), recipe.inpainting_decoder(mask)
             with stage("encode"):
                 c, uc = self.networks.condition(prompt, negative_prompt, image.shape[1:])
-                plan = inpainting.prepare(self.networks, image, pyramid, self.sparse, noise)
+                plan = inpainting.prepare(
+                    self.networks, image, masks, self.sparse, noise, decoder_masks
+                )
             denoise = self.networks.denoiser(c, uc, scale)
             with stage("sample"), _progress(steps, progress) as on_step:
                 x = inpainting.denoise_latents(
@@ -152,6 +162,8 @@ class Pipeline:
                 )
             with stage("decode"):
                 picture = inpainting.decode(self.networks, plan, x)
+            if recipe.feather is not None:
+                picture = composite(picture, (image + 1) / 2, mask, recipe.feather)
             return EditResult(picture, stage.seconds, mask.float().mean().item())
 
     def sdedit(
@@ -181,7 +193,7 @@ class Pipeline:
                 sizes are not as above.
         """
         _check_sizes({"init_image": init_image, "edited_image": edited_image})
-        networks = self.networks
+        networks, recipe = self.networks, self.recipe
         difference = None if init_image is None else difference_mask(init_image, edited_image)
         with self._run(seed) as stage:
             with stage("encode"):
@@ -191,7 +203,7 @@ class Pipeline:
                 elif init_image is None or difference is None:
                     raise ValueError("A sparse SDEdit run needs the unedited picture too.")
                 else:
-                    masks = sdedit_pyramid(difference), sdedit_decoder_pyramid(difference)
+                    masks = recipe.sdedit_masks(difference), recipe.sdedit_decoder_masks(difference)
                     plan = sdedit.prepare_sparse(networks, init_image, edited_image, *masks, noise)
             denoise = networks.denoiser(c, uc, scale)
             solver = DPMPP2M(steps)
@@ -202,6 +214,9 @@ class Pipeline:
                 )
             with stage("decode"):
                 picture = sdedit.decode(networks, plan)
+            if recipe.feather is not None and difference is not None:
+                region = recipe.sdedit_region(difference)
+                picture = composite(picture, (edited_image + 1) / 2, region, recipe.feather)
             ratio = None if difference is None else difference.float().mean().item()
             return EditResult(picture, stage.seconds, ratio)
 

@@ -42,7 +42,7 @@ def prepare_sparse(
     noise: Noise,
 ) -> SDEditPlan:
     """Encode the unedited picture in full and the edited one sparsely (published order)."""
-    with recording(networks.encoder):
+    with recording(networks.encoder, masks):
         z_init = networks.encode(init, noise, "init")
     with sparse(networks.encoder, masks):
         z_edited = networks.encode(edited, noise, "edited")
@@ -77,7 +77,7 @@ def denoise_latents(
     init, init_state = None if plan.init is None else start(plan.init), None
     for i in range(len(sigmas) - 1):
         if init is not None:
-            with recording(networks.unet):
+            with recording(networks.unet, plan.masks):
                 init, init_state = solver.step(denoise, init, i, sigmas, init_state)
         with sparse(networks.unet, plan.masks):
             edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
@@ -88,7 +88,7 @@ def denoise_latents(
 def decode(networks: Networks, plan: SDEditPlan) -> Tensor:
     """Picture [3, H, W] in [0, 1]; a sparse run records the decoder on the unedited result."""
     if plan.init is not None:
-        with recording(networks.decoder):
+        with recording(networks.decoder, plan.decoder_masks):
             networks.decode(plan.init)
     with sparse(networks.decoder, plan.decoder_masks):
         return networks.decode(plan.edited)

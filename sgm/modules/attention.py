@@ -70,11 +70,14 @@ class CrossAttention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each pre-normed and residual."""
 
+    self_attention_cls: type[CrossAttention] = CrossAttention
+    text_attention_cls: type[CrossAttention] = CrossAttention
+
     def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int) -> None:
         super().__init__()
-        self.attn1 = CrossAttention(dim, None, heads, dim_head)
+        self.attn1 = self.self_attention_cls(dim, None, heads, dim_head)
         self.ff = FeedForward(dim)
-        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head)
+        self.attn2 = self.text_attention_cls(dim, context_dim, heads, dim_head)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -90,6 +93,7 @@ class SpatialTransformer(nn.Module):
     """Transformer blocks on the pixels of a map, between two 1x1 convolutions."""
 
     block_cls: type[BasicTransformerBlock] = BasicTransformerBlock
+    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
 
     def __init__(
         self,
@@ -103,7 +107,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         inner = heads * dim_head
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.norm = self.norm_cls(norm_groups, channels, eps=1e-6)
         self.use_linear = use_linear
         if use_linear:
             self.proj_in: nn.Module = nn.Linear(channels, inner)

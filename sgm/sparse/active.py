@@ -5,12 +5,15 @@ outputs: an `ActiveSet` is a list of output pixels with the table of their neigh
 set chosen per pixel runs through the same operators.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sgm.sparse.masks import MaskPyramid, Resolution
 
 OUTSIDE = -1
 
@@ -44,6 +47,14 @@ class Geometry:
     def block_stride(self) -> int:
         """Inputs from one block to the next."""
         return self.out_block * self.stride
+
+    def active_set(self, masks: MaskPyramid, size: Resolution) -> "ActiveSet":
+        """The published active set for an input map of `size` (height, width).
+
+        Raises:
+            KeyError: the masks lack this resolution.
+        """
+        return block_active_set(masks[size], self)
 
 
 # The blocks of the published engine.
@@ -103,6 +114,15 @@ class ActiveSet:
         """Number of outputs, those outside included."""
         return self.outputs.numel()
 
+    def to(self, device: torch.device) -> Self:
+        """The same set with its tables on a device."""
+        tables = {
+            field.name: getattr(self, field.name).to(device)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tables)
+
     @cached_property
     def _support_and_table(self) -> tuple[Tensor, Tensor]:
         support, table = torch.unique(self.inputs, return_inverse=True)
@@ -112,8 +132,9 @@ class ActiveSet:
         return support, table
 
     @property
-    def support(self) -> Tensor:
-        """int64 [m]: the different pixels of the input map that are read, ascending."""
+    def support(self) -> Tensor | None:
+        """int64 [m]: the different pixels of the input map that are read, ascending; None for all
+        of them, in their order."""
         return self._support_and_table[0]
 
     @property

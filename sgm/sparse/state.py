@@ -4,20 +4,30 @@ A network makes one `SparseState`; every sparse block gets a `Site`, its named p
 outside of `recording` and `sparse`, the network is simply dense.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sgm.sparse.active import ActiveSet, Geometry, block_active_set
+from sgm.sparse.active import ActiveSet
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import SparseOps, select_ops
 
-Recorded = Tensor | Affine
+Recorded = Tensor | Affine | Resolution
+
+
+class AnyGeometry(Protocol):
+    """How the outputs of a convolution are chosen: in blocks or pixel by pixel."""
+
+    def active_set(self, masks: MaskPyramid, size: Resolution) -> ActiveSet:
+        """The active set for an input map of `size` (height, width); KeyError for a mask that is
+        not there."""
+        ...
 
 
 class SparseStateError(RuntimeError):
@@ -32,6 +42,26 @@ class Mode(Enum):
     SPARSE = "sparse"  # compute the active sets, take the rest from the recording
 
 
+class Recording:
+    """What one full pass left for sparse ones.
+
+    Args:
+        masks: the masks that it is for, so that only what these read was kept; None for any.
+    """
+
+    def __init__(self, masks: MaskPyramid | None = None) -> None:
+        self.masks = masks
+        self.values: dict[tuple[str, str], Recorded] = {}
+
+    def size_in_bytes(self) -> int:
+        """Memory of its tensors."""
+        total = 0
+        for value in self.values.values():
+            parts = (value.scale, value.shift) if isinstance(value, Affine) else (value,)
+            total += sum(p.numel() * p.element_size() for p in parts if isinstance(p, Tensor))
+        return total
+
+
 class SparseState:
     """Mode, masks, active sets and the recording of one network.
 
@@ -42,9 +72,10 @@ class SparseState:
     def __init__(self, ops: SparseOps | None = None) -> None:
         self.ops = ops or select_ops()
         self.mode = Mode.DENSE
-        self._records: dict[tuple[str, str], Recorded] = {}
+        self.record = Recording()
         self._masks: MaskPyramid | None = None
-        self._active: dict[tuple[Geometry, Resolution], ActiveSet] = {}
+        self._active: dict[tuple[AnyGeometry, Resolution], ActiveSet] = {}
+        self._made: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
 
     @contextmanager
     def _in_mode(self, mode: Mode) -> Iterator[None]:
@@ -56,47 +87,54 @@ class SparseState:
         finally:
             self.mode = Mode.DENSE
 
+    def _use_masks(self, masks: MaskPyramid) -> None:
+        """Active sets are kept while the same pyramid object comes back."""
+        if masks is not self._masks:
+            self._masks, self._active = masks, {}
+
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Scope in which forward passes are dense and replace the recording."""
+    def recording(self, masks: MaskPyramid | None = None) -> Iterator[Recording]:
+        """Scope in which forward passes are dense and make a new recording, which replaces the
+        present one.
+
+        Args:
+            masks: keep only what a sparse pass with these reads (blocks of preset `fast`; others
+                keep everything).
+        """
+        if masks is not None:
+            self._use_masks(masks)
         with self._in_mode(Mode.RECORD):
-            yield
+            self.record = Recording(masks)
+            yield self.record
 
     @contextmanager
     def sparse(self, masks: MaskPyramid) -> Iterator[None]:
         """Scope in which forward passes compute only where `masks` say.
 
-        Active sets are kept while the same pyramid object comes back.
-
         Raises:
-            SparseStateError: nothing has been recorded.
+            SparseStateError: nothing has been recorded, or only for other masks.
         """
-        if not self._records:
+        if not self.record.values:
             raise SparseStateError(
                 "There is no recording to compute from; run the unedited input in a "
                 "`recording` scope first."
             )
-        if masks is not self._masks:
-            self._masks, self._active = masks, {}
+        if self.record.masks is not None and self.record.masks is not masks:
+            raise SparseStateError(
+                "The recording was made for other masks; record again with these, or with none."
+            )
+        self._use_masks(masks)
         with self._in_mode(Mode.SPARSE):
             yield
 
     def clear(self) -> None:
-        """Forget recording and masks, and free their memory."""
-        self._records, self._masks, self._active = {}, None, {}
-
-    def recorded_bytes(self) -> int:
-        """Size of the recording."""
-        total = 0
-        for value in self._records.values():
-            parts = (value.scale, value.shift) if isinstance(value, Affine) else (value,)
-            total += sum(part.numel() * part.element_size() for part in parts)
-        return total
+        """Forget recording, masks and what was made once, and free their memory."""
+        self.record, self._masks, self._active, self._made = Recording(), None, {}, {}
 
     def put(self, site: str, **values: Recorded) -> None:
         """Record values of a block."""
         for key, value in values.items():
-            self._records[site, key] = value
+            self.record.values[site, key] = value
 
     def get(self, site: str, key: str, x: Tensor) -> Recorded:
         """A recorded value of a block, for an input x of the sparse pass.
@@ -105,11 +143,13 @@ class SparseState:
             SparseStateError: it was not recorded, or for another batch, device or dtype.
         """
         try:
-            value = self._records[site, key]
+            value = self.record.values[site, key]
         except KeyError:
             raise SparseStateError(
                 f"Nothing is recorded for {site}.{key}; record with the same network first."
             ) from None
+        if isinstance(value, tuple):
+            return value
         tensor = value.scale if isinstance(value, Affine) else value
         same_type = isinstance(value, Affine) or tensor.dtype == x.dtype
         if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:
@@ -120,7 +160,7 @@ class SparseState:
             )
         return value
 
-    def active(self, geometry: Geometry, size: Resolution, device: torch.device) -> ActiveSet:
+    def active(self, geometry: AnyGeometry, size: Resolution, device: torch.device) -> ActiveSet:
         """The active set of a convolution at an input resolution; built once per mask.
 
         Raises:
@@ -128,14 +168,43 @@ class SparseState:
         """
         key = (geometry, size)
         if key not in self._active:
-            assert self._masks is not None  # a sparse scope set them
-            if size not in self._masks:
+            assert self._masks is not None  # a scope set them
+            try:
+                active = geometry.active_set(self._masks, size)
+            except KeyError:
                 known = ", ".join(f"{h}x{w}" for h, w in self._masks)
                 raise SparseStateError(
-                    f"The masks have no level {size[0]}x{size[1]}; they were made for {known}."
-                )
-            self._active[key] = block_active_set(self._masks[size].to(device), geometry)
+                    f"The masks have no level for an input of {size[0]}x{size[1]}; they were made "
+                    f"for {known}."
+                ) from None
+            self._active[key] = active.to(device)
         return self._active[key]
+
+    def active_by_area(self, geometry: AnyGeometry, area: int, device: torch.device) -> ActiveSet:
+        """As `active`, for an input known by its number of pixels only; no two levels of a
+        pyramid have the same.
+
+        Raises:
+            SparseStateError: the masks lack such a level.
+        """
+        assert self._masks is not None  # a scope set them
+        size = next((size for size in self._masks if size[0] * size[1] == area), None)
+        if size is None:
+            raise SparseStateError(f"The masks have no level of {area} pixels.")
+        return self.active(geometry, size, device)
+
+    def once(
+        self, site: str, source: Tensor, make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What a block makes of a tensor that stays the same from pass to pass, made once.
+
+        Args:
+            source: compared by identity, so that asking costs nothing.
+        """
+        known = self._made.get(site)
+        if known is None or known[0] is not source:
+            known = self._made[site] = (source, make())
+        return known[1]
 
 
 class Site:
@@ -169,9 +238,19 @@ class Site:
         assert isinstance(value, Affine)
         return value
 
-    def active(self, geometry: Geometry, x: Tensor) -> ActiveSet:
+    def size(self, x: Tensor) -> Resolution:
+        """The recorded (height, width) of this block's whole input map."""
+        value = self.state.get(self.name, "size", x)
+        assert isinstance(value, tuple)
+        return value
+
+    def active(self, geometry: AnyGeometry, x: Tensor) -> ActiveSet:
         """The active set of a convolution whose input is the map x [B, C, H, W]."""
         return self.state.active(geometry, (x.shape[2], x.shape[3]), x.device)
+
+    def once(self, source: Tensor, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """See `SparseState.once`."""
+        return self.state.once(self.name, source, make)
 
 
 _DENSE = Site(SparseState(), "")  # where a block stands that no network has bound yet

@@ -442,4 +442,4 @@ def test_an_edit_frees_its_recordings(sige: Pipeline) -> None:
     networks = sige.networks
     for network in (networks.unet, networks.encoder, networks.decoder):
         assert isinstance(network, SparseNetwork)
-        assert network.state.recorded_bytes() == 0
+        assert network.state.record.size_in_bytes() == 0

@@ -173,13 +173,15 @@ def test_cfg(data: Golden) -> None:
 def test_guider_inputs() -> None:
     x, sigma = torch.randn(2, 4, 3, 3), torch.tensor([1.0, 2.0])
     c, uc = {"vector": torch.ones(2, 5)}, {"vector": torch.zeros(2, 5)}
-    batch, levels, cond = VanillaCFG(6.0).prepare_inputs(x, sigma, c, uc)
+    guider: Guider = VanillaCFG(6.0)
+    (batch, levels), cond = guider.batch(x, sigma), guider.conditioning(c, uc)
     assert torch.equal(batch, torch.cat([x, x])) and levels.tolist() == [1, 2, 1, 2]
     assert cond["vector"][:, 0].tolist() == [0, 0, 1, 1]
-    batch, levels, cond = IdentityGuider().prepare_inputs(x, sigma, c, uc)
+    guider = IdentityGuider()
+    (batch, levels), cond = guider.batch(x, sigma), guider.conditioning(c, uc)
     assert batch is x and levels is sigma and cond == c
     with pytest.raises(ValueError, match="not vector and none"):
-        VanillaCFG(6.0).prepare_inputs(x, sigma, c, {})
+        VanillaCFG(6.0).conditioning(c, {})
 
 
 def test_wrapper_names_and_keys() -> None:

@@ -153,7 +153,7 @@ def test_a_sparse_pass_needs_a_recording_that_fits(golden):
     ):
         pass
     unet.state.clear()
-    assert unet.state.recorded_bytes() == 0
+    assert unet.state.record.size_in_bytes() == 0
 
 
 @torch.inference_mode()

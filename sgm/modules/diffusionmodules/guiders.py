@@ -13,9 +13,11 @@ Conditioning = Mapping[str, Tensor]
 class Guider(Protocol):
     """What a sampling loop asks of a guider."""
 
-    def prepare_inputs(
-        self, x: Tensor, sigma: Tensor, c: Conditioning, uc: Conditioning
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def conditioning(self, c: Conditioning, uc: Conditioning) -> dict[str, Tensor]:
+        """The conditioning of every step's batch; the same tensors for a whole run."""
+        ...
+
+    def batch(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The batch to denoise for latents x [B, ...] at levels sigma [B]."""
         ...
 
@@ -30,19 +32,15 @@ class VanillaCFG:
 
     scale: float
 
-    def prepare_inputs(
-        self, x: Tensor, sigma: Tensor, c: Conditioning, uc: Conditioning
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Doubles the batch.
+    def conditioning(self, c: Conditioning, uc: Conditioning) -> dict[str, Tensor]:
+        """Both conditionings behind each other.
 
         Args:
-            x: latents, shape [B, ...].
-            sigma: noise levels, shape [B].
             c: conditional tensors, each of shape [B, ...].
             uc: unconditional tensors with the same keys and shapes.
 
         Returns:
-            x [2B, ...], sigma [2B] and the conditioning, each tensor [2B, ...].
+            Each tensor [2B, ...].
 
         Raises:
             ValueError: `c` and `uc` have different keys.
@@ -50,8 +48,11 @@ class VanillaCFG:
         if c.keys() != uc.keys():
             got = " and ".join(", ".join(sorted(cond)) or "none" for cond in (c, uc))
             raise ValueError(f"Guidance needs the same keys with and without prompt, not {got}.")
-        cond = {key: torch.cat([uc[key], c[key]]) for key in c}
-        return torch.cat([x, x]), torch.cat([sigma, sigma]), cond
+        return {key: torch.cat([uc[key], c[key]]) for key in c}
+
+    def batch(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, ...] and sigma [B], each doubled."""
+        return torch.cat([x, x]), torch.cat([sigma, sigma])
 
     def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
         """u + scale * (c - u) from [2B, ...], unconditional half first, to [B, ...]."""
@@ -63,11 +64,13 @@ class VanillaCFG:
 class IdentityGuider:
     """No guidance: the conditional prediction alone."""
 
-    def prepare_inputs(
-        self, x: Tensor, sigma: Tensor, c: Conditioning, uc: Conditioning
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The inputs as they are; `uc` is not used. Shapes as in `VanillaCFG`, without doubling."""
-        return x, sigma, dict(c)
+    def conditioning(self, c: Conditioning, uc: Conditioning) -> dict[str, Tensor]:
+        """`c` as it is; `uc` is not used."""
+        return dict(c)
+
+    def batch(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs as they are."""
+        return x, sigma
 
     def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
         """`denoised` as it is, shape [B, ...]."""

@@ -9,21 +9,35 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+EPSILON = 1e-6  # of the autoencoder's group norms
 
-def normalize(channels: int, groups: int) -> nn.GroupNorm:
-    """Group norm with the autoencoder's epsilon of 1e-6."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+class EndPaddedConv2d(nn.Conv2d):
+    """A convolution of a map with one row of zeros added at the bottom, one column at the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+class UpsampledConv2d(nn.Conv2d):
+    """A convolution of a map doubled by nearest neighbours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class ResnetBlock(nn.Module):
     """Residual block of two 3x3 convolutions; a 1x1 shortcut where the width changes."""
 
+    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
+    conv_cls: type[nn.Conv2d] = nn.Conv2d
+
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = normalize(channels, groups)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = normalize(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1 = self.norm_cls(groups, channels, eps=EPSILON)
+        self.conv1 = self.conv_cls(channels, out_channels, 3, padding=1)
+        self.norm2 = self.norm_cls(groups, out_channels, eps=EPSILON)
+        self.conv2 = self.conv_cls(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
@@ -41,9 +55,11 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the pixels of a map, residual."""
 
+    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
+
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = normalize(channels, groups)
+        self.norm = self.norm_cls(groups, channels, eps=EPSILON)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -59,23 +75,27 @@ class AttnBlock(nn.Module):
 class Downsample(nn.Module):
     """3x3 convolution of stride 2, padded by one at the right and the bottom only."""
 
+    conv_cls: type[EndPaddedConv2d] = EndPaddedConv2d
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = self.conv_cls(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution."""
 
+    conv_cls: type[UpsampledConv2d] = UpsampledConv2d
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = self.conv_cls(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(x)
 
 
 class _Coder(nn.Module):
@@ -85,6 +105,9 @@ class _Coder(nn.Module):
     attn_cls: type[AttnBlock] = AttnBlock
     downsample_cls: type[Downsample] = Downsample
     upsample_cls: type[Upsample] = Upsample
+    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
+    entry_cls: type[nn.Conv2d] = nn.Conv2d
+    exit_cls: type[nn.Conv2d] = nn.Conv2d
 
     def __init__(self, attn_resolutions: Sequence[int], norm_groups: int) -> None:
         super().__init__()
@@ -131,7 +154,7 @@ class Encoder(_Coder):
         norm_groups: int = 32,
     ) -> None:
         super().__init__(attn_resolutions, norm_groups)
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = self.entry_cls(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         channels = ch
         for index, mult in enumerate(ch_mult):
@@ -144,8 +167,8 @@ class Encoder(_Coder):
                 level.downsample = self.downsample_cls(channels)
             self.down.append(level)
         self.mid = self._middle(channels)
-        self.norm_out = normalize(channels, norm_groups)
-        self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
+        self.norm_out = self.norm_cls(norm_groups, channels, eps=EPSILON)
+        self.conv_out = self.exit_cls(channels, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # [B, ch, H, W]
@@ -174,7 +197,7 @@ class Decoder(_Coder):
     ) -> None:
         super().__init__(attn_resolutions, norm_groups)
         channels = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
+        self.conv_in = self.entry_cls(z_channels, channels, 3, padding=1)
         self.mid = self._middle(channels)
         levels = []
         for index in reversed(range(len(ch_mult))):
@@ -187,8 +210,8 @@ class Decoder(_Coder):
                 level.upsample = self.upsample_cls(channels)
             levels.insert(0, level)  # published keys number the levels from the picture down
         self.up = nn.ModuleList(levels)
-        self.norm_out = normalize(channels, norm_groups)
-        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+        self.norm_out = self.norm_cls(norm_groups, channels, eps=EPSILON)
+        self.conv_out = self.exit_cls(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self._run_middle(self.conv_in(z))  # [B, C, h, w]

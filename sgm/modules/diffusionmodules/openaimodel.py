@@ -16,20 +16,23 @@ from sgm.modules.diffusionmodules.util import timestep_embedding
 class ResBlock(nn.Module):
     """Residual block: two 3x3 convolutions, the time embedding added between them."""
 
+    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
+    conv_cls: type[nn.Conv2d] = nn.Conv2d
+
     def __init__(self, channels: int, emb_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels),
+            self.norm_cls(groups, channels),
             nn.SiLU(),
-            nn.Conv2d(channels, out_channels, 3, padding=1),
+            self.conv_cls(channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         # The identity keeps the published key numbering: dropout stood at index 2.
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(groups, out_channels),
+            self.norm_cls(groups, out_channels),
             nn.SiLU(),
             nn.Identity(),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            self.conv_cls(out_channels, out_channels, 3, padding=1),
         )
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
@@ -43,9 +46,11 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """3x3 convolution of stride 2, padded by one on every side."""
 
+    conv_cls: type[nn.Conv2d] = nn.Conv2d
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = self.conv_cls(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)  # [B, C, ceil(H/2), ceil(W/2)]
@@ -94,6 +99,9 @@ class UNetModel(nn.Module):
     transformer_cls: type[SpatialTransformer] = SpatialTransformer
     downsample_cls: type[Downsample] = Downsample
     upsample_cls: type[Upsample] = Upsample
+    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
+    entry_cls: type[nn.Conv2d] = nn.Conv2d
+    exit_cls: type[nn.Conv2d] = nn.Conv2d
 
     def __init__(
         self,
@@ -144,9 +152,9 @@ class UNetModel(nn.Module):
         self._build_middle_block(widths[-1], depth[-1])
         self._build_output_blocks(widths, attends, depth, num_res_blocks)
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, model_channels),
+            self.norm_cls(norm_groups, model_channels),
             nn.SiLU(),
-            nn.Conv2d(model_channels, out_channels, 3, padding=1),
+            self.exit_cls(model_channels, out_channels, 3, padding=1),
         )
 
     def _embedding_mlp(self, width: int) -> nn.Sequential:
@@ -182,7 +190,7 @@ class UNetModel(nn.Module):
         depth: list[int],
         num_res_blocks: int,
     ) -> None:
-        first = nn.Conv2d(in_channels, self.model_channels, 3, padding=1)
+        first = self.entry_cls(in_channels, self.model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
         self._skip_widths = [self.model_channels]
         channels = self.model_channels

@@ -47,9 +47,10 @@ def guided(
         c: conditional tensors, each of shape [B, ...].
         uc: unconditional tensors with the same keys; give `c` again for a turbo model.
     """
+    cond = guider.conditioning(c, uc)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        batch, levels, cond = guider.prepare_inputs(x, sigma, c, uc)
+        batch, levels = guider.batch(x, sigma)
         return guider(denoiser(network, batch, levels, cond), sigma)
 
     return denoise

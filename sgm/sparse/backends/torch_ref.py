@@ -40,7 +40,8 @@ class TorchOps:
         out_channels, channels, kernel, _ = weight.shape
         if kernel == 1:
             return F.linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
-        rows = apply(prologue, x.index_select(1, active.support))  # [B, m, C]
+        support = active.support
+        rows = apply(prologue, x if support is None else x.index_select(1, support))  # [B, m, C]
         rows = F.pad(rows, (0, 0, 0, 1))  # row m: the zero that padding reads
         matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, -1)  # [C_out, k * k * C]
         taps = kernel * kernel

@@ -1,0 +1,68 @@
+"""What a preset computes: masks per network and task, and what becomes of the other pixels."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from sgm.sparse.masks import (
+    LEVEL_DILATION,
+    SDEDIT_DECODER_DILATION,
+    SDEDIT_DILATION,
+    MaskPyramid,
+    dilate,
+    downsample_mask,
+)
+from sgm.specs import Preset
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Dilations in pixels, all by a plus (see `dilate`).
+
+    Attributes:
+        level: growth of the masks of UNet and encoder at every resolution.
+        sdedit: growth of the difference of two pictures before any of its masks are made.
+        decoder_level: growth of the decoder's masks at every resolution, inpainting.
+        sdedit_decoder: growth of the difference before the decoder's masks are made, SDEdit, on
+            top of `sdedit`.
+        feather: width in pixels of the transition inside the edited region to the input, which
+            stands unchanged outside; None leaves the network's picture everywhere.
+    """
+
+    level: int
+    sdedit: int
+    decoder_level: int
+    sdedit_decoder: int
+    feather: int | None
+
+    def inpainting(self, mask: Tensor) -> MaskPyramid:
+        """Masks of UNet and encoder for a mask, bool [H, W]."""
+        return downsample_mask(mask, self.level)
+
+    def inpainting_decoder(self, mask: Tensor) -> MaskPyramid:
+        """Masks of the decoder for a mask, bool [H, W]."""
+        return downsample_mask(mask, self.decoder_level)
+
+    def sdedit_masks(self, difference: Tensor) -> MaskPyramid:
+        """Masks of UNet and encoder for a difference of two pictures, bool [H, W]."""
+        return downsample_mask(dilate(difference, self.sdedit), self.level)
+
+    def sdedit_region(self, difference: Tensor) -> Tensor:
+        """Where the picture may change in SDEdit: bool [H, W]."""
+        return dilate(dilate(difference, self.sdedit), self.sdedit_decoder)
+
+    def sdedit_decoder_masks(self, difference: Tensor) -> MaskPyramid:
+        """Masks of the decoder for a difference, bool [H, W]."""
+        return downsample_mask(self.sdedit_region(difference), 0)
+
+
+PUBLISHED = Recipe(
+    level=LEVEL_DILATION,
+    sdedit=SDEDIT_DILATION,
+    decoder_level=LEVEL_DILATION,
+    sdedit_decoder=SDEDIT_DECODER_DILATION,
+    feather=None,
+)
+FAST = Recipe(level=1, sdedit=5, decoder_level=1, sdedit_decoder=40, feather=8)
+RECIPES = MappingProxyType({Preset.PUBLISHED: PUBLISHED, Preset.FAST: FAST})

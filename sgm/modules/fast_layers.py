@@ -1,0 +1,144 @@
+"""The layers of which the networks of preset `fast` are made.
+
+Everything that works pixel by pixel (1x1 convolutions, linear layers, activations, sums) runs
+unchanged on the rows of the active pixels. Only these layers look further: 3x3 convolutions read
+neighbours, group norms the statistics of the whole map, attention the keys and values of all
+pixels. Each records what of the unedited picture it will read (as SIGE does for its blocks, Li et
+al., 2022, section 3).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sgm.modules.attention import CrossAttention, attend
+from sgm.modules.diffusionmodules.model import EndPaddedConv2d, UpsampledConv2d
+from sgm.sparse.modules import as_map, as_rows, conv_rows
+from sgm.sparse.norm import group_norm_affine
+from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
+from sgm.sparse.state import SparseModule
+
+
+def rows_as_map(rows: Tensor) -> Tensor:
+    """Rows [B, n, C] as a map [B, C, n, 1], without a copy."""
+    return as_map(rows, (rows.shape[1], 1))
+
+
+class FastGroupNorm(SparseModule, nn.GroupNorm):
+    """A group norm that normalises active pixels by the statistics of the unedited map."""
+
+    def _record(self, x: Tensor) -> Tensor:
+        self.site.put(affine=group_norm_affine(x, self))
+        return self._dense(x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return self.site.affine("affine", x)(x).to(x.dtype)
+
+
+class _PixelConv(SparseModule):
+    """Mix-in of a convolution from active rows to active rows."""
+
+    geometry: PixelGeometry
+
+    def _record(self, x: Tensor) -> Tensor:
+        site, size = self.site, (x.shape[2], x.shape[3])
+        rows = as_rows(x)
+        if site.state.record.masks is not None:  # nothing else will be read
+            rows = rows.index_select(1, self._active(size, x).around)
+        site.put(size=size, around=rows)
+        return self._dense(x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        size = self.site.size(x)
+        active = self._active(size, x)
+        around = self.site.tensor("around", x)
+        if self.site.state.record.masks is None:
+            around = around.index_select(1, active.around)
+        short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
+        return rows_as_map(conv_rows(self.site, short, active, self))
+
+    def _active(self, size: tuple[int, int], x: Tensor) -> PixelSet:
+        active = self.site.state.active(self.geometry, size, x.device)
+        assert isinstance(active, PixelSet)
+        return active
+
+
+class FastConv2d(_PixelConv, nn.Conv2d):
+    """A 3x3 convolution of any stride, padded by one on every side."""
+
+    @property
+    def geometry(self) -> PixelGeometry:
+        return PixelGeometry(3, self.stride[0], padding=1, padding_end=1)
+
+
+class FastEndPaddedConv2d(_PixelConv, EndPaddedConv2d):
+    """The autoencoder's convolution of stride 2."""
+
+    geometry = PixelGeometry(3, 2, padding_end=1)
+
+
+class FastUpsampledConv2d(_PixelConv, UpsampledConv2d):
+    """A 3x3 convolution of a doubled map, which is never made."""
+
+    geometry = PixelGeometry(3, padding=1, padding_end=1, scale=2)
+
+
+class FastEntryConv2d(SparseModule, nn.Conv2d):
+    """The first convolution: from a whole map to active rows."""
+
+    geometry = PixelGeometry(3, padding=1, padding_end=1, short=False)
+
+    def _record(self, x: Tensor) -> Tensor:
+        return self._dense(x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        active = self.site.active(self.geometry, x)
+        return rows_as_map(conv_rows(self.site, x, active, self))
+
+
+class FastExitConv2d(FastConv2d):
+    """The last convolution: from active rows to the recorded map with these put in."""
+
+    def _record(self, x: Tensor) -> Tensor:
+        out = super()._record(x)
+        self.site.put(out=out)
+        return out
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        rows = as_rows(super()._sparse(x))
+        base, size = self.site.tensor("out", x), self.site.size(x)
+        active = self._active(size, x)
+        return as_map(self.site.ops.scatter(as_rows(base), active, rows), size)
+
+
+class FastSelfAttention(SparseModule, CrossAttention):
+    """Self-attention with queries at the active pixels; keys and values elsewhere are recorded.
+
+    The same result as computing all keys and values anew, since the others have not changed.
+    """
+
+    def _record(self, x: Tensor) -> Tensor:
+        k, v = self.to_k(x), self.to_v(x)
+        self.site.put(key=k, value=v)
+        return self.to_out(attend(self.to_q(x), k, v, self.heads))
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        k, v = replaced(self, self.to_k(x), self.to_v(x))
+        return self.to_out(attend(self.to_q(x), k, v, self.heads))
+
+
+def replaced(layer: SparseModule, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The recorded keys and values [B, H * W, D] of a layer with those of the active pixels
+    [B, n, D] put in."""
+    site = layer.site
+    keys, values = site.tensor("key", k), site.tensor("value", v)
+    active = site.state.active_by_area(PIXELS, keys.shape[1], k.device)
+    return site.ops.scatter(keys, active, k), site.ops.scatter(values, active, v)
+
+
+class FastTextAttention(SparseModule, CrossAttention):
+    """Cross-attention that projects the text once for as long as the same text tensor comes."""
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [B, N, query_dim], context [B, M, context_dim] -> [B, N, query_dim], in any mode."""
+        k, v = self.site.once(context, lambda: (self.to_k(context), self.to_v(context)))
+        return self.to_out(attend(self.to_q(x), k, v, self.heads))
