@@ -1,12 +1,12 @@
 """Convert a checkpoint: `python convert_weights.py SRC DST`, or look at one with `--check FILE`."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sgm.errors import UserError
+from sgm.program import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,18 +53,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run() -> int:
-    """The exit code of one command: 0, 2 for a bad input, 130 when interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        return main()
-    except UserError as error:
-        print(f"convert_weights.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("convert_weights.py: interrupted", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run_program("convert_weights.py", main))

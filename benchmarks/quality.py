@@ -11,11 +11,9 @@ run could at best keep.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -25,15 +23,15 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, ROOT, commit, write_figures
 from sgm import runtime
 from sgm.errors import UserError
-from sgm.files import check_writable, write_atomically
+from sgm.files import check_writable
 from sgm.imageio import to_tensor
 from sgm.inference.pipeline import Pipeline
 from sgm.metrics import psnr
 from sgm.specs import MODELS, Precision, Preset, RunType, Task
 from tools.compare import (
-    ROOT,
     Edit,
     inpainting_edit,
     likeness,
@@ -65,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first pair (default 0)")
     parser.add_argument("--task", choices=[*map(str, Task), "all"], default="all")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/quality.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
     parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
@@ -115,15 +113,6 @@ def summary(values: Iterable[float]) -> dict[str, float | int | None]:
         "min": min(finite),
         "count": len(finite),
     }
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with a mark where files were changed; None without git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
@@ -186,17 +175,6 @@ def table(figures: dict[str, object]) -> str:
     )
 
 
-def _plain(value: object) -> object:
-    """JSON knows neither NaN nor infinity: both become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 5) if math.isfinite(value) else None
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the JSON file, print the table; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -207,8 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_writable(args.output)
         figures = measure(args)
-        text = json.dumps(_plain(figures), indent=2) + "\n"
-        write_atomically(args.output, lambda file: file.write(text.encode()))
+        write_figures(args.output, figures)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

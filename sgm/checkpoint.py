@@ -1,29 +1,21 @@
-"""Building a network from YAML and loading its weights: on the meta device, memory-mapped, strict.
-
-Only `.safetensors` files are read; nothing is ever unpickled.
-"""
+"""Building a network from YAML and loading its weights: on the meta device, mapped, strict."""
 
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sgm.config import instantiate_from_config, load_config
-from sgm.diagnosis import family, why_unreadable
-from sgm.errors import UserError
+from sgm.diagnosis import family
+from sgm.weights_file import DTYPES, CheckpointError, open_weights, read_in_turn
 
 logger = logging.getLogger(__name__)
 
 # Published files hold it; it numbers the token positions 0..76, which the tower counts itself.
 IGNORED_KEYS = frozenset({"conditioner.embedders.0.transformer.text_model.embeddings.position_ids"})
-
-
-class CheckpointError(UserError):
-    """A weights file that cannot be used; one sentence with the cause and what to do."""
 
 
 def build_model(config_path: Path) -> nn.Module:
@@ -39,7 +31,8 @@ def fit(tensor: Tensor, wanted: Tensor) -> Tensor:
     """A stored tensor in the shape a network wants: linear [o, i] weights of published files serve
     1x1 convolutions [o, i, 1, 1]. Any other difference is left for the strict load to report."""
     if tensor.ndim == 2 and tuple(wanted.shape) == (*tensor.shape, 1, 1):
-        return tensor[:, :, None, None]
+        # Strides of channels-last, which `[:, :, None, None]` would not have.
+        return tensor[:, None, None, :].permute(0, 3, 1, 2)
     return tensor
 
 
@@ -47,6 +40,10 @@ def load_weights(
     model: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, progress: bool = True
 ) -> None:
     """Assign the weights of a file to a network, cast and moved tensor by tensor.
+
+    Weights that need no change (the file's own type, on the CPU) stay views of the mapped file.
+    The rest is copied, convolutions in channels-last layout, out of mappings that end soon: so
+    the process never holds much more than the weights it ends up with.
 
     Args:
         model: may be on the meta device.
@@ -58,22 +55,35 @@ def load_weights(
         CheckpointError: the file cannot be read, or does not hold exactly this network.
     """
     wanted = model.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            _check_keys(path, names, wanted)
-            weights = {}
-            bar = tqdm(sorted(wanted), desc="loading", unit="tensor", disable=not progress)
-            for name in bar:
-                tensor = fit(file.get_tensor(name), wanted[name])
-                _check_finite(path, name, tensor)
-                kind = dtype if tensor.is_floating_point() else tensor.dtype
-                weights[name] = tensor.to(device=device, dtype=kind)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"Weights file {path} cannot be read as safetensors: {why_unreadable(path)}."
-        ) from error
-    _check_shapes(path, weights, wanted)
+    weights: dict[str, Tensor] = {}
+    with (
+        tqdm(total=len(wanted), desc="loading", unit="tensor", disable=not progress) as bar,
+        open_weights(path) as file,
+    ):
+
+        def take(name: str, stored: Tensor, copy: bool) -> None:
+            _check_finite(path, name, stored)
+            tensor = fit(stored, wanted[name])
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+            weights[name] = tensor.to(device, kind, copy=copy, memory_format=layout)
+            bar.update()
+
+        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        _check_keys(path, set(stored), wanted)
+        types = {name: DTYPES.get(stored[name].get_dtype()) for name in wanted}
+        _check_types(path, [name for name, kind in types.items() if kind is None])
+        shapes = {name: tuple(stored[name].get_shape()) for name in wanted}
+        _check_shapes(path, shapes, wanted)
+        kept = [
+            name
+            for name in sorted(wanted)
+            if device.type == "cpu" and types[name] is dtype and wanted[name].ndim != 4
+        ]
+        for name in kept:
+            take(name, file.get_tensor(name), copy=False)
+        for name, tensor in read_in_turn(path, sorted(set(wanted) - set(kept))):
+            take(name, tensor, copy=True)
     model.load_state_dict(weights, assign=True)
 
 
@@ -114,11 +124,23 @@ def _check_keys(path: Path, names: set[str], wanted: Mapping[str, Tensor]) -> No
         )
 
 
-def _check_shapes(path: Path, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    wrong = [name for name, t in weights.items() if t.shape != wanted[name].shape]
+def _check_types(path: Path, names: list[str]) -> None:
+    if names:
+        raise CheckpointError(
+            f"Weights file {path} holds {len(names)} tensors of a type that is not read here "
+            f"({_listed(names)}); get it in fp16, bf16 or fp32."
+        )
+
+
+def _check_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+) -> None:
+    # Without memory, so that a wrong file of gigabytes is refused before it is read.
+    fitted = {name: fit(torch.empty(s, device="meta"), wanted[name]) for name, s in shapes.items()}
+    wrong = [name for name, tensor in fitted.items() if tensor.shape != wanted[name].shape]
     if wrong:
         name = wrong[0]
         raise CheckpointError(
             f"Weights file {path} is not for this network: {len(wrong)} tensors differ in shape, "
-            f"first {name}, {list(weights[name].shape)} instead of {list(wanted[name].shape)}."
+            f"first {name}, {list(shapes[name])} instead of {list(wanted[name].shape)}."
         )

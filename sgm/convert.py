@@ -11,36 +11,24 @@ import math
 import re
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from sgm.diagnosis import why_unreadable
+from sgm import weights_file
 from sgm.errors import UserError
 from sgm.files import write_atomically
+from sgm.weights_file import open_weights, read_in_turn
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_NAMES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_WORDS = {dtype: word for word, dtype in _NAMES.items()}
+_WORDS = {dtype: word for word, dtype in weights_file.DTYPES.items()}
 # The layers that published files hold as linear and the published port turns into 1x1 convolutions.
 _PROJECTION = re.compile(r"(^|\.)diffusion_model\..*\.proj_(in|out)\.weight$")
 
@@ -70,23 +58,27 @@ def target_shape(name: str, shape: tuple[int, ...], conv: bool) -> tuple[int, ..
 
 
 def plan(source: Path, dtype: torch.dtype, conv: bool) -> tuple[list[Entry], dict[str, str]]:
-    """The entries of the new file in the order of their names, and the source's metadata.
+    """The entries of the new file, and the source's metadata.
+
+    Wide types come first, then names count: so every tensor starts at a multiple of its type's
+    size, which mapping needs.
 
     Raises:
         UserError: the source is not a safetensors file, or holds a type that is not converted.
     """
     entries = []
-    with _opened(source) as file:
+    with open_weights(source) as file:
         for name in sorted(file.keys()):
             part = file.get_slice(name)
             word, shape = part.get_dtype(), tuple(part.get_shape())
-            if word not in _NAMES:
+            if word not in weights_file.DTYPES:
                 raise UserError(
                     f"Tensor {name} of {source} has type {word}, which has no use here."
                 )
-            old = _NAMES[word]
+            old = weights_file.DTYPES[word]
             kind = dtype if old.is_floating_point else old
             entries.append(Entry(name, kind, target_shape(name, shape, conv)))
+        entries.sort(key=lambda entry: (-entry.dtype.itemsize, entry.name))
         return entries, dict(file.metadata() or {})
 
 
@@ -107,12 +99,12 @@ def convert(
     if target.exists() and not force:
         raise UserError(f"{target} exists; add --force to replace it, or name another file.")
     entries, metadata = plan(source, dtype, conv)
-    header = _header(entries, metadata)
-    size = len(header) + sum(entry.bytes for entry in entries)
+    head = header(entries, metadata)
+    size = len(head) + sum(entry.bytes for entry in entries)
     _check_room(target, size)
 
     def write(file: BinaryIO) -> None:
-        file.write(header)
+        file.write(head)
         for entry, tensor in _converted(source, entries, "converting"):
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
             assert tensor.dtype == entry.dtype
@@ -129,7 +121,7 @@ def describe(path: Path) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    with _opened(path) as file:
+    with open_weights(path) as file:
         parts = [(name, file.get_slice(name)) for name in sorted(file.keys())]
         metadata = dict(file.metadata() or {})
         shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts}
@@ -145,9 +137,9 @@ def describe(path: Path) -> str:
     return "\n".join(lines + [f"  {key}: {value}" for key, value in sorted(metadata.items())])
 
 
-def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
-    """Length and JSON header, padded so that the tensors start at a multiple of 8 bytes."""
-    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON header of a file, padded so that tensors start at a multiple of 8 bytes."""
+    table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for entry in entries:
         table[entry.name] = {
@@ -172,48 +164,24 @@ def _check_room(target: Path, size: int) -> None:
         )
 
 
-class _opened:
-    """`safe_open` whose errors are a `UserError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> safe_open:
-        try:
-            self.file = safe_open(self.path, framework="pt")
-            return self.file.__enter__()
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{self.path} cannot be read as safetensors: {why_unreadable(self.path)}."
-            ) from error
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.__exit__(*exception)
-
-
 def _converted(source: Path, entries: list[Entry], title: str) -> Iterator[tuple[Entry, Tensor]]:
     """Each entry with its converted tensor, one in memory at a time, behind a progress bar."""
     total = sum(entry.bytes for entry in entries)
-    with (
-        _opened(source) as file,
-        tqdm(total=total, desc=title, unit="B", unit_scale=True) as bar,
-    ):
-        for entry in entries:
-            yield (
-                entry,
-                file.get_tensor(entry.name).reshape(entry.shape).to(entry.dtype).contiguous(),
-            )
+    stored = read_in_turn(source, (entry.name for entry in entries))
+    with tqdm(total=total, desc=title, unit="B", unit_scale=True) as bar:
+        for entry, (_, tensor) in zip(entries, stored, strict=True):
+            yield entry, tensor.reshape(entry.shape).to(entry.dtype).contiguous()
             bar.update(entry.bytes)
 
 
 def _verify(source: Path, written: Path, entries: list[Entry]) -> None:
     """Read the new file back and compare every tensor with a fresh conversion."""
-    with _opened(written) as file:
-        for entry, tensor in _converted(source, entries, "verifying"):
-            stored = file.get_tensor(entry.name)
-            same = stored.dtype == tensor.dtype and stored.shape == tensor.shape
-            bits = (t.reshape(-1).view(torch.uint8) for t in (stored, tensor))
-            if not (same and torch.equal(*bits)):
-                raise UserError(
-                    f"Tensor {entry.name} differs after writing; the disk may be failing."
-                )
+    found = read_in_turn(written, (entry.name for entry in entries))
+    for (entry, tensor), (_, stored) in zip(
+        _converted(source, entries, "verifying"), found, strict=True
+    ):
+        same = stored.dtype == tensor.dtype and stored.shape == tensor.shape
+        # As bytes: NaN would differ from itself.
+        bits = (t.reshape(-1).view(torch.uint8) for t in (stored, tensor))
+        if not (same and torch.equal(*bits)):
+            raise UserError(f"Tensor {entry.name} differs after writing; the disk may be failing.")

@@ -1,0 +1,273 @@
+"""Loading and converting a checkpoint of full size: `python -m benchmarks.load`.
+
+Makes a random checkpoint with the tensors of the published file in a temporary folder and measures
+
+- *load*: seconds and peak memory of building the networks and loading the file, in each precision;
+  for the file's own type also with a cold cache, beside a plain read of the file;
+- *convert*: seconds and peak memory of rewriting it in fp32 with 1x1 convolutions;
+- *run*: an encode, one guided step and a decode on the CPU in bf16, from the published and from the
+  converted file, whose weights and results must have the same bits.
+
+Each measurement is a process of its own. *Owned* memory is that of the process alone; *resident*
+memory has in addition the pages of mapped files, which the system can drop. Cold means dropped from
+this system's page cache; what lies below (a host, the disk's own cache) may still have the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.common import RESULTS, ROOT, commit, machine, write_figures
+from benchmarks.load_tasks import TASKS, Figures
+from benchmarks.synthetic import published_entries, write_checkpoint
+from sgm import runtime
+from sgm.errors import UserError
+from sgm.files import check_writable
+from sgm.program import run_program
+from tools.compare import markdown_table
+
+logger = logging.getLogger(__name__)
+
+OWN, OTHERS, RUN = "fp16", ("bf16", "fp32"), "bf16"
+STAGES = ("encode", "step", "decode")
+GB = 1e9
+# The goals: of the weights, of a plain read, bytes above the largest tensor, bytes in all.
+LOAD_MEMORY, LOAD_TIME, CONVERT_MEMORY, RUN_MEMORY = 1.1, 2.0, 1 * GB, 24 * GB
+
+Measure = Callable[..., Figures]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load",
+        description="Loading and conversion of a random checkpoint of full size.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the tiny network in one process: only a trial"
+    )
+    parser.add_argument("--folder", type=Path, help="where to put 21 GB (default: the system's)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "load.json")
+    parser.add_argument("--repeats", type=int, default=3, help="of the timed loads (default 3)")
+    parser.add_argument(
+        "--latent",
+        nargs="+",
+        default=["16x32"],
+        metavar="HxW",
+        help="latents of the run (default 16x32): the first from both files, others from the "
+        "published one only; 64x128 is a picture of 512x1024",
+    )
+    parser.add_argument(
+        "--launcher", default="", help="words before the command of each process, such as numactl"
+    )
+    return parser
+
+
+def subprocess_measure(launcher: str) -> Measure:
+    """Runs each task in a fresh Python, whose peaks are then its own."""
+
+    def measure(task: str, **arguments: object) -> Figures:
+        words = [sys.executable, "-m", "benchmarks.load_tasks"]
+        command = [*shlex.split(launcher), *words, json.dumps({"task": task, **arguments})]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"The measurement {task} {arguments} ended with {done.returncode}.")
+        return json.loads(done.stdout)
+
+    return measure
+
+
+def measure_here(task: str, **arguments: object) -> Figures:
+    """Runs a task in this process."""
+    return TASKS[task](**arguments)
+
+
+def measure_load(measure: Measure, config: str, file: str, repeats: int) -> Figures:
+    """Part *load*: medians of the repeated measurements, all of their seconds beside them."""
+    own = {"config": config, "file": file, "precision": OWN}
+    reads, loads = {}, {}
+    for cache in ("cold", "warm"):
+        cold = cache == "cold"
+        reads[cache], loads[cache] = [], []
+        for _ in range(repeats):
+            reads[cache].append(measure("read", file=file, cold=cold)["seconds"])
+            loads[cache].append(measure("load", **own, cold=cold))
+    rows = {OWN: loads["warm"][0]}
+    for precision in OTHERS:
+        rows[precision] = measure("load", **own | {"precision": precision}, cold=False)
+    for row in rows.values():
+        row["of_weights"] = row["peak_resident"] / row["weights"]
+    figures: Figures = {"precisions": rows}
+    for cache in reads:
+        seconds = [row["seconds"] for row in loads[cache]]
+        of_read = statistics.median(seconds) / statistics.median(reads[cache])
+        figures[cache] = {"read": reads[cache], "load": seconds, "of_read": of_read}
+    return figures
+
+
+def measure_runs(
+    measure: Measure, config: str, files: dict[str, str], latents: Sequence[list[int]]
+) -> Figures:
+    """Part *run*: the stages at each size, and whether both files gave the same bits."""
+    shared = {"config": config, "precision": RUN}
+    weights = {name: measure("digest", **shared, file=file) for name, file in files.items()}
+    rows = []
+    for number, latent in enumerate(latents):
+        for name in list(files)[: 2 if number == 0 else 1]:
+            for stage in STAGES:
+                row = measure("run", **shared, file=files[name], stage=stage, latent=latent)
+                rows.append({"file": name, "stage": stage, "latent": latent, **row})
+                logger.info("%s %s %s: %.1f s", name, stage, latent, row["seconds"])
+    first = [row for row in rows if row["latent"] == latents[0]]
+    results = {name: [r["digest"] for r in first if r["file"] == name] for name in files}
+    return {
+        "precision": RUN,
+        "stages": rows,
+        "equal_weights": len({row["digest"] for row in weights.values()}) == 1,
+        "equal_results": len({tuple(digests) for digests in results.values()}) == 1,
+    }
+
+
+def measure_all(args: argparse.Namespace, folder: Path) -> Figures:
+    """Every part, in order; the two checkpoints are left in the folder."""
+    name = "tiny-original.yaml" if args.quick else "original.yaml"
+    config, files = ROOT / "configs" / name, ("published", "converted")
+    paths = {file: str(folder / f"{file}.safetensors") for file in files}
+    measure = measure_here if args.quick else subprocess_measure(args.launcher)
+    entries = published_entries(config)
+    _check_room(folder, 3 * sum(entry.bytes for entry in entries))
+    logger.info("Making a checkpoint of %d tensors in %s.", len(entries), folder)
+    size = write_checkpoint(Path(paths["published"]), entries)
+    load = measure_load(measure, str(config), paths["published"], args.repeats)
+    conversion = measure(
+        "convert", file=paths["published"], target=paths["converted"], precision="fp32"
+    )
+    conversion["above_largest"] = conversion["peak_resident"] - conversion["largest"]
+    latents = [[8, 8]] if args.quick else [_latent(text) for text in args.latent]
+    return {
+        "benchmark": "load",
+        "config": config.name,
+        "quick": args.quick,
+        "checkpoint": {"tensors": len(entries), "bytes": size},
+        "load": load,
+        "convert": conversion,
+        "run": measure_runs(measure, str(config), paths, latents),
+        "machine": machine(),
+        "versions": runtime.versions(),
+        "commit": commit(),
+    }
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder} has {free / GB:.1f} GB free and {size / GB:.1f} GB are needed; "
+            "name another --folder."
+        )
+
+
+def _latent(text: str) -> list[int]:
+    """`64x128` as [64, 128]."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) % 8 == 0 for side in sides):
+        raise UserError(f"--latent is height x width in multiples of 8, like 64x128, not {text}.")
+    return [int(side) for side in sides]
+
+
+def goals(figures: Figures) -> dict[str, bool]:
+    """Each goal, and whether the figures meet it."""
+    load, run, conversion = figures["load"], figures["run"], figures["convert"]
+    stages = run["stages"]
+    return {
+        f"load: resident at most {LOAD_MEMORY} of the weights": all(
+            row["of_weights"] <= LOAD_MEMORY for row in load["precisions"].values()
+        ),
+        f"load: at most {LOAD_TIME} of a plain read, cold": load["cold"]["of_read"] <= LOAD_TIME,
+        "convert: at most 1 GB above the largest tensor": conversion["above_largest"]
+        <= CONVERT_MEMORY,
+        "run: finite and within 24 GB": all(
+            row["finite"] and row["peak_process"] <= RUN_MEMORY for row in stages
+        ),
+        "run: equal bits from both files": run["equal_weights"] and run["equal_results"],
+    }
+
+
+def tables(figures: Figures) -> str:
+    """The figures as Markdown."""
+    load, conversion = figures["load"], figures["convert"]
+
+    def sizes(row: Figures) -> tuple[str, str]:
+        return f"{row['peak_anonymous'] / GB:.2f}", f"{row['peak_resident'] / GB:.2f}"
+
+    head = ("precision", "weights (GB)", "owned (GB)", "resident (GB)", "of weights", "seconds")
+    rows = [
+        (name, f"{row['weights'] / GB:.2f}", *sizes(row), *_numbers(row, "of_weights", "seconds"))
+        for name, row in load["precisions"].items()
+    ]
+    head_run = ("run", "file", "latent", "owned (GB)", "resident (GB)", "seconds")
+    rows_run = [
+        (row["stage"], row["file"], _times(row["latent"]), *sizes(row), *_numbers(row, "seconds"))
+        for row in figures["run"]["stages"]
+    ]
+    lines = [markdown_table(head, rows), ""]
+    for cache in ("cold", "warm"):
+        times = load[cache]
+        middle = {name: statistics.median(times[name]) for name in ("read", "load")}
+        lines.append(
+            f"{cache} cache: read {middle['read']:.2f} s, load in {OWN} {middle['load']:.2f} s "
+            f"({times['of_read']:.2f} of it)"
+        )
+    lines.append(
+        f"conversion to fp32: {conversion['seconds']:.1f} s, {sizes(conversion)[1]} GB resident "
+        f"with a largest tensor of {conversion['largest'] / GB:.2f} GB"
+    )
+    # Of the tiny network they say nothing.
+    judged = {} if figures["quick"] else figures["goals"]
+    met = [f"{'met' if value else 'MISSED'}: {name}" for name, value in judged.items()]
+    return "\n".join([*lines, "", markdown_table(head_run, rows_run), "", *met])
+
+
+def _times(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _numbers(row: Figures, *names: str) -> tuple[str, ...]:
+    return tuple(f"{row[name]:.2f}" for name in names)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the JSON file, print the tables; the exit code.
+
+    Raises:
+        UserError: an option out of range, no room, or a measurement that failed.
+    """
+    args = build_parser().parse_args(argv)
+    for text in args.latent:
+        _latent(text)
+    if args.repeats < 1:
+        raise UserError(f"--repeats is {args.repeats}, but must be at least 1.")
+    if args.folder is not None and not args.folder.is_dir():
+        raise UserError(f"--folder {args.folder} is not a folder; name one that exists.")
+    check_writable(args.output)
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="load-") as folder:
+        figures = measure_all(args, Path(folder))
+    figures["goals"] = goals(figures)
+    write_figures(args.output, figures)
+    print(tables(figures))
+    print(f"\n{args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_program("benchmarks.load", main))

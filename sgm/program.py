@@ -1,0 +1,28 @@
+"""How a program ends: its exit code, and one sentence in place of a traceback."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from sgm.errors import UserError
+
+
+def run_program(name: str, main: Callable[[], int]) -> int:
+    """Run a program's `main` with status on stderr.
+
+    Args:
+        name: of the program, put before its last words.
+        main: returns the exit code.
+
+    Returns:
+        What `main` returned, 2 for a bad input, or 130 when interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return main()
+    except UserError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted\n")
+        return 130
