@@ -5,7 +5,7 @@ outputs: an `ActiveSet` is a list of output pixels with the table of their neigh
 set chosen per pixel runs through the same operators.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -128,6 +128,14 @@ class ActiveSet:
         if bool(inside.all()):
             return self.outputs, None
         return self.outputs[inside], inside.nonzero()[:, 0]
+
+    def to(self, device: torch.device) -> "ActiveSet":
+        """A copy on another device, derived tables included: a set that counts operations on the
+        meta device, where nothing can be looked up, is made where its mask is."""
+        moved = replace(self, outputs=self.outputs.to(device), inputs=self.inputs.to(device))
+        vars(moved)["_support_and_table"] = tuple(t.to(device) for t in self._support_and_table)
+        vars(moved)["written"] = tuple(None if t is None else t.to(device) for t in self.written)
+        return moved
 
 
 def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:

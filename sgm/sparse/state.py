@@ -81,6 +81,11 @@ class SparseState:
         with self._in_mode(Mode.SPARSE):
             yield
 
+    @property
+    def masks(self) -> MaskPyramid | None:
+        """The masks of the current or last sparse scope."""
+        return self._masks
+
     def clear(self) -> None:
         """Forget recording and masks, and free their memory."""
         self._records, self._masks, self._active = {}, None, {}
@@ -134,7 +139,11 @@ class SparseState:
                 raise SparseStateError(
                     f"The masks have no level {size[0]}x{size[1]}; they were made for {known}."
                 )
-            self._active[key] = block_active_set(self._masks[size].to(device), geometry)
+            mask = self._masks[size]
+            if device.type == "meta":  # shapes without data, for counting operations
+                self._active[key] = block_active_set(mask, geometry).to(device)
+            else:
+                self._active[key] = block_active_set(mask.to(device), geometry)
         return self._active[key]
 
 
