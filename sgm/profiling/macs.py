@@ -1,13 +1,17 @@
-"""Multiply-accumulates of one forward pass, counted from outside by tracing it.
+"""Multiply-accumulates of one forward pass, counted from outside by watching PyTorch's functions.
 
-The published figures come from a torchprofile that did not know fused attention; 0.1.0 counts it.
-So both readings are given: `Macs.total` is the published convention, `Macs.with_attention` all of
-it. What torchprofile lacks for our operators is added here and nowhere else.
+The counting rules are those of torchprofile, with which the published figures were made: products
+of matrices and convolutions, one for every element that an affine norm, an elementwise product or
+a mean returns, nothing for the rest. The torchprofile of the published figures (0.0.4) did not
+know fused attention; later ones count it. So both readings are given: `Macs.total` is the
+published convention, `Macs.with_attention` all of it.
+
+Only shapes are looked at. A network on the meta device is counted without memory for weights or
+activations, and with the same result.
 """
 
 import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchprofile.handlers import HANDLER_MAP
-from torchprofile.ir import Node
-from torchprofile.trace import trace
 
 logger = logging.getLogger(__name__)
 
@@ -33,39 +34,20 @@ MATRIX_OPERATORS = (
     "aten::bmm",
     "aten::baddbmm",
 )
-INTEGERS = ("bool", "byte", "char", "short", "int", "long")
-# Operators of ours that torchprofile does not know and that multiply nothing: choosing, moving
-# and comparing elements, and exponentials.
-FREE_OPERATORS = frozenset(
-    {
-        "aten::__and__",
-        "aten::__or__",
-        "aten::_unique2",
-        "aten::all",
-        "aten::any",
-        "aten::bitwise_not",
-        "aten::clamp_min",
-        "aten::empty",
-        "aten::exp",
-        "aten::expand_as",
-        "aten::full",
-        "aten::full_like",
-        "aten::index_copy",
-        "aten::index_put",
-        "aten::index_select",
-        "aten::item",
-        "aten::logical_and",
-        "aten::maximum",
-        "aten::minimum",
-        "aten::new_zeros",
-        "aten::nonzero",
-        "aten::ones",
-        "aten::pad",
-        "aten::square",
-        "aten::unbind",
-        "aten::where",
-        "aten::zeros_like",
-    }
+# Functions that return floating-point numbers and multiply nothing by these rules: choosing and
+# moving elements, sums, and functions of single elements.
+FREE_FUNCTIONS = frozenset(
+    """
+    add radd iadd sub rsub isub neg div truediv rtruediv abs exp cos sin sqrt rsqrt square pow rpow
+    clamp clamp_min clamp_max max_pool2d maximum minimum sum amax amin where masked_fill
+    silu gelu sigmoid softmax dropout pad interpolate embedding
+    to float half bfloat16 type_as contiguous clone detach copy cpu cuda requires_grad
+    reshape view view_as flatten unflatten permute transpose t T movedim squeeze unsqueeze expand
+    expand_as repeat chunk split unbind cat stack getitem setitem narrow select
+    index_select index_copy index_add index_put gather scatter scatter_add take_along_dim
+    zeros zeros_like ones ones_like empty empty_like empty_strided full full_like new_zeros
+    new_empty new_ones new_full new_tensor arange linspace tensor as_tensor get set
+    """.split()
 )
 
 
@@ -74,7 +56,8 @@ class Macs:
     """Multiply-accumulates of one forward pass.
 
     Attributes:
-        by_operator: counts by the tracer's operator name, such as `aten::linear`; none of 0.
+        by_operator: counts by torchprofile's name of the operator, such as `aten::linear`; none
+            of 0.
     """
 
     by_operator: Mapping[str, int]
@@ -101,14 +84,71 @@ class Macs:
         return sum(self.by_operator.get(name, 0) for name in MATRIX_OPERATORS)
 
 
-class _PlainSizes(TorchFunctionMode):
-    """While tracing, the sizes of tensors are numbers.
+Rule = Callable[[Tensor, tuple[Any, ...], Mapping[str, Any]], int]
 
-    The tracer hands them out as tensors, which, as part of the key of a dictionary (a mask by its
-    resolution), are never found again.
-    """
 
-    READERS = (Tensor.shape.__get__, Tensor.size, Tensor.numel)
+def _elements(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """One for each number returned."""
+    return out.numel()
+
+
+def _norm(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """One for each number returned, if there is a weight: f(x, groups or shape, weight, bias)."""
+    weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+    return 0 if weight is None else out.numel()
+
+
+def _matmul(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """f(a, b): the last axis of a is summed over."""
+    return out.numel() * args[0].shape[-1]
+
+
+def _added_matmul(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """f(c, a, b), for c + a @ b."""
+    return out.numel() * args[1].shape[-1]
+
+
+def _convolution(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """f(x, weight [C_out, C_in / groups, k, k], ...)."""
+    return out.numel() * math.prod(args[1].shape[1:])
+
+
+def _attention(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """f(q [..., N, d], k [..., M, d], v [..., M, e], ...): both of its products."""
+    q, k, v = args[:3]
+    return math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+# By the plain name of the function: torchprofile's name and the rule. `addcmul` is a scale and a
+# shift in one; it counts like `mul`.
+RULES: dict[str, tuple[str, Rule]] = {
+    "conv2d": ("aten::_convolution", _convolution),
+    "linear": ("aten::linear", _matmul),
+    "matmul": ("aten::matmul", _matmul),
+    "mm": ("aten::matmul", _matmul),
+    "bmm": ("aten::bmm", _matmul),
+    "addmm": ("aten::addmm", _added_matmul),
+    "baddbmm": ("aten::baddbmm", _added_matmul),
+    "scaled_dot_product_attention": (FUSED_ATTENTION, _attention),
+    "group_norm": ("aten::group_norm", _norm),
+    "layer_norm": ("aten::layer_norm", _norm),
+    "mul": ("aten::mul", _elements),
+    "rmul": ("aten::mul", _elements),
+    "imul": ("aten::mul", _elements),
+    "multiply": ("aten::mul", _elements),
+    "addcmul": ("aten::addcmul", _elements),
+    "mean": ("aten::mean", _elements),
+}
+
+
+class _Counting(TorchFunctionMode):
+    """While active, adds up what the functions of PyTorch multiply. Nested calls (a function that
+    is written with others) count once, as the outermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.unknown: set[str] = set()
 
     def __torch_function__(
         self,
@@ -118,26 +158,17 @@ class _PlainSizes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func not in self.READERS:
-            return result
-        if isinstance(result, tuple):
-            return torch.Size([int(length) for length in result])
-        return int(result)
-
-
-def _elementwise(node: Node) -> int:
-    """One per element of the result; nothing for integers, which are positions."""
-    result = node.outputs[0]
-    return 0 if result.dtype in INTEGERS else math.prod(result.shape or ())
-
-
-# Before those of torchprofile. `addcmul` is a scale and a shift in one; it counts like `mul`.
-HANDLERS: dict[str, Callable[[Node], int] | None] = {
-    **dict.fromkeys(FREE_OPERATORS),
-    "aten::addcmul": _elementwise,
-    "aten::mul": _elementwise,
-    "aten::mul_": _elementwise,
-}
+        # `Tensor.mul_`, `Tensor.__mul__` and `torch.mul` are one to us.
+        plain = getattr(func, "__name__", str(func)).strip("_")
+        results = result if isinstance(result, tuple | list) else (result,)
+        floating = any(isinstance(r, Tensor) and r.is_floating_point() for r in results)
+        if plain in RULES:
+            if floating:  # products of whole numbers are positions
+                name, rule = RULES[plain]
+                self.counts[name] += rule(result, args, kwargs or {})
+        elif floating and plain not in FREE_FUNCTIONS:
+            self.unknown.add(plain)
+        return result
 
 
 def count_macs(module: nn.Module | Callable[..., Any], *args: Any) -> Macs:
@@ -145,34 +176,20 @@ def count_macs(module: nn.Module | Callable[..., Any], *args: Any) -> Macs:
 
     A sparse network is counted in the mode that it is in: inside its `sparse` scope that is a
     sparse pass. Active sets that are built on the way cost nothing. Kernels outside of PyTorch
-    are invisible to the tracer, so the sparse operators must be those of the `torch` backend; the
-    counts are the same for all.
+    cannot be seen, so the sparse operators must be those of the `torch` backend; the counts are
+    the same for all.
 
     Args:
-        module: a network, or any function whose result is or holds a tensor.
-        args: its positional arguments.
+        module: a network, or any function.
+        args: its positional arguments; tensors of the meta device do.
 
     Returns:
-        The counts. An operator that nobody knows counts 0 and is named in the log.
+        The counts. A function that nobody knows counts 0 and is named in the log.
     """
-    with (
-        torch.inference_mode(False),  # tensors of inference mode cannot be traced
-        torch.no_grad(),
-        warnings.catch_warnings(),
-        _PlainSizes(),
-    ):
-        # The tracer warns wherever values steer the program; they are those of this very pass.
-        warnings.simplefilter("ignore")
-        graph = trace(module, args)
-    counts: Counter[str] = Counter()
-    unknown = set()
-    for node in graph.nodes:
-        name = node.operator
-        if name in HANDLERS or name in HANDLER_MAP:
-            handler = HANDLERS[name] if name in HANDLERS else HANDLER_MAP[name]
-            counts[name] += handler(node) if handler is not None else 0
-        elif not name.startswith("prim::"):
-            unknown.add(name)
-    if unknown:
-        logger.warning("Not counted, since unknown: %s.", ", ".join(sorted(unknown)))
-    return Macs({name: count for name, count in sorted(counts.items()) if count})
+    counting = _Counting()
+    with torch.no_grad(), counting:
+        module(*args)
+    if counting.unknown:
+        names = ", ".join(sorted(counting.unknown))
+        logger.warning("Not counted, since unknown: %s.", names)
+    return Macs({name: count for name, count in sorted(counting.counts.items()) if count})

@@ -5,7 +5,8 @@ outputs: an `ActiveSet` is a list of output pixels with the table of their neigh
 set chosen per pixel runs through the same operators.
 """
 
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -114,15 +115,6 @@ class ActiveSet:
         """Number of outputs, those outside included."""
         return self.outputs.numel()
 
-    def to(self, device: torch.device) -> Self:
-        """The same set with its tables on a device."""
-        tables = {
-            field.name: getattr(self, field.name).to(device)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tables)
-
     @cached_property
     def _support_and_table(self) -> tuple[Tensor, Tensor]:
         support, table = torch.unique(self.inputs, return_inverse=True)
@@ -149,6 +141,28 @@ class ActiveSet:
         if bool(inside.all()):
             return self.outputs, None
         return self.outputs[inside], inside.nonzero()[:, 0]
+
+    def resolve(self) -> Self:
+        """Work out now what has to wait for the device, so that no step does; returns itself."""
+        _ = self.written
+        if self.inputs.shape[1] > 1:
+            _ = self.table
+        return self
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on another device, derived tables included: a set is made where its mask is, and
+        moved whole."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            vars(moved)[name] = _moved(value, device)
+        return moved
+
+
+def _moved(value: object, device: torch.device) -> object:
+    """Tensors of a value, alone or in a tuple, on a device; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:

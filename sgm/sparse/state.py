@@ -114,18 +114,23 @@ class SparseState:
         Raises:
             SparseStateError: nothing has been recorded, or only for other masks.
         """
-        if not self.record.values:
-            raise SparseStateError(
-                "There is no recording to compute from; run the unedited input in a "
-                "`recording` scope first."
-            )
-        if self.record.masks is not None and self.record.masks is not masks:
-            raise SparseStateError(
-                "The recording was made for other masks; record again with these, or with none."
-            )
-        self._use_masks(masks)
         with self._in_mode(Mode.SPARSE):
+            if not self.record.values:
+                raise SparseStateError(
+                    "There is no recording to compute from; run the unedited input in a "
+                    "`recording` scope first."
+                )
+            if self.record.masks is not None and self.record.masks is not masks:
+                raise SparseStateError(
+                    "The recording was made for other masks; record again with these, or with none."
+                )
+            self._use_masks(masks)
             yield
+
+    @property
+    def masks(self) -> MaskPyramid | None:
+        """The masks of the current or last sparse scope."""
+        return self._masks
 
     def clear(self) -> None:
         """Forget recording, masks and what was made once, and free their memory."""
@@ -177,7 +182,7 @@ class SparseState:
                     f"The masks have no level for an input of {size[0]}x{size[1]}; they were made "
                     f"for {known}."
                 ) from None
-            self._active[key] = active.to(device)
+            self._active[key] = active.resolve().to(device)
         return self._active[key]
 
     def active_by_area(self, geometry: AnyGeometry, area: int, device: torch.device) -> ActiveSet:

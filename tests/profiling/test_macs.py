@@ -116,6 +116,23 @@ def test_a_count_does_not_depend_on_what_was_run_before(golden):
         assert torch.equal(encoder(x), traced)
 
 
+@pytest.mark.parametrize("mask", ["rect", "blob"])
+def test_shapes_alone_are_enough(unet, mask):
+    """On the meta device, without numbers, the counts are those of the real pass."""
+    network, inputs, data = unet
+    height, width = (8 * n for n in data["x0"].shape[2:])
+    masks = inpainting_pyramid(data.mask(f"{mask}/pixel_mask", height, width))
+    with network.state.sparse(masks):
+        real = count_macs(network, *inputs)
+    with torch.device("meta"):
+        empty = unet_of(data, SIGEUNetModel)
+    shapes = [x.to("meta") for x in inputs]
+    with empty.state.recording():
+        empty(*shapes)
+    with empty.state.sparse(masks):
+        assert count_macs(empty, *shapes) == real
+
+
 def test_small_operators_by_hand():
     layer = nn.Linear(3, 5)
     assert count_macs(layer, torch.zeros(2, 7, 3)) == Macs({"aten::linear": 2 * 7 * 3 * 5})
@@ -131,5 +148,5 @@ def test_small_operators_by_hand():
 
 def test_an_unknown_operator_is_named(caplog):
     assert count_macs(torch.erfinv, torch.zeros(3)) == Macs({})
-    assert "aten::erfinv" in caplog.text
+    assert "erfinv" in caplog.text
     caplog.clear()
