@@ -75,6 +75,7 @@ def conv_kernel(
     partial: tl.tensor,
     n: tl.tensor,
     size_class: tl.tensor,
+    split: tl.tensor,
     in_channels: tl.tensor,
     out_channels: tl.tensor,
     x_batch: tl.tensor,
@@ -88,14 +89,14 @@ def conv_kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     INDEXED: tl.constexpr,
-    SPLIT: tl.constexpr,
+    PARTIAL: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ) -> None:
-    """A tile of BM outputs of one sample by BN channels; grid (B * tiles, tiles, SPLIT).
+    """A tile of BM outputs of one sample by BN channels; grid (B * tiles, tiles, split).
 
     Neighbouring programs share a tile of weights, which then comes from the second-level cache.
 
@@ -105,7 +106,7 @@ def conv_kernel(
         weight: [C_out, TAPS, C_in], contiguous, dtype of x.
         scale, shift: float32 [B, C_in], read if AFFINE.
         bias, residual, index, out: see `finish`.
-        partial: float32 [SPLIT, B, n, C_out], written instead of `out` if SPLIT > 1.
+        partial: float32 [split, B, n, C_out], written instead of `out` if PARTIAL.
         size_class: n rounded up, which the choice of a tile shape goes by; not used here.
         PRECISION: of float32 products, "ieee" or "tf32"; sums are float32 always.
         WIDEN: multiply in float32 whatever the dtype, for Triton's interpreter.
@@ -116,7 +117,7 @@ def conv_kernel(
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
     part = tl.program_id(2)
     chunks = tl.cdiv(in_channels, BK)
-    per_part = tl.cdiv(TAPS * chunks, SPLIT)
+    per_part = tl.cdiv(TAPS * chunks, split)
     x += batch * x_batch
     scale += batch * in_channels
     shift += batch * in_channels
@@ -141,7 +142,7 @@ def conv_kernel(
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
         sums = tl.dot(left, right, sums, input_precision=PRECISION)
-    if SPLIT == 1:
+    if not PARTIAL:
         finish(
             sums,
             row,

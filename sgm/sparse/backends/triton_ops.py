@@ -44,7 +44,7 @@ def _tuned_conv() -> object:
         triton.Config({"BM": m, "BN": n, "BK": k}, num_warps=warps, num_stages=stages)
         for m, n, k, warps, stages in TILES
     ]
-    key = ["size_class", "in_channels", "out_channels", "TAPS", "SPLIT", "PRECISION"]
+    key = ["size_class", "in_channels", "out_channels", "TAPS", "split", "PRECISION"]
     timer = functools.partial(triton.testing.do_bench, warmup=5, rep=20)
     tune = triton.autotune(configs, key=[*key, "AFFINE", "SILU"], do_bench=timer)
     return tune(triton_conv.conv_kernel)
@@ -218,7 +218,6 @@ class TritonOps:
             "BIAS": bias is not None,
             "RESIDUAL": residual is not None,
             "INDEXED": index is not None,
-            "SPLIT": split,
         }
         # What a kernel does not read is never a null pointer: any tensor stands in.
         bias, index = out if bias is None else bias, table if index is None else index
@@ -244,6 +243,7 @@ class TritonOps:
             partial,
             n,
             triton.next_power_of_2(n),
+            split,
             channels,
             wide,
             x.stride(0),
@@ -253,12 +253,13 @@ class TritonOps:
             AFFINE=prologue.affine is not None,
             SILU=prologue.silu,
             **ending,
+            PARTIAL=split > 1,
             PRECISION="tf32" if tf32 and not INTERPRETED else "ieee",
             WIDEN=INTERPRETED,
             **fixed,
         )
         if split > 1:
-            tile = {"BM": BLOCK_ROWS, "BC": BLOCK_CHANNELS}
+            tile = {"SPLIT": split, "BM": BLOCK_ROWS, "BC": BLOCK_CHANNELS}
             triton_conv.finish_kernel[_grid(n, wide, batch)](
                 partial, bias, added, index, out, n, wide, *strides, **ending, **tile
             )
