@@ -93,6 +93,22 @@ def _flat(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
     return torch.where(inside, rows * width + columns, OUTSIDE)
 
 
+def bucket(count: int) -> int:
+    """The length to which a list of `count` is padded: at most an eighth longer above 512.
+
+    Multiples of 64, the rows of a kernel's tile; from 1024 on sixteen lengths an octave.
+    """
+    step = max(64, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
+def fill_up(pixels: Tensor) -> Tensor:
+    """A list [n] of pixels made as long as its bucket by repeating its last one."""
+    if not pixels.numel():
+        return pixels
+    return torch.cat([pixels, pixels[-1:].expand(bucket(len(pixels)) - len(pixels))])
+
+
 @dataclass(frozen=True, eq=False)
 class ActiveSet:
     """The outputs to compute at one resolution, and the inputs that they read.
@@ -103,12 +119,17 @@ class ActiveSet:
             that sticks out of it (computed like the others, as published, and never written).
         inputs: int64 [n, kernel * kernel], pixel numbers in the input map that each output reads,
             row-major over the kernel; `OUTSIDE` reads zero.
+        padded: whether every list has one of a few lengths (`bucket`), so that the lists of
+            another mask often fit in the same memory. Lists of pixels that are written or read
+            then end in repetitions, which write or read the same values again.
     """
 
     in_size: tuple[int, int]
     out_size: tuple[int, int]
     outputs: Tensor
     inputs: Tensor
+
+    padded: bool = False
 
     @property
     def count(self) -> int:
@@ -121,7 +142,10 @@ class ActiveSet:
         if support.numel() and support[0] == OUTSIDE:  # sorted, so it stands first
             support = support[1:]
             table = torch.where(table == 0, support.numel(), table - 1)
-        return support, table
+        if not self.padded:
+            return support, table
+        longer = fill_up(support)
+        return longer, torch.where(table == support.numel(), longer.numel(), table)
 
     @property
     def support(self) -> Tensor | None:
@@ -137,10 +161,36 @@ class ActiveSet:
     @cached_property
     def written(self) -> tuple[Tensor, Tensor | None]:
         """Output pixels inside the map, and their positions in `outputs` (None for all)."""
-        inside = self.outputs != OUTSIDE
-        if bool(inside.all()):
+        positions = (self.outputs != OUTSIDE).nonzero()[:, 0]
+        if self.padded:
+            positions = fill_up(positions)
+        elif len(positions) == self.count:
             return self.outputs, None
-        return self.outputs[inside], inside.nonzero()[:, 0]
+        return self.outputs[positions], positions
+
+    @cached_property
+    def outputs32(self) -> Tensor:
+        """`outputs` as int32 [n]."""
+        return self.outputs.int()
+
+    @cached_property
+    def inputs32(self) -> Tensor:
+        """`inputs` as int32 [kernel * kernel, n]: the outputs of a tile lie side by side."""
+        return self.inputs.t().int().contiguous()
+
+    @cached_property
+    def compact32(self) -> tuple[Tensor, Tensor]:
+        """`support` as int32 [m], and `table` as int32 [kernel * kernel, n] with `OUTSIDE` where
+        a zero is read."""
+        table = torch.where(self.table == self.support.numel(), OUTSIDE, self.table)
+        return self.support.int(), table.t().int().contiguous()
+
+    def resolve(self) -> "ActiveSet":
+        """Work out now what has to wait for the device, so that no step does; returns itself."""
+        _ = self.written
+        if self.inputs.shape[1] > 1:
+            _ = self._support_and_table
+        return self
 
     def resolve(self) -> Self:
         """Work out now what has to wait for the device, so that no step does; returns itself."""
@@ -185,3 +235,14 @@ def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:
     tap_columns = (columns[:, None, None] + tap[None]).expand(-1, g.kernel, g.kernel)
     inputs = _flat(tap_rows, tap_columns, height, width).reshape(len(rows), -1)
     return ActiveSet((height, width), out_size, outputs, inputs)
+
+
+def pad_active_set(active: ActiveSet) -> ActiveSet:
+    """The same outputs in an active set whose lists have the lengths of their buckets.
+
+    The outputs that are added are `OUTSIDE` and read nothing: computed, never written.
+    """
+    more = bucket(active.count) - active.count
+    outputs = F.pad(active.outputs, (0, more), value=OUTSIDE)
+    inputs = F.pad(active.inputs, (0, 0, 0, more), value=OUTSIDE)
+    return ActiveSet(active.in_size, active.out_size, outputs, inputs, padded=True)

@@ -42,6 +42,24 @@ def scatter_map(
     return as_map(site.ops.scatter(as_rows(base), active, rows, residual), active.out_size)
 
 
+def conv_map(
+    site: Site,
+    base: Tensor,
+    x: Tensor,
+    active: ActiveSet,
+    conv: nn.Conv2d,
+    prologue: Prologue = PLAIN,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A copy of the map `base` with `conv` of the map x (+ the map `residual`) at the active
+    outputs."""
+    residual = None if residual is None else as_rows(residual)
+    rows = site.ops.conv_scatter(
+        as_rows(x), active, conv.weight, conv.bias, prologue, as_rows(base), residual
+    )
+    return as_map(rows, active.out_size)
+
+
 @dataclass(frozen=True, eq=False)
 class Residual:
     """The layers of a residual block; `shortcut` is a 1x1 convolution or None."""
@@ -84,17 +102,15 @@ def sparse_residual(site: Site, block: Residual, x: Tensor) -> Tensor:
     stands (published behaviour).
     """
     active = site.active(CONV3X3, x)
-    prologue = Prologue(site.affine("first", x), silu=True)
-    rows = conv_rows(site, x, active, block.conv1, prologue)
-    hidden = scatter_map(site, site.tensor("hidden", x), active, rows)
-    prologue = Prologue(site.affine("second", x), silu=True)
-    rows = conv_rows(site, hidden, active, block.conv2, prologue)
+    first = Prologue(site.affine("first", x), silu=True)
+    hidden = conv_map(site, site.tensor("hidden", x), x, active, block.conv1, first)
     shortcut = x
     if block.shortcut is not None:
         narrow = site.active(CONV1X1, x)
-        short_rows = conv_rows(site, x, narrow, block.shortcut)
-        shortcut = scatter_map(site, site.tensor("shortcut", x), narrow, short_rows)
-    return scatter_map(site, site.tensor("out", x), active, rows, shortcut)
+        shortcut = conv_map(site, site.tensor("shortcut", x), x, narrow, block.shortcut)
+    second = Prologue(site.affine("second", x), silu=True)
+    out = site.tensor("out", x)
+    return conv_map(site, out, hidden, active, block.conv2, second, shortcut)
 
 
 def record_conv(site: Site, out: Tensor) -> Tensor:
@@ -106,7 +122,7 @@ def record_conv(site: Site, out: Tensor) -> Tensor:
 def sparse_conv(site: Site, x: Tensor, conv: nn.Conv2d, geometry: Geometry) -> Tensor:
     """A lone convolution on the edited map, at the active outputs."""
     active = site.active(geometry, x)
-    return scatter_map(site, site.tensor("out", x), active, conv_rows(site, x, active, conv))
+    return conv_map(site, site.tensor("out", x), x, active, conv)
 
 
 def upsampled(x: Tensor) -> Tensor:

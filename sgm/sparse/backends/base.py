@@ -1,4 +1,4 @@
-"""The contract of a sparse backend: three operators on maps stored as rows.
+"""The contract of a sparse backend: four operators on maps stored as rows.
 
 A map [B, C, H, W] in channels-last memory is, without a copy, a matrix of rows [B, H * W, C].
 Everything the engine computes is: read some rows, multiply them, write some rows.
@@ -59,16 +59,47 @@ class SparseOps(Protocol):
         ...
 
     def scatter(
-        self, base: Tensor, active: ActiveSet, rows: Tensor, residual: Tensor | None = None
+        self,
+        base: Tensor,
+        active: ActiveSet,
+        rows: Tensor,
+        residual: Tensor | None = None,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
-        """A copy of `base` with the active outputs replaced by `rows` (+ residual there).
+        """`base` with the active outputs replaced by `rows` (+ residual there).
 
         Args:
-            base: [B, P, C] with P = H * W of `active.out_size`; not changed.
+            base: [B, P, C] with P = H * W of `active.out_size`; contiguous for `in_place`.
             rows: [B, n, C]; rows of outputs outside the map are dropped.
-            residual: [B, P, C], added at the active outputs only.
+            residual: [B, P, C], added at the active outputs only; other memory than `base`.
+            in_place: write into `base` itself; otherwise into a copy.
 
         Returns:
             [B, P, C].
+        """
+        ...
+
+    def conv_scatter(
+        self,
+        x: Tensor,
+        active: ActiveSet,
+        weight: Tensor,
+        bias: Tensor | None,
+        prologue: Prologue,
+        base: Tensor,
+        residual: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> Tensor:
+        """`conv`, then `scatter` of its rows, as one operator: a backend may add bias and residual
+        and write where the rows belong while they are still in registers.
+
+        Args:
+            x: as in `conv`; other memory than `base`.
+            base, residual, in_place: as in `scatter`, with C = C_out.
+
+        Returns:
+            [B, P_out, C_out].
         """
         ...

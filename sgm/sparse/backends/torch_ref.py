@@ -54,11 +54,33 @@ class TorchOps:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def scatter(
-        self, base: Tensor, active: ActiveSet, rows: Tensor, residual: Tensor | None = None
+        self,
+        base: Tensor,
+        active: ActiveSet,
+        rows: Tensor,
+        residual: Tensor | None = None,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
         outputs, positions = active.written
         if positions is not None:
             rows = rows.index_select(1, positions)
         if residual is not None:
             rows = rows + residual.index_select(1, outputs)
-        return base.index_copy(1, outputs, rows)
+        write = base.index_copy_ if in_place else base.index_copy
+        return write(1, outputs, rows)
+
+    def conv_scatter(
+        self,
+        x: Tensor,
+        active: ActiveSet,
+        weight: Tensor,
+        bias: Tensor | None,
+        prologue: Prologue,
+        base: Tensor,
+        residual: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> Tensor:
+        rows = self.conv(x, active, weight, bias, prologue)
+        return self.scatter(base, active, rows, residual, in_place=in_place)
