@@ -185,13 +185,6 @@ class ActiveSet:
         table = torch.where(self.table == self.support.numel(), OUTSIDE, self.table)
         return self.support.int(), table.t().int().contiguous()
 
-    def resolve(self) -> "ActiveSet":
-        """Work out now what has to wait for the device, so that no step does; returns itself."""
-        _ = self.written
-        if self.inputs.shape[1] > 1:
-            _ = self._support_and_table
-        return self
-
     def resolve(self) -> Self:
         """Work out now what has to wait for the device, so that no step does; returns itself."""
         _ = self.written

@@ -5,7 +5,7 @@ A network of preset `fast` hands on nothing but the rows of its active pixels, a
 recording. So the map that it reads is short: the active rows, then the recorded rows around them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,7 +24,7 @@ class PixelSet(ActiveSet):
             `inputs` counts them from the number of active inputs on.
     """
 
-    around: Tensor
+    around: Tensor = field(kw_only=True)
 
     @property
     def support(self) -> None:
@@ -97,7 +97,7 @@ def _shorten(active: Tensor, out_size: Resolution, outputs: Tensor, inputs: Tens
     count = int(active.sum())
     numbers[:-1][active] = torch.arange(count, device=active.device)
     numbers[around] = torch.arange(len(around), device=active.device) + count
-    return PixelSet((count + len(around), 1), out_size, outputs, numbers[inputs], around)
+    return PixelSet((count + len(around), 1), out_size, outputs, numbers[inputs], around=around)
 
 
 # The pixels of a map themselves.
