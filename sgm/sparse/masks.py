@@ -3,7 +3,7 @@
 Published behaviour of SIGE (Li et al., 2022, section 3) and its SDXL port.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def dilate(mask: Tensor, distance: int) -> Tensor:
     return torch.maximum(rows, columns)[0, 0] > 0
 
 
-def downsample_mask(mask: Tensor, dilation: int) -> dict[Resolution, Tensor]:
+def downsample_mask(mask: Tensor, dilation: int | Sequence[int]) -> dict[Resolution, Tensor]:
     """One mask per resolution, halving down to a single pixel in height or width.
 
     A level is `map > min(0.3, max - 1e-3)`, dilated; the float map itself goes on to the next
@@ -60,7 +60,8 @@ def downsample_mask(mask: Tensor, dilation: int) -> dict[Resolution, Tensor]:
 
     Args:
         mask: bool [H, W] at the picture's resolution.
-        dilation: pixels of growth at every level.
+        dilation: pixels of growth at every level, or of the first levels one by one; the last
+            number holds for all that follow.
 
     Returns:
         (h, w) -> bool [h, w], from (H, W) down.
@@ -70,7 +71,8 @@ def downsample_mask(mask: Tensor, dilation: int) -> dict[Resolution, Tensor]:
     """
     if not mask.any():
         raise ValueError("The mask is empty, so there is nothing to edit; return the picture.")
-    levels = {}
+    growth = [dilation] if isinstance(dilation, int) else list(dilation)
+    levels: dict[Resolution, Tensor] = {}
     values = mask.float()
     while True:
         peak = values.max().item()
@@ -78,7 +80,8 @@ def downsample_mask(mask: Tensor, dilation: int) -> dict[Resolution, Tensor]:
         if threshold <= 0:
             threshold = peak / 2
         height, width = values.shape
-        levels[height, width] = dilate(values > threshold, dilation)
+        distance = growth[min(len(levels), len(growth) - 1)]
+        levels[height, width] = dilate(values > threshold, distance)
         if min(height, width) == 1:
             return levels
         values = _halve(values)

@@ -1,0 +1,225 @@
+"""The networks of preset `fast` against an oracle: the dense network with its pixels held.
+
+The oracle runs every pixel. Hooks put the unedited output back wherever an output of a 3x3
+convolution or of self-attention is not active, and keep every group norm at its unedited scale and
+shift; all other layers work pixel by pixel, so nothing else can change. A `fast` network must give
+the same to rounding.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sgm.models.autoencoder import AutoencoderKL
+from sgm.models.fast_autoencoder import FastAutoencoderKL
+from sgm.modules.diffusionmodules.fast_openaimodel import FastUNetModel
+from sgm.modules.diffusionmodules.model import AttnBlock
+from sgm.modules.diffusionmodules.openaimodel import UNetModel
+from sgm.modules.fast_layers import FastTextAttention
+from sgm.sparse.masks import MaskPyramid, downsample_mask
+from sgm.sparse.norm import group_norm_affine
+from sgm.sparse.state import SparseStateError
+from tests.conftest import max_error, rule_weights
+
+TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute
+SIZES = [(64, 64), (80, 112), (128, 208)]  # pixels; 5x7 at the lowest level of the second
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 16,
+    "num_res_blocks": 2,
+    "attention_resolutions": [2, 1],
+    "channel_mult": [1, 2],
+    "num_head_channels": 8,
+    "transformer_depth": [1, 2],
+    "context_dim": 12,
+    "adm_in_channels": 10,
+    "norm_groups": 4,
+}
+CODER = {
+    "double_z": True,
+    "z_channels": 4,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 8,
+    "ch_mult": [1, 2, 2, 2],
+    "num_res_blocks": 1,
+    "norm_groups": 4,
+}
+
+
+class Oracle:
+    """A dense network that can be held at an unedited pass outside of some masks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.kept: dict[nn.Module, Tensor | Callable[[Tensor], Tensor]] = {}
+
+    def record(self, *inputs: Tensor) -> Tensor:
+        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            norm = isinstance(layer, nn.GroupNorm)
+            self.kept[layer] = group_norm_affine(args[0], layer) if norm else out
+
+        with self._hooked(keep):
+            return self.network(*inputs)
+
+    def held(self, masks: MaskPyramid, *inputs: Tensor) -> Tensor:
+        def hold(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            kept = self.kept[layer]
+            if isinstance(layer, nn.GroupNorm):
+                return kept(args[0])
+            if out.ndim == 4:
+                return torch.where(masks[tuple(out.shape[2:])], out, kept)
+            [mask] = [m for m in masks.values() if m.numel() == out.shape[1]]  # tokens [B, P, D]
+            return torch.where(mask.flatten()[:, None], out, kept)
+
+        with self._hooked(hold):
+            return self.network(*inputs)
+
+    @contextmanager
+    def _hooked(self, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+        layers = [
+            layer
+            for name, layer in self.network.named_modules()
+            if isinstance(layer, nn.GroupNorm | AttnBlock)
+            or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3))
+            or name.endswith(".attn1")
+        ]
+        handles = [layer.register_forward_hook(hook) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def same_weights(*networks: nn.Module) -> None:
+    """The same random weights in networks, whose keys and shapes must be equal."""
+    shapes = [{k: list(t.shape) for k, t in n.state_dict().items()} for n in networks]
+    assert all(shape == shapes[0] for shape in shapes)
+    weights = rule_weights(shapes[0], seed=4)
+    for network in networks:
+        network.load_state_dict(weights)
+        network.eval().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def unets() -> tuple[UNetModel, FastUNetModel]:
+    dense, fast = UNetModel(**UNET), FastUNetModel(**UNET)
+    same_weights(dense, fast)
+    return dense, fast
+
+
+@pytest.fixture(scope="module")
+def autoencoders() -> tuple[AutoencoderKL, FastAutoencoderKL]:
+    dense = AutoencoderKL(embed_dim=4, ddconfig=CODER)
+    fast = FastAutoencoderKL(embed_dim=4, ddconfig=CODER)
+    same_weights(dense, fast)
+    return dense, fast
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    return request.param
+
+
+@pytest.fixture(params=["rectangle", "corner", "islands", "pixel"])
+def mask(request: pytest.FixtureRequest, size: tuple[int, int]) -> Tensor:
+    """bool [H, W]."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    match request.param:
+        case "rectangle":
+            mask[size[0] // 4 : size[0] // 2, size[1] // 3 : size[1] * 3 // 4] = True
+        case "corner":
+            mask[-9:, -20:] = True
+        case "islands":
+            mask |= torch.rand(size, generator=torch.Generator().manual_seed(1)) > 0.9995
+            mask[:5] = True
+        case _:
+            mask[size[0] // 2, size[1] // 2] = True
+    return mask
+
+
+def unet_inputs(size: tuple[int, int], seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 4, size[0] // 8, size[1] // 8, generator=generator)
+    context, y = (torch.randn(2, *n, generator=torch.Generator().manual_seed(7)) for n in SHAPES)
+    return x, torch.tensor([300, 300]), context, y
+
+
+SHAPES = [(5, UNET["context_dim"]), (UNET["adm_in_channels"],)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dilation", [0, (0, 2, 1)])
+def test_unet_equals_the_held_dense_one(unets, size, mask, dilation):
+    dense, fast = unets
+    masks = downsample_mask(mask, dilation)
+    x0, x1 = (unet_inputs(size, seed) for seed in (1, 2))
+    oracle = Oracle(dense)
+    expected = oracle.record(*x0)
+    with fast.state.recording():
+        assert max_error(fast(*x0), expected) < TOLERANCE
+    with fast.state.sparse(masks):
+        found, again = fast(*x1), fast(*x0)
+    assert max_error(found, oracle.held(masks, *x1)) < TOLERANCE
+    assert max_error(again, expected) < TOLERANCE
+    outside = ~masks[tuple(found.shape[2:])]
+    with fast.state.recording(masks):  # keeps only what these masks read
+        recorded = fast(*x0)
+    small = fast.state.record.size_in_bytes()
+    with fast.state.sparse(masks):
+        assert torch.equal(fast(*x1), found)
+    assert torch.equal(found[:, :, outside], recorded[:, :, outside])
+    with fast.state.recording():
+        fast(*x0)
+    assert small < fast.state.record.size_in_bytes()
+    fast.state.clear()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_autoencoder_equals_the_held_dense_one(autoencoders, size, mask, part):
+    dense, fast = (getattr(autoencoder, part) for autoencoder in autoencoders)
+    shape = (1, 3, *size) if part == "encoder" else (1, 4, size[0] // 8, size[1] // 8)
+    x0, x1 = (torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+    masks, oracle = downsample_mask(mask, 1), Oracle(dense)
+    expected = oracle.record(x0)
+    with fast.state.recording(masks):
+        assert max_error(fast(x0), expected) < TOLERANCE
+    with fast.state.sparse(masks):
+        assert max_error(fast(x1), oracle.held(masks, x1)) < TOLERANCE
+    fast.state.clear()
+
+
+@torch.inference_mode()
+def test_text_is_projected_once_and_anew_for_another_text(unets, monkeypatch):
+    dense, fast = unets
+    x, t, context, y = unet_inputs((64, 64), 1)
+    layers = [m for m in fast.modules() if isinstance(m, FastTextAttention)]
+    calls = []
+    for layer in layers:
+        layer.to_k.register_forward_hook(lambda *_: calls.append(1))
+    fast(x, t, context, y), fast(x, t, context, y)
+    assert len(calls) == len(layers)
+    other = context * -1
+    assert max_error(fast(x, t, other, y), dense(x, t, other, y)) < TOLERANCE
+    assert len(calls) == 2 * len(layers)
+    fast.state.clear()
+
+
+@torch.inference_mode()
+def test_a_recording_for_one_mask_is_refused_to_another(unets):
+    fast = unets[1]
+    inputs = unet_inputs((64, 64), 1)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[16:32] = True
+    one, other = downsample_mask(mask, 1), downsample_mask(mask, 1)
+    with fast.state.recording(one):
+        fast(*inputs)
+    with pytest.raises(SparseStateError, match="other masks"), fast.state.sparse(other):
+        pass
+    fast.state.clear()
