@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sgm import files
 from sgm.errors import UserError
-from sgm.specs import MODELS, Backend, Precision, Preset, Task
+from sgm.specs import MODELS, TURBO_STEPS, Backend, Precision, Preset, Task
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ def check_together(values: argparse.Namespace) -> None:
             )
         if values.mask_path is not None:
             logger.warning("--mask_path is not used by sdedit.")
+    if values.run_type.turbo:
+        _check_turbo(values)
     for flag in ("random_weights", "macs_only"):
         if getattr(values, flag) and not values.mode.profiles:
             raise UserError(f"--{flag} is for the profile modes; choose one with --mode.")
@@ -53,6 +55,18 @@ def check_together(values: argparse.Namespace) -> None:
         raise UserError(
             "--backend sige runs --preset published at fp32 only; change those or the backend."
         )
+
+
+def _check_turbo(values: argparse.Namespace) -> None:
+    """UserError for steps that a turbo model has no levels for; names what has no effect."""
+    if values.steps is not None and values.steps > TURBO_STEPS:
+        raise UserError(
+            f"--steps {values.steps} came, but --run_type {values.run_type} knows {TURBO_STEPS} "
+            f"noise levels; give 1 to {TURBO_STEPS}, or leave --steps out."
+        )
+    if values.negative_prompt and not values.refined:
+        # Both halves of the guidance get the prompt (published), so the scale cancels as well.
+        logger.warning("--negative_prompt and --scale have no effect with a turbo run type.")
 
 
 def check_files(values: argparse.Namespace) -> dict[str, Path | None]:

@@ -21,8 +21,6 @@ __all__ = ["build_parser", "main", "parse"]
 # What is accepted and described but not there yet: a name, what to do instead, and the test.
 # Refused here and nowhere else; a row goes when the thing works.
 NOT_YET: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
-    ("--run_type {run_type}", "use original or sige", lambda o: o.run_type.turbo),
-    ("--refined", "leave it out", lambda o: o.refined),
     ("--mode {mode}", "use --mode generate", lambda o: o.mode.profiles),
     (
         "--backend {backend}",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sgm.inference.plan import Edit
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,15 +62,13 @@ def edit(
 
     from sgm import imageio
     from sgm.inference.pipeline import Pipeline
+    from sgm.inference.refined import refined_edit
 
-    def tensor(picture: "Image.Image") -> "Tensor":
-        return imageio.pad_to_multiple(imageio.to_tensor(picture))
+    device, wanted = torch.device(options.device), edit_of(options, inputs)
+    load_seconds = []
 
-    started = time.perf_counter()
-    device, sampling = torch.device(options.device), options.sampling
-    common = {"seed": sampling.seed, "steps": sampling.steps, "scale": sampling.scale}
-    prompts = (sampling.prompt, sampling.negative_prompt)
-    try:
+    def load(refiner: bool) -> Pipeline:
+        started = time.perf_counter()
         pipe = Pipeline.load(
             options.spec,
             options.run_type,
@@ -78,17 +78,16 @@ def edit(
             options.precision,
             options.backend,
             options.preset,
+            refiner,
         )
-        load = time.perf_counter() - started
-        if options.task is Task.INPAINTING:
-            mask = imageio.pad_to_multiple(inputs.mask)
-            result = pipe.inpaint(tensor(inputs.init), mask, *prompts, **common, progress=True)
+        load_seconds.append(time.perf_counter() - started)
+        return pipe
+
+    try:
+        if options.refined:
+            result = refined_edit(load, wanted, options.sampling, progress=True)
         else:
-            init = None if inputs.init is None else tensor(inputs.init)
-            strength = sampling.strength
-            result = pipe.sdedit(
-                init, tensor(inputs.edited), *prompts, **common, strength=strength, progress=True
-            )
+            result = load(False).edit(wanted, options.sampling, progress=True)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             f"The memory of {device} is not enough for this picture; use a smaller --H and --W, "
@@ -101,7 +100,22 @@ def edit(
             "use --precision fp32."
         )
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
-    return picture, {"load": load, **result.seconds}, result.edit_ratio
+    return picture, {"load": sum(load_seconds), **result.seconds}, result.edit_ratio
+
+
+def edit_of(options: RunOptions, inputs: Inputs) -> "Edit":
+    """The edit that the options ask for, its pictures padded to multiples of 64."""
+    from sgm import imageio
+    from sgm.inference.inpainting import Inpainting
+    from sgm.inference.sdedit import SDEdit
+
+    def tensor(picture: "Image.Image") -> "Tensor":
+        return imageio.pad_to_multiple(imageio.to_tensor(picture))
+
+    if options.task is Task.INPAINTING:
+        return Inpainting(tensor(inputs.init), imageio.pad_to_multiple(inputs.mask))
+    init = None if inputs.init is None else tensor(inputs.init)
+    return SDEdit(init, tensor(inputs.edited), options.sampling.strength)
 
 
 def _finish(
@@ -142,6 +156,7 @@ def _figures(
         "output": str(options.output_path),
         "task": options.task.value,
         "run_type": options.run_type.value,
+        "refined": options.refined,
         "model": options.model,
         "preset": options.preset.value,
         "precision": options.precision.value,

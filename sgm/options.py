@@ -11,9 +11,11 @@ from typing import NoReturn
 from sgm.errors import UserError, suggestion
 from sgm.option_types import braces, member, number, one_of, only, truth, whole
 from sgm.specs import (
+    DEFAULT_STEPS,
     LATENT_CHANNELS,
     LATENT_FACTOR,
     MODELS,
+    TURBO_STEPS,
     Backend,
     Mode,
     Name,
@@ -161,8 +163,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         dest="steps",
         metavar="N",
         type=whole(1, MAX_STEPS),
-        default=50,
-        help="sampler steps of the whole schedule (default: %(default)s)",
+        help=f"sampler steps of the whole schedule (default: {DEFAULT_STEPS}); with a turbo run "
+        f"type 1 to {TURBO_STEPS} (default: {TURBO_STEPS})",
     )
     group.add_argument(
         "--scale",

@@ -14,6 +14,8 @@ LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
+# Published sampler steps of base and refiner, and the levels that a turbo model knows.
+DEFAULT_STEPS, TURBO_STEPS = 50, 4
 
 
 class Name(str, Enum):
@@ -220,7 +222,8 @@ class SamplingParams:
         negative_prompt: what it should not show; empty means zeroed unconditional text (as
             published for base and turbo).
         seed: of the global CPU generator, 0 to 2**64 - 1.
-        steps: sampler steps, 1 to 1000.
+        steps: sampler steps, 1 to 1000 (turbo: 1 to 4), of the base and again of the refiner;
+            None for the published 50 (turbo: 4).
         scale: classifier-free guidance, at least 0.
         strength: share of the schedule that SDEdit runs, above 0 and at most 1.
     """
@@ -228,7 +231,7 @@ class SamplingParams:
     prompt: str
     negative_prompt: str = ""
     seed: int = 2
-    steps: int = 50
+    steps: int | None = None
     scale: float = 6.0
     strength: float = 0.8
 

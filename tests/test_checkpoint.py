@@ -219,6 +219,12 @@ def shapes_of(config: str) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+FAMILIES = {
+    "base": ("original.yaml", "sige.yaml"),
+    "refiner": ("refiner.yaml", "sige-refiner.yaml"),
+}
+
+
 @pytest.fixture(scope="module")
 def base_shapes() -> dict[str, list[int]]:
     return shapes_of("original.yaml")
@@ -238,14 +244,17 @@ def test_the_tiny_family_has_the_published_layout(base_shapes: dict[str, list[in
     assert kinds(shapes_of("tiny-original.yaml")) <= kinds(base_shapes)
 
 
-def test_the_base_network_is_that_of_the_published_file(base_shapes: dict[str, list[int]]) -> None:
-    path = SHARED / "golden" / "checkpoint_sd_xl_base_1.0.json.gz"
+@pytest.mark.parametrize(("family", "count"), [("base", 2515), ("refiner", 1858)])
+def test_the_networks_are_those_of_the_published_files(family: str, count: int) -> None:
+    path = SHARED / "golden" / f"checkpoint_sd_xl_{family}_1.0.json.gz"
     if not path.is_file():
         pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
     published = json.loads(gzip.decompress(path.read_bytes()))
-    assert len(published) == 2515
-    del published[POSITION_IDS]
+    assert len(published) == count
+    published.pop(POSITION_IDS, None)  # only CLIP's tower has them
     converted = {
         name: entry.get("reshaped_to", entry["shape"]) for name, entry in published.items()
     }
-    assert base_shapes == converted
+    dense, sparse = (shapes_of(config) for config in FAMILIES[family])
+    assert dense == converted
+    assert sparse == dense

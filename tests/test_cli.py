@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from sgm import cli
 from sgm.errors import UserError
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.plan import Edit
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
 
 pytest_plugins = ["tests.cli_folder"]
 
@@ -38,22 +41,19 @@ class FakePipeline:
     """Inverts the picture where it is told to; keeps what it was called with."""
 
     loads: list[tuple[object, ...]] = field(default_factory=list)
-    calls: list[tuple[str, tuple[object, ...], dict[str, object]]] = field(default_factory=list)
+    calls: list[tuple[Edit, SamplingParams]] = field(default_factory=list)
     fails: BaseException | None = None
 
     def load(self, *arguments: object) -> "FakePipeline":
         self.loads.append(arguments)
         return self
 
-    def inpaint(self, image: Tensor, mask: Tensor, *prompts: str, **options: object) -> Result:
-        self.calls.append(("inpaint", (image, mask, *prompts), options))
-        return self._result(image, mask)
-
-    def sdedit(
-        self, init: Tensor | None, edited: Tensor, *prompts: str, **options: object
-    ) -> Result:
-        self.calls.append(("sdedit", (init, edited, *prompts), options))
-        return self._result(edited, torch.zeros(edited.shape[1:], dtype=torch.bool))
+    def edit(self, edit: Edit, params: SamplingParams, *, progress: bool) -> Result:
+        self.calls.append((edit, params))
+        assert progress
+        if isinstance(edit, Inpainting):
+            return self._result(edit.image, edit.mask)
+        return self._result(edit.edited, torch.zeros(edit.size, dtype=torch.bool))
 
     def _result(self, image: Tensor, mask: Tensor) -> Result:
         if self.fails is not None:
@@ -67,9 +67,20 @@ class FakePipeline:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     """Stands where `sgm.inference.pipeline.Pipeline` is imported from."""
     fake = FakePipeline()
-    module = types.ModuleType("sgm.inference.pipeline")
-    module.Pipeline = fake
-    monkeypatch.setitem(sys.modules, "sgm.inference.pipeline", module)
+
+    def refined(
+        load: Callable[[bool], FakePipeline], *arguments: object, **options: object
+    ) -> Result:
+        load(False)
+        return load(True).edit(*arguments, **options)
+
+    for name, member, value in (
+        ("pipeline", "Pipeline", fake),
+        ("refined", "refined_edit", refined),
+    ):
+        module = types.ModuleType(f"sgm.inference.{name}")
+        setattr(module, member, value)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return fake
 
 
@@ -94,11 +105,12 @@ def test_inpainting(
             Precision.BF16,
             Backend.AUTO,
             Preset.PUBLISHED,
+            False,
         )
     ]
-    [(task, (image, mask, prompt, negative), options)] = pipeline.calls
-    assert (task, prompt, negative) == ("inpaint", "a horse", "fog")
-    assert options == {"seed": 5, "steps": 3, "scale": 2.0, "progress": True}
+    [(edit, params)] = pipeline.calls
+    assert params == SamplingParams("a horse", "fog", seed=5, steps=3, scale=2.0)
+    image, mask = edit.image, edit.mask
     assert image.shape == (3, 64, 128) and mask.shape == (64, 128) and mask.dtype == torch.bool
     assert image.dtype == torch.float32 and image.min() == -1 and image.max() == 1
     result, source = picture("outputs/inpainting-sige-5.png"), picture("init.png")
@@ -109,23 +121,33 @@ def test_inpainting(
 
 def test_sdedit_alone_and_in_pairs(folder: Path, pipeline: FakePipeline) -> None:
     assert cli.main([*SDEDIT, "--strength", "0.5"]) == 0
-    [(task, (init, edited, *_), options)] = pipeline.calls
-    assert task == "sdedit" and init is None and edited.shape == (3, 64, 128)
-    assert options["strength"] == 0.5
+    [(edit, params)] = pipeline.calls
+    assert edit.init is None and edit.size == (64, 128)
+    assert edit.strength == params.strength == 0.5
     if importlib.util.find_spec("sgm.sparse.masks") is None:
         pytest.skip("sgm.sparse.masks is not there")
     assert cli.main([*PAIR, "--run_type", "sige", "--json", "figures.json"]) == 0
-    _, (init, edited, *_), _ = pipeline.calls[1]
-    assert init.shape == edited.shape == (3, 64, 128) and not torch.equal(init, edited)
+    edit, _ = pipeline.calls[1]
+    assert edit.init.shape == edit.edited.shape == (3, 64, 128)
+    assert not torch.equal(edit.init, edit.edited)
     assert json.loads(Path("figures.json").read_text())["changed_outside"] == 0
+
+
+@pytest.mark.parametrize("run_type", [RunType.ORIGINAL, RunType.SIGE, RunType.SIGE_TURBO])
+def test_a_refined_run_loads_twice(run_type: RunType, folder: Path, pipeline: FakePipeline) -> None:
+    words = ["--run_type", run_type.value, "--refined", "--json", "figures.json"]
+    assert cli.main([*INPAINT, *words]) == 0
+    assert [(load[1], load[-1]) for load in pipeline.loads] == [(run_type, False), (run_type, True)]
+    assert len(pipeline.calls) == 1
+    assert json.loads(Path("figures.json").read_text())["refined"] is True
 
 
 def test_sizes_given(
     folder: Path, pipeline: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert cli.main([*INPAINT, "--W", "130", "--output_path", "wide.png"]) == 0
-    [(_, (image, mask, *_), _)] = pipeline.calls
-    assert image.shape == (3, 64, 192) and mask.shape == (64, 192)
+    [(edit, _)] = pipeline.calls
+    assert edit.image.shape == (3, 64, 192) and edit.mask.shape == (64, 192)
     assert picture("wide.png").shape == (40, 130, 3)
     assert "Picture init.png resized" in caplog.text and "Mask mask.npy resized" in caplog.text
 

@@ -33,7 +33,7 @@ def test_published_defaults(folder: Path) -> None:
         "cpu",
     )
     sampling = options.sampling
-    assert (sampling.seed, sampling.steps, sampling.scale, sampling.strength) == (2, 50, 6.0, 0.8)
+    assert (sampling.seed, sampling.steps, sampling.scale, sampling.strength) == (2, None, 6.0, 0.8)
     assert (options.height, options.width, options.refined) == (None, None, False)
     assert options.output_path == Path("outputs/inpainting-original-2.png")
     assert (options.config_path, options.weight_path) == (Path("configs"), Path("pretrained"))
@@ -41,13 +41,13 @@ def test_published_defaults(folder: Path) -> None:
 
 
 def test_every_option(folder: Path) -> None:
-    words = "--run_type sige-turbo --mode profile_decoder --negative_prompt fog --seed 7 --steps 9"
+    words = "--run_type sige-turbo --mode profile_decoder --negative_prompt fog --seed 7 --steps 3"
     words += " --scale 0 --strength 1 --ddim_eta 0 --H 30 --W 20 --C 4 --f 8 --refined yes"
     words += " --precision bf16 --backend torch --preset fast --device cpu --json - --macs_only"
     words += " --random_weights --output_path a/b.JPG --config_path configs --weight_path configs"
     options = cli.parse([*PAIR, *words.split()])
     assert options.run_type is RunType.SIGE_TURBO and options.mode is Mode.PROFILE_DECODER
-    assert options.sampling.negative_prompt == "fog" and options.sampling.steps == 9
+    assert options.sampling.negative_prompt == "fog" and options.sampling.steps == 3
     assert (options.height, options.width) == (30, 20)
     assert options.refined and options.macs_only and options.random_weights
     assert options.json_path == "-" and options.output_path == Path("a/b.JPG")
@@ -76,6 +76,10 @@ REFUSED = {
     "model": ([*INPAINT, "--model", "huge"], "choose one of sdxl, tiny"),
     "steps 0": ([*INPAINT, "--steps", "0"], "whole number from 1 to 1000"),
     "steps 1.5": ([*INPAINT, "--ddim_steps", "1.5"], "got '1.5'"),
+    "turbo steps": (
+        [*INPAINT, "--run_type", "sige-turbo", "--steps", "5"],
+        "--steps 5 came, but --run_type sige-turbo knows 4 noise levels; give 1 to 4",
+    ),
     "steps 1001": ([*INPAINT, "--steps", "1001"], "from 1 to 1000"),
     "seed -1": ([*INPAINT, "--seed", "-1"], "from 0 to"),
     "seed 2**64": ([*INPAINT, "--seed", str(2**64)], "from 0 to"),
@@ -144,8 +148,6 @@ def test_not_yet_rows_refuse_in_one_sentence(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cli, "NOT_YET", NOT_YET)
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
     words = {
-        "--run_type": ("turbo", "sige-turbo"),
-        "--refined": ("true",),
         "--mode": ("profile_unet", "profile_encoder", "profile_decoder"),
         "--preset": ("fast",),
         "--backend": ("triton", "sige"),
@@ -162,6 +164,17 @@ def test_unused_pictures_are_named(folder: Path, caplog: pytest.LogCaptureFixtur
     cli.parse([*INPAINT, "--edited_img", "edited.png"])
     cli.parse([*SDEDIT, "--mask_path", "mask.npy"])
     assert "--edited_img is not used" in caplog.text and "--mask_path is not used" in caplog.text
+
+
+def test_a_negative_prompt_that_does_nothing_is_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*INPAINT, "--run_type", "turbo"]
+    cli.parse(words)
+    cli.parse([*words, "--negative_prompt", "fog", "--refined"])  # the refiner reads it
+    assert "no effect" not in caplog.text
+    cli.parse([*words, "--negative_prompt", "fog"])
+    assert "--negative_prompt and --scale have no effect" in caplog.text
 
 
 def test_default_folders_are_found_beside_the_program(

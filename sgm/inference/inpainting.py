@@ -1,93 +1,123 @@
 """Inpainting: repaint a masked region, everything else held to the picture at every step."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sgm.inference.composite import composite
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
+from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
+from sgm.inference.recipes import Recipe
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
-from sgm.sparse.masks import MaskPyramid
-
-# Called as (step number, latents) after every sampler step.
-OnStep = Callable[[int, Tensor], None]
+from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 
 
-@dataclass(frozen=True)
-class InpaintingPlan:
-    """What is prepared before the loop.
+@dataclass(frozen=True, eq=False)
+class Inpainting(Edit):
+    """A picture [3, H, W] in [-1, 1] and a mask, bool [H, W], True where to repaint.
+
+    Raises:
+        ValueError: they differ in size, or a side is no multiple of 64.
+    """
+
+    image: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        check_sizes({"image": self.image, "mask": self.mask})
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Edit.size`."""
+        return self.image.shape[1], self.image.shape[2]
+
+    @property
+    def ratio(self) -> float:
+        """See `Edit.ratio`."""
+        return self.mask.float().mean().item()
+
+    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> "InpaintingPlan":
+        """Encode the picture and bring the mask to the size of its latents; see `Edit.prepare`.
+
+        Raises:
+            ValueError: the mask is empty.
+        """
+        mask = self.mask.bool()
+        pyramid = inpainting_pyramid(mask)
+        z = networks.encode(self.image, noise, "init")
+        keep = 1 - pyramid[z.shape[2], z.shape[3]].to(z)
+        if recipe is None:
+            return InpaintingPlan(z, keep)
+        return InpaintingPlan(z, keep, recipe.inpainting(mask), recipe.inpainting_decoder(mask))
+
+    def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
+        """See `Edit.finish`; the edited part is the mask."""
+        if recipe.feather is None:
+            return picture
+        return composite(picture, (self.image + 1) / 2, self.mask.bool(), recipe.feather)
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintingPlan(Plan):
+    """What is prepared before the loop, and what it ends in.
 
     Attributes:
         z: scaled latents of the unedited picture [1, C, h, w].
         keep: 1 outside the mask and 0 inside, [h, w] at the size of the latents.
         masks, decoder_masks: the pyramids of a sparse run; None for a dense one.
+        x: latents of the result, shape of `z`; None before the loop.
     """
 
     z: Tensor
     keep: Tensor
-    masks: MaskPyramid | None
-    decoder_masks: MaskPyramid | None
+    masks: MaskPyramid | None = None
+    decoder_masks: MaskPyramid | None = None
+    x: Tensor | None = None
 
+    def steps(self, networks: Networks, solver: Solver) -> int:
+        """See `Plan.steps`."""
+        return len(solver.sigmas(networks.engine.denoiser.discretization)) - 1
 
-def prepare(
-    networks: Networks,
-    picture: Tensor,
-    pyramid: MaskPyramid,
-    sparse_run: bool,
-    noise: Noise,
-    decoder_pyramid: MaskPyramid | None = None,
-) -> InpaintingPlan:
-    """Encode the picture and bring the mask to the size of its latents.
+    def denoise(
+        self,
+        networks: Networks,
+        denoise: Denoise,
+        solver: Solver,
+        noise: Noise,
+        on_step: OnStep,
+    ) -> "InpaintingPlan":
+        """The sampling loop: before every step the known region is noised afresh to its level; a
+        sparse run records a full pass on the noised picture and then moves x by a sparse one.
+        There is no blending after the last step (published)."""
+        z, keep, masks = self.z, self.keep, self.masks
+        sigmas = solver.sigmas(networks.engine.denoiser.discretization)
+        x, state = solver.start(noise("start", z.shape).to(z), sigmas), None
+        for i in range(len(sigmas) - 1):
+            sigma = sigmas[i].to(z.device)
+            known = z + noise(f"step/{i}", z.shape).to(z) * sigma
+            x = known * keep + (1 - keep) * x
+            if masks is not None:
+                with recording(networks.unet, masks):
+                    denoise(known, sigma.expand(len(z)))
+            with sparse(networks.unet, masks):
+                x, state = solver.step(denoise, x, i, sigmas, state)
+            on_step(i, x)
+        return replace(self, x=x)
 
-    Args:
-        picture: [3, H, W] in [-1, 1].
-        pyramid: the masks at all resolutions; its level at the size of the latents is repainted.
-        sparse_run: whether the UNet and the decoder will run sparsely.
-        decoder_pyramid: other masks for the decoder.
-    """
-    z = networks.encode(picture, noise, "init")
-    keep = 1 - pyramid[z.shape[2], z.shape[3]].to(z)
-    if not sparse_run:
-        return InpaintingPlan(z, keep, None, None)
-    return InpaintingPlan(z, keep, pyramid, decoder_pyramid or pyramid)
+    def decode(self, networks: Networks) -> Tensor:
+        """See `Plan.decode`; a sparse run records the decoder on the unedited latents."""
+        if self.decoder_masks is not None:
+            with recording(networks.decoder, self.decoder_masks):
+                networks.decode(self.z)
+        with sparse(networks.decoder, self.decoder_masks):
+            return networks.decode(self._result())
 
+    def for_refiner(self) -> "InpaintingPlan":
+        """See `Plan.for_refiner`."""
+        return replace(self, z=self._result(), x=None)
 
-def denoise_latents(
-    networks: Networks,
-    plan: InpaintingPlan,
-    denoise: Denoise,
-    solver: Solver,
-    noise: Noise,
-    on_step: OnStep,
-) -> Tensor:
-    """The sampling loop: before every step the known region is noised afresh to its level; a
-    sparse run records a full pass on the noised picture and then moves x by a sparse one.
-
-    Returns:
-        Scaled latents [1, C, h, w]. There is no blending after the last step (published).
-    """
-    z, keep, masks = plan.z, plan.keep, plan.masks
-    sigmas = solver.sigmas(networks.engine.denoiser.discretization)
-    x, state = solver.start(noise("start", z.shape).to(z), sigmas), None
-    for i in range(len(sigmas) - 1):
-        sigma = sigmas[i].to(z.device)
-        known = z + noise(f"step/{i}", z.shape).to(z) * sigma
-        x = known * keep + (1 - keep) * x
-        if masks is not None:
-            with recording(networks.unet, masks):
-                denoise(known, sigma.expand(len(z)))
-        with sparse(networks.unet, masks):
-            x, state = solver.step(denoise, x, i, sigmas, state)
-        on_step(i, x)
-    return x
-
-
-def decode(networks: Networks, plan: InpaintingPlan, x: Tensor) -> Tensor:
-    """Picture [3, H, W] in [0, 1]; a sparse run records the decoder on the unedited latents."""
-    masks = plan.decoder_masks
-    if masks is not None:
-        with recording(networks.decoder, masks):
-            networks.decode(plan.z)
-    with sparse(networks.decoder, masks):
-        return networks.decode(x)
+    def _result(self) -> Tensor:
+        if self.x is None:
+            raise ValueError("This plan has no result yet; call denoise first.")
+        return self.x

@@ -14,7 +14,9 @@ from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.ops import select_ops
 from sgm.sparse.state import Recording, SparseNetwork, SparseState
 
-ORIGINAL_SIZE = (1024, 1024)  # what the published runs tell the network, whatever the picture
+# What the published runs tell the network, whatever the picture.
+ORIGINAL_SIZE = (1024, 1024)
+AESTHETIC_SCORE = 5.0  # the refiner's; published: on both branches
 
 
 def state_of(network: torch.nn.Module) -> SparseState:
@@ -53,6 +55,11 @@ class Networks:
     def device(self) -> torch.device:
         return next(self.engine.parameters()).device
 
+    @property
+    def is_refiner(self) -> bool:
+        """Whether the conditioner reads an aesthetic score, which only a refiner's does."""
+        return "aesthetic_score" in self.engine.conditioner.input_keys
+
     def set_backend(self, name: str) -> None:
         """Choose who runs the sparse operators; see `select_ops`."""
         for network in (self.unet, self.encoder, self.decoder):
@@ -86,7 +93,8 @@ class Networks:
         """Conditional and unconditional conditioning for a picture of `size` (height, width).
 
         An empty negative prompt means zeroed text, as published for base and turbo; a given one
-        is used (published: ignored).
+        is used (published: ignored). A refiner always reads the negative prompt (published), and
+        knows an aesthetic score instead of the target size.
         """
 
         def batch(text: str) -> dict[str, Tensor | list[str]]:
@@ -94,11 +102,12 @@ class Networks:
                 "original_size_as_tuple": ORIGINAL_SIZE,
                 "crop_coords_top_left": (0, 0),
                 "target_size_as_tuple": tuple(size),
+                "aesthetic_score": (AESTHETIC_SCORE,),
             }
             tensors = {k: torch.tensor([v], device=self.device) for k, v in sizes.items()}
             return {"txt": [text], **tensors}
 
-        zeroed = [] if negative_prompt else ["txt"]
+        zeroed = [] if negative_prompt or self.is_refiner else ["txt"]
         return self.engine.conditioner.get_unconditional_conditioning(
             batch(prompt), batch(negative_prompt), zeroed
         )

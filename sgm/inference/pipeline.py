@@ -1,7 +1,7 @@
 """A loaded model that edits pictures: load once, then inpaint and sdedit any number of times."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +12,23 @@ from tqdm import tqdm
 
 from sgm import runtime
 from sgm.checkpoint import build_model, load_weights
-from sgm.inference import inpainting, sdedit
-from sgm.inference.composite import composite
+from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise, sequential_noise
+from sgm.inference.plan import Edit, Plan
 from sgm.inference.recipes import RECIPES
-from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.sparse.masks import difference_mask
-from sgm.specs import SIZE_MULTIPLE, Backend, ModelSpec, Precision, Preset, RunType
+from sgm.inference.sdedit import SDEdit
+from sgm.modules.diffusionmodules.sampling import DPMPP2M, Solver, turbo_solver
+from sgm.specs import (
+    DEFAULT_STEPS,
+    TURBO_STEPS,
+    Backend,
+    ModelSpec,
+    Precision,
+    Preset,
+    RunType,
+    SamplingParams,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class EditResult:
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, with the device synchronised at the edges."""
+    """Seconds by stage, summed, with the device synchronised at the edges."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,7 +59,8 @@ class Stopwatch:
         began = time.perf_counter()
         yield
         self._synchronise()
-        self.seconds[stage] = time.perf_counter() - began
+        elapsed = time.perf_counter() - began
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -58,12 +68,14 @@ class Stopwatch:
 
 
 class Pipeline:
-    """Networks together with the precision they run in.
+    """The networks of one checkpoint together with the way they run.
 
     Args:
         networks: on their device, in their dtype.
         precision: decides the TF32 switches of a run; the dtype of the weights is given already.
         sparse: whether edits run sparsely.
+        turbo: whether this is a distilled model: a few steps on its own levels, and the prompt
+            in both halves of the guidance.
         preset: how sparsely, and whether pixels outside of an edit stay those of the input.
     """
 
@@ -72,11 +84,13 @@ class Pipeline:
         networks: Networks,
         precision: Precision,
         sparse: bool,
+        turbo: bool = False,
         preset: Preset = Preset.PUBLISHED,
     ) -> None:
         self.networks = networks
         self.precision = precision
         self.sparse = sparse
+        self.turbo = turbo
         self.recipe = RECIPES[preset]
 
     @classmethod
@@ -90,37 +104,108 @@ class Pipeline:
         precision: Precision,
         backend: Backend = Backend.AUTO,
         preset: Preset = Preset.PUBLISHED,
+        refiner: bool = False,
         progress: bool = True,
     ) -> "Pipeline":
         """Build the networks of a run type and load their weights.
 
         Args:
             config_path, weight_path: the folders of YAML files and of checkpoints.
+            refiner: the refiner instead of the base or turbo model; never distilled.
             progress: show a bar on stderr.
 
         Raises:
             UserError: a file is missing or does not fit.
         """
-        engine = build_model(Path(config_path) / spec.config_file(run_type, preset=preset))
-        path = Path(weight_path) / spec.weight_file(spec.weight_role(run_type))
+        engine = build_model(Path(config_path) / spec.config_file(run_type, refiner, preset))
+        role = "refiner" if refiner else spec.weight_role(run_type)
+        path = Path(weight_path) / spec.weight_file(role)
         load_weights(engine, path, device, runtime.dtype_of(precision), progress)
         networks = Networks(engine.eval().to(memory_format=torch.channels_last))
         networks.set_backend(backend.value)
-        return cls(networks, precision, run_type.sparse, preset)
+        turbo = run_type.turbo and not refiner
+        return cls(networks, precision, run_type.sparse, turbo, preset)
 
     @contextmanager
-    def _run(self, seed: int) -> Iterator[Stopwatch]:
-        """Scope of one edit: no gradients, the precision's switches, the seed, a stopwatch."""
-        device = self.networks.device
-        with (
-            torch.inference_mode(),
-            runtime.precision_scope(self.precision, device),
-            runtime.seeded(seed),
-        ):
+    def scope(self) -> Iterator[None]:
+        """Scope in which the networks run: no gradients, the precision's switches; at its end the
+        recordings are freed."""
+        with torch.inference_mode(), runtime.precision_scope(self.precision, self.networks.device):
             try:
-                yield Stopwatch(device)
+                yield
             finally:
                 self.networks.forget()
+
+    def prepare(self, edit: Edit, noise: Noise) -> Plan:
+        """Encode the pictures and make the masks; inside `scope`. See `Edit.prepare`."""
+        return edit.prepare(self.networks, self.recipe if self.sparse else None, noise)
+
+    def solver(self, steps: int | None) -> Solver:
+        """The sampler: DPM++ 2M over 50 steps, or over the 4 levels of a distilled model.
+
+        Args:
+            steps: another number of them.
+
+        Raises:
+            ValueError: more steps than there are levels.
+        """
+        if self.turbo:
+            return turbo_solver(TURBO_STEPS if steps is None else steps)
+        return DPMPP2M(DEFAULT_STEPS if steps is None else steps)
+
+    def denoise(
+        self,
+        plan: Plan,
+        params: SamplingParams,
+        size: tuple[int, int],
+        noise: Noise,
+        stage: Stopwatch,
+        progress: bool,
+    ) -> Plan:
+        """Condition on the prompt and run the sampling loop; inside `scope`.
+
+        Args:
+            size: (height, width) of the picture in pixels.
+
+        Returns:
+            The plan with its latents denoised.
+        """
+        networks, solver = self.networks, self.solver(params.steps)
+        with stage("encode"):
+            c, uc = networks.condition(params.prompt, params.negative_prompt, size)
+        denoise = networks.denoiser(c, c if self.turbo else uc, params.scale)
+        count = plan.steps(networks, solver)
+        with (
+            stage("sample"),
+            tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar,
+        ):
+            return plan.denoise(networks, denoise, solver, noise, lambda i, x: bar.update())
+
+    def edit(
+        self,
+        edit: Edit,
+        params: SamplingParams,
+        noise: Noise = sequential_noise,
+        progress: bool = False,
+    ) -> EditResult:
+        """Make an edit.
+
+        Args:
+            params: its `strength` plays no part; an `SDEdit` holds its own.
+            noise: source of the random draws; by default the published order of draws.
+            progress: show a bar on stderr.
+
+        Raises:
+            ValueError: there is nothing to edit, or a sparse SDEdit lacks the unedited picture.
+        """
+        stage = Stopwatch(self.networks.device)
+        with runtime.seeded(params.seed), self.scope():
+            with stage("encode"):
+                plan = self.prepare(edit, noise)
+            plan = self.denoise(plan, params, edit.size, noise, stage, progress)
+            with stage("decode"):
+                picture = plan.decode(self.networks)
+        return EditResult(edit.finish(picture, self.recipe), stage.seconds, edit.ratio)
 
     def inpaint(
         self,
@@ -130,7 +215,7 @@ class Pipeline:
         negative_prompt: str = "",
         *,
         seed: int = 2,
-        steps: int = 50,
+        steps: int | None = None,
         scale: float = 6.0,
         progress: bool = False,
         noise: Noise = sequential_noise,
@@ -140,31 +225,14 @@ class Pipeline:
         Args:
             image: [3, H, W] in [-1, 1], H and W multiples of 64.
             mask: bool [H, W], True where to repaint; not empty.
+            steps: default 50, or 4 for a distilled model.
             noise: source of the random draws; by default the published order of draws.
 
         Raises:
             ValueError: the mask is empty, or the sizes are not as above.
         """
-        _check_sizes({"image": image, "mask": mask})
-        recipe = self.recipe
-        with self._run(seed) as stage:
-            mask = mask.bool()
-            masks, decoder_masks = recipe.inpainting(mask), recipe.inpainting_decoder(mask)
-            with stage("encode"):
-                c, uc = self.networks.condition(prompt, negative_prompt, image.shape[1:])
-                plan = inpainting.prepare(
-                    self.networks, image, masks, self.sparse, noise, decoder_masks
-                )
-            denoise = self.networks.denoiser(c, uc, scale)
-            with stage("sample"), _progress(steps, progress) as on_step:
-                x = inpainting.denoise_latents(
-                    self.networks, plan, denoise, DPMPP2M(steps), noise, on_step
-                )
-            with stage("decode"):
-                picture = inpainting.decode(self.networks, plan, x)
-            if recipe.feather is not None:
-                picture = composite(picture, (image + 1) / 2, mask, recipe.feather)
-            return EditResult(picture, stage.seconds, mask.float().mean().item())
+        params = SamplingParams(prompt, negative_prompt, seed, steps, scale)
+        return self.edit(Inpainting(image, mask), params, noise, progress)
 
     def sdedit(
         self,
@@ -174,7 +242,7 @@ class Pipeline:
         negative_prompt: str = "",
         *,
         seed: int = 2,
-        steps: int = 50,
+        steps: int | None = None,
         scale: float = 6.0,
         strength: float = 0.8,
         progress: bool = False,
@@ -185,6 +253,7 @@ class Pipeline:
         Args:
             init_image: the unedited picture [3, H, W] in [-1, 1]; a dense run does without it.
             edited_image: the picture that was drawn on, same shape; not equal to the unedited.
+            steps: of the whole schedule; default 50, or 4 for a distilled model.
             strength: share of the schedule that is run.
             noise: source of the random draws; by default the published order of draws.
 
@@ -192,48 +261,5 @@ class Pipeline:
             ValueError: a sparse run without the unedited picture, or with an equal one; or the
                 sizes are not as above.
         """
-        _check_sizes({"init_image": init_image, "edited_image": edited_image})
-        networks, recipe = self.networks, self.recipe
-        difference = None if init_image is None else difference_mask(init_image, edited_image)
-        with self._run(seed) as stage:
-            with stage("encode"):
-                c, uc = networks.condition(prompt, negative_prompt, edited_image.shape[1:])
-                if not self.sparse:
-                    plan = sdedit.prepare_dense(networks, edited_image, noise)
-                elif init_image is None or difference is None:
-                    raise ValueError("A sparse SDEdit run needs the unedited picture too.")
-                else:
-                    masks = recipe.sdedit_masks(difference), recipe.sdedit_decoder_masks(difference)
-                    plan = sdedit.prepare_sparse(networks, init_image, edited_image, *masks, noise)
-            denoise = networks.denoiser(c, uc, scale)
-            solver = DPMPP2M(steps)
-            count = len(solver.sigmas(networks.engine.denoiser.discretization, strength)) - 1
-            with stage("sample"), _progress(count, progress) as on_step:
-                plan = sdedit.denoise_latents(
-                    networks, plan, denoise, solver, strength, noise, on_step
-                )
-            with stage("decode"):
-                picture = sdedit.decode(networks, plan)
-            if recipe.feather is not None and difference is not None:
-                region = recipe.sdedit_region(difference)
-                picture = composite(picture, (edited_image + 1) / 2, region, recipe.feather)
-            ratio = None if difference is None else difference.float().mean().item()
-            return EditResult(picture, stage.seconds, ratio)
-
-
-def _check_sizes(inputs: Mapping[str, Tensor | None]) -> None:
-    """ValueError unless all have one height and width, both multiples of 64."""
-    sizes = {name: tuple(x.shape[-2:]) for name, x in inputs.items() if x is not None}
-    multiples = all(length % SIZE_MULTIPLE == 0 for size in sizes.values() for length in size)
-    if len(set(sizes.values())) > 1 or not multiples:
-        raise ValueError(
-            f"Sizes (height, width) are {sizes}, but must be equal and multiples of "
-            f"{SIZE_MULTIPLE}; see sgm.imageio.pad_to_multiple."
-        )
-
-
-@contextmanager
-def _progress(steps: int, show: bool) -> Iterator[inpainting.OnStep]:
-    """A bar of sampler steps on stderr."""
-    with tqdm(total=steps, desc="sampling", unit="step", disable=not show) as bar:
-        yield lambda number, latents: bar.update()
+        params = SamplingParams(prompt, negative_prompt, seed, steps, scale, strength)
+        return self.edit(SDEdit(init_image, edited_image, strength), params, noise, progress)

@@ -5,90 +5,135 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sgm.inference.inpainting import OnStep
+from sgm.inference.composite import composite
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
+from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
+from sgm.inference.recipes import Recipe
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
-from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.masks import MaskPyramid, difference_mask
 
 
-@dataclass(frozen=True)
-class SDEditPlan:
+@dataclass(frozen=True, eq=False)
+class SDEdit(Edit):
+    """A picture that was drawn on, and the picture before.
+
+    Attributes:
+        init: the unedited picture [3, H, W] in [-1, 1]; a dense run does without it.
+        edited: the picture that was drawn on, same shape.
+        strength: share of the schedule that is run, above 0 to 1.
+
+    Raises:
+        ValueError: the pictures differ in size, or a side is no multiple of 64.
+    """
+
+    init: Tensor | None
+    edited: Tensor
+    strength: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_sizes({"init": self.init, "edited": self.edited})
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Edit.size`."""
+        return self.edited.shape[1], self.edited.shape[2]
+
+    @property
+    def ratio(self) -> float | None:
+        """See `Edit.ratio`."""
+        if self.init is None:
+            return None
+        return difference_mask(self.init, self.edited).float().mean().item()
+
+    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> "SDEditPlan":
+        """See `Edit.prepare`. A dense run encodes the edited picture alone; a sparse one the
+        unedited in full and then the edited sparsely (published order).
+
+        Raises:
+            ValueError: a sparse run without the unedited picture, or with an equal one.
+        """
+        if recipe is None:
+            return SDEditPlan(networks.encode(self.edited, noise, "edited"), self.strength)
+        if self.init is None:
+            raise ValueError("A sparse SDEdit run needs the unedited picture too.")
+        difference = difference_mask(self.init, self.edited)
+        masks = recipe.sdedit_masks(difference)
+        decoder_masks = recipe.sdedit_decoder_masks(difference)
+        with recording(networks.encoder, masks):
+            z_init = networks.encode(self.init, noise, "init")
+        with sparse(networks.encoder, masks):
+            z_edited = networks.encode(self.edited, noise, "edited")
+        networks.forget()  # of the encoder, before the UNet needs the memory
+        return SDEditPlan(z_edited, self.strength, z_init, masks, decoder_masks)
+
+    def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
+        """See `Edit.finish`; the edited part is where the pictures differ, dilated."""
+        if recipe.feather is None or self.init is None:
+            return picture
+        region = recipe.sdedit_region(difference_mask(self.init, self.edited))
+        return composite(picture, (self.edited + 1) / 2, region, recipe.feather)
+
+
+@dataclass(frozen=True, eq=False)
+class SDEditPlan(Plan):
     """What is prepared before the loop, and what it ends in.
 
     Attributes:
         edited: scaled latents of the edited picture [1, C, h, w].
-        init: those of the unedited picture; None in a dense run.
+        strength: share of the schedule that is run.
+        init: latents of the unedited picture; None in a dense run.
         masks, decoder_masks: the pyramids of a sparse run; None in a dense one.
     """
 
     edited: Tensor
+    strength: float
     init: Tensor | None = None
     masks: MaskPyramid | None = None
     decoder_masks: MaskPyramid | None = None
 
+    def steps(self, networks: Networks, solver: Solver) -> int:
+        """See `Plan.steps`."""
+        return len(solver.sigmas(networks.engine.denoiser.discretization, self.strength)) - 1
 
-def prepare_dense(networks: Networks, edited: Tensor, noise: Noise) -> SDEditPlan:
-    """Encode the edited picture [3, H, W] in [-1, 1]; the unedited one plays no part."""
-    return SDEditPlan(networks.encode(edited, noise, "edited"))
+    def denoise(
+        self,
+        networks: Networks,
+        denoise: Denoise,
+        solver: Solver,
+        noise: Noise,
+        on_step: OnStep,
+    ) -> "SDEditPlan":
+        """The sampling loop over the last `strength` of the schedule. In a sparse run both latents
+        get the same noise and are stepped side by side: a full pass on the unedited one, which
+        records, and a sparse pass on the edited one."""
+        sigmas = solver.sigmas(networks.engine.denoiser.discretization, self.strength)
+        draw = noise("start", self.edited.shape).to(self.edited)
+        size = torch.sqrt(1 + sigmas[0] ** 2).to(draw)
 
+        def start(z: Tensor) -> Tensor:
+            return solver.start((z + draw * sigmas[0].to(draw)) / size, sigmas)
 
-def prepare_sparse(
-    networks: Networks,
-    init: Tensor,
-    edited: Tensor,
-    masks: MaskPyramid,
-    decoder_masks: MaskPyramid,
-    noise: Noise,
-) -> SDEditPlan:
-    """Encode the unedited picture in full and the edited one sparsely (published order)."""
-    with recording(networks.encoder, masks):
-        z_init = networks.encode(init, noise, "init")
-    with sparse(networks.encoder, masks):
-        z_edited = networks.encode(edited, noise, "edited")
-    networks.forget()  # of the encoder, before the UNet needs the memory
-    return SDEditPlan(z_edited, z_init, masks, decoder_masks)
+        edited, edited_state = start(self.edited), None
+        init, init_state = None if self.init is None else start(self.init), None
+        for i in range(len(sigmas) - 1):
+            if init is not None:
+                with recording(networks.unet, self.masks):
+                    init, init_state = solver.step(denoise, init, i, sigmas, init_state)
+            with sparse(networks.unet, self.masks):
+                edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
+            on_step(i, edited)
+        return replace(self, edited=edited, init=init)
 
+    def decode(self, networks: Networks) -> Tensor:
+        """See `Plan.decode`; a sparse run records the decoder on the unedited result."""
+        if self.init is not None:
+            with recording(networks.decoder, self.decoder_masks):
+                networks.decode(self.init)
+        with sparse(networks.decoder, self.decoder_masks):
+            return networks.decode(self.edited)
 
-def denoise_latents(
-    networks: Networks,
-    plan: SDEditPlan,
-    denoise: Denoise,
-    solver: Solver,
-    strength: float,
-    noise: Noise,
-    on_step: OnStep,
-) -> SDEditPlan:
-    """The sampling loop over the last `strength` of the schedule. In a sparse run both latents get
-    the same noise and are stepped side by side: a full pass on the unedited one, which records,
-    and a sparse pass on the edited one.
-
-    Returns:
-        The plan with its latents denoised.
-    """
-    sigmas = solver.sigmas(networks.engine.denoiser.discretization, strength)
-    draw = noise("start", plan.edited.shape).to(plan.edited)
-    size = torch.sqrt(1 + sigmas[0] ** 2).to(draw)
-
-    def start(z: Tensor) -> Tensor:
-        return solver.start((z + draw * sigmas[0].to(draw)) / size, sigmas)
-
-    edited, edited_state = start(plan.edited), None
-    init, init_state = None if plan.init is None else start(plan.init), None
-    for i in range(len(sigmas) - 1):
-        if init is not None:
-            with recording(networks.unet, plan.masks):
-                init, init_state = solver.step(denoise, init, i, sigmas, init_state)
-        with sparse(networks.unet, plan.masks):
-            edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
-        on_step(i, edited)
-    return replace(plan, edited=edited, init=init)
-
-
-def decode(networks: Networks, plan: SDEditPlan) -> Tensor:
-    """Picture [3, H, W] in [0, 1]; a sparse run records the decoder on the unedited result."""
-    if plan.init is not None:
-        with recording(networks.decoder, plan.decoder_masks):
-            networks.decode(plan.init)
-    with sparse(networks.decoder, plan.decoder_masks):
-        return networks.decode(plan.edited)
+    def for_refiner(self) -> "SDEditPlan":
+        """See `Plan.for_refiner`; in a sparse run the base's edited result stands for both the
+        unedited and the edited latents (published)."""
+        return replace(self, init=None if self.init is None else self.edited)

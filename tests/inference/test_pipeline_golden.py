@@ -1,16 +1,23 @@
-"""End-to-end inpainting and SDEdit with the small golden engines, dense and sparse."""
+"""End-to-end edits with the small golden engines: base, turbo and refiner, dense and sparse."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from sgm.inference import inpainting, sdedit
+from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import Networks
-from sgm.inference.noise import sequential_noise
+from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.plan import Edit
+from sgm.inference.refined import refined_edit
+from sgm.inference.sdedit import SDEdit
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
-from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.sparse.masks import downsample_mask, inpainting_pyramid, sdedit_decoder_pyramid
-from tests.conftest import max_error, rule_weights
+from sgm.modules.diffusionmodules.sampling import DPMPP2M, Solver, SolverState
+from sgm.sparse.masks import difference_mask, dilate
+from sgm.specs import Precision, SamplingParams
+from tests.conftest import Golden, max_error, rule_weights
 
 LATENTS = 1e-4  # golden README: of the largest value
 IMAGE = 5e-4
@@ -23,23 +30,42 @@ TARGETS = {
         "sgm.models.sige_autoencoder.SIGEAutoencoderKL",
     ),
 }
+RUNS = [
+    *(
+        f"{task}/{m}/{k}"
+        for task in ("inpaint", "sdedit")
+        for m in ("base", "turbo")
+        for k in TARGETS
+    ),
+    "inpaint_refined/original",
+    "inpaint_refined/sige",
+    "sdedit_refined/sige",
+]
+Load = Callable[[str, str], Pipeline]
 
 
-def engine_configs(info, text, run_type):
-    unet, vae = TARGETS[run_type]
-    towers = text["towers"]["base"]
-    clip = {k: v for k, v in towers["clip"].items() if k != "projection_dim"}
-    sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
-    embedders = [
-        ("txt", "FrozenCLIPEmbedder", {"layer_idx": 3, "tower": clip}),
-        ("txt", "FrozenOpenCLIPEmbedder2", {"tower": towers["open_clip"]}),
-        *[(key, "ConcatTimestepEmbedderND", {"outdim": 8}) for key in sizes],
+def embedders(text: dict, family: str) -> list[dict]:
+    """Entries of the conditioner, in the golden order."""
+    towers = text["towers"][family]
+    clip = {k: v for k, v in towers.get("clip", {}).items() if k != "projection_dim"}
+    params = {
+        "FrozenCLIPEmbedder": {"layer_idx": 3, "tower": clip},
+        "FrozenOpenCLIPEmbedder2": {"tower": towers["open_clip"]},
+        "ConcatTimestepEmbedderND": {"outdim": 8},
+    }
+    return [
+        {"input_key": key, "target": f"{ENCODERS}.{name}", "params": params[name]}
+        for key, name in text[f"conditioner_{family}"]["embedders"]
     ]
+
+
+def engine_configs(info: dict, text: dict, family: str, run_type: str) -> dict:
+    unet, vae = TARGETS[run_type]
     drop = UNetModel.TRAINING_ONLY
     return {
         "network_config": {
             "target": unet,
-            "params": {k: v for k, v in info["unet"]["base"].items() if k not in drop},
+            "params": {k: v for k, v in info["unet"][family].items() if k not in drop},
         },
         "denoiser_config": {
             "target": f"{DIFFUSION}.denoiser.DiscreteDenoiser",
@@ -53,12 +79,7 @@ def engine_configs(info, text, run_type):
         },
         "conditioner_config": {
             "target": "sgm.modules.GeneralConditioner",
-            "params": {
-                "emb_models": [
-                    {"input_key": key, "target": f"{ENCODERS}.{name}", "params": params}
-                    for key, name, params in embedders
-                ]
-            },
+            "params": {"emb_models": embedders(text, family)},
         },
         "first_stage_config": {
             "target": vae,
@@ -68,92 +89,144 @@ def engine_configs(info, text, run_type):
     }
 
 
-@pytest.fixture(scope="module", params=["original", "sige"])
-def case(request, golden):
-    data, text = golden("pipeline"), golden("text").info
-    engine = DiffusionEngine(**engine_configs(data.info, text, request.param))
-    seeds = data.info["weights_seeds"]["base"]
-    shapes = text["conditioner_base"]["state_dict"]
-    parts = [
-        (engine.model.diffusion_model, golden("unet_base").info["state_dict"], seeds["unet"]),
-        (engine.first_stage_model, golden("vae").info["state_dict"], seeds["vae"]),
-        (engine.conditioner.embedders[0], shapes["conditioner.embedders.0"], seeds["clip"]),
-        (engine.conditioner.embedders[1], shapes["conditioner.embedders.1"], seeds["open_clip"]),
-    ]
-    for module, names, seed in parts:
-        weights = rule_weights(names, seed)
-        module.load_state_dict({k: weights.get(k, v) for k, v in module.state_dict().items()})
-    networks = Networks(engine.eval().to(memory_format=torch.channels_last))
-    return data, networks, request.param
+def fill(module: nn.Module, shapes: dict[str, list[int]], seed: int) -> None:
+    weights = rule_weights(shapes, seed)
+    module.load_state_dict({k: weights.get(k, v) for k, v in module.state_dict().items()})
 
 
-def picture(tensor):
+@pytest.fixture(scope="module")
+def load(golden: Callable[[str], Golden]) -> Load:
+    """Engines by family (base, refiner) and run type, each made once; turbo is a way to run."""
+    engines: dict[tuple[str, str], Networks] = {}
+
+    def build(family: str, run_type: str) -> Networks:
+        data, text = golden("pipeline"), golden("text").info
+        engine = DiffusionEngine(**engine_configs(data.info, text, family, run_type))
+        seeds = data.info["weights_seeds"][family]
+        unet_shapes = golden(f"unet_{family}").info["state_dict"]
+        fill(engine.model.diffusion_model, unet_shapes, seeds["unet"])
+        fill(engine.first_stage_model, golden("vae").info["state_dict"], seeds["vae"])
+        shapes = text[f"conditioner_{family}"]["state_dict"]
+        towers = ("clip", "open_clip") if family == "base" else ("open_clip",)
+        for number, tower in enumerate(towers):
+            names = shapes[f"conditioner.embedders.{number}"]
+            fill(engine.conditioner.embedders[number], names, seeds[tower])
+        return Networks(engine.eval().to(memory_format=torch.channels_last))
+
+    def make(model: str, run_type: str) -> Pipeline:
+        key = ("refiner" if model == "refiner" else "base", run_type)
+        if key not in engines:
+            engines[key] = build(*key)
+        return Pipeline(engines[key], Precision.FP32, run_type == "sige", model == "turbo")
+
+    return make
+
+
+@pytest.fixture
+def stepped(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What every sampler step of a test returned."""
+    found: list[Tensor] = []
+    step = Solver.step
+
+    def watched(self: Solver, *arguments: object) -> tuple[Tensor, SolverState]:
+        x, state = step(self, *arguments)
+        found.append(x)
+        return x, state
+
+    monkeypatch.setattr(Solver, "step", watched)
+    return found
+
+
+def picture(tensor: Tensor) -> Tensor:
     return 2 * (tensor.float() / 255) - 1
 
 
-def conditioned(data, networks, name, task):
-    prompts = (data.info["prompt"], data.info["negative_prompt"])
-    c, uc = networks.condition(*prompts, data[name].shape[1:])
-    for kind, cond in (("c", c), ("uc", uc)):
-        for key, value in cond.items():
-            assert max_error(value, data[f"conditioning/{task}/{kind}_{key}"]) < 1e-4
-    return networks.denoiser(c, uc, 6.0)
+def edit_of(data: Golden, task: str) -> Edit:
+    """The edit of a task: `inpaint` or `sdedit`, or with `_refined`."""
+    if task.startswith("sdedit"):
+        return SDEdit(picture(data["image"]), picture(data["image_edited"]), 0.8)
+    wide = "_wide" if task.endswith("refined") else ""
+    image = picture(data[f"image{wide}"])
+    return Inpainting(image, data.mask(f"inpaint_mask{wide}", *image.shape[1:]))
 
 
-def check(data, run, steps, latents, image, sparse):
+def params_of(data: Golden, run: str) -> SamplingParams:
+    prompts = data.info["prompt"], data.info["negative_prompt"]
+    steps = None if "/turbo/" in run else data.info["steps"]  # turbo's own are the four
+    return SamplingParams(*prompts, data.info["runs"][run]["seed"], steps, 6.0)
+
+
+def check(data: Golden, run: str, stepped: list[Tensor], result: EditResult) -> None:
     """Latents after every step, at the end, and the picture."""
+    sparse = run.endswith("sige")
     expected = data[f"{run}/step_outputs"]
-    expected = expected[1::2] if sparse else expected  # sparse runs alternate recording and edit
-    scale = data[f"{run}/latents"].abs().max().item()
-    assert len(steps) == len(expected)
-    for number, (x, reference) in enumerate(zip(steps, expected, strict=True)):
+    if sparse:  # recording passes and edits alternate
+        expected = expected[1::2]
+        stepped = stepped[1::2] if run.startswith("sdedit") else stepped
+    assert len(stepped) == len(expected)
+    for number, (x, reference) in enumerate(zip(stepped, expected, strict=True)):
         assert max_error(x, reference) < LATENTS * expected.abs().max().item(), number
-    assert max_error(latents, data[f"{run}/latents"]) < LATENTS * scale
+    latents = data[f"{run}/latents"]
+    assert max_error(stepped[-1], latents) < LATENTS * latents.abs().max().item()
+    if f"{run}/image_u16" in data:
+        image = data.tensors[f"{run}/image_u16"].to(torch.float64) / 65535
+        assert max_error(result.image[None], image) < IMAGE
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if "refined" not in run])
+def test_edits(
+    run: str, golden: Callable[[str], Golden], load: Load, stepped: list[Tensor]
+) -> None:
+    data, (task, model, run_type) = golden("pipeline"), run.split("/")
+    result = load(model, run_type).edit(edit_of(data, task), params_of(data, run))
+    check(data, run, stepped, result)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if "refined" in run])
+def test_refined_edits(
+    run: str, golden: Callable[[str], Golden], load: Load, stepped: list[Tensor]
+) -> None:
+    data, (task, run_type) = golden("pipeline"), run.split("/")
+
+    def stage(refiner: bool) -> Pipeline:
+        return load("refiner" if refiner else "base", run_type)
+
+    result = refined_edit(stage, edit_of(data, task), params_of(data, run))
+    half = len(stepped) // 2
+    base = data[f"{run}/base_latents"]
+    assert max_error(stepped[half - 1], base) < LATENTS * base.abs().max().item()
+    check(data, run, stepped[half:], result)
+
+
+def test_every_golden_run_is_tested(golden: Callable[[str], Golden]) -> None:
+    assert sorted(golden("pipeline").info["runs"]) == sorted(RUNS)
+
+
+@pytest.mark.parametrize("name", ["inpaint", "sdedit", "refiner"])
+@torch.inference_mode()
+def test_conditioning(name: str, golden: Callable[[str], Golden], load: Load) -> None:
+    data = golden("pipeline")
+    networks = load("refiner" if name == "refiner" else "base", "original").networks
+    prompts = data.info["prompt"], data.info["negative_prompt"]
+    for kind, cond in zip(("c", "uc"), networks.condition(*prompts, (128, 256)), strict=True):
+        for key, value in cond.items():
+            assert max_error(value, data[f"conditioning/{name}/{kind}_{key}"]) < 1e-4, (kind, key)
+
+
+def test_the_difference_mask(golden: Callable[[str], Golden]) -> None:
+    data = golden("pipeline")
+    edit = edit_of(data, "sdedit")
+    expected = data.mask("difference_mask_dilated5", *edit.size)
+    assert torch.equal(dilate(difference_mask(edit.init, edit.edited), 5), expected)
+
+
+def test_turbo_is_not_the_schedule_of_the_base(golden: Callable[[str], Golden], load: Load) -> None:
+    """A guard of the tests above: the base's sampler at four steps ends elsewhere."""
+    data, run = golden("pipeline"), "inpaint/turbo/sige"
+    pipe = load("turbo", "sige")
+    assert not isinstance(pipe.solver(None), DPMPP2M)
+    pipe.turbo = False
+    params = params_of(data, "inpaint/base/sige")
+    image = pipe.edit(edit_of(data, "inpaint"), params).image
     reference = data.tensors[f"{run}/image_u16"].to(torch.float64) / 65535
-    assert max_error(image[None], reference) < IMAGE
-
-
-@torch.inference_mode()
-def test_inpainting(case):
-    data, networks, run_type = case
-    run = f"inpaint/base/{run_type}"
-    height, width = data["image"].shape[1:]
-    pyramid = inpainting_pyramid(data.mask("inpaint_mask", height, width))
-    denoise = conditioned(data, networks, "image", "inpaint")
-    steps: list[torch.Tensor] = []
-    torch.manual_seed(data.info["runs"][run]["seed"])
-    noise = sequential_noise
-    plan = inpainting.prepare(networks, picture(data["image"]), pyramid, run_type == "sige", noise)
-    solver = DPMPP2M(data.info["steps"])
-    x = inpainting.denoise_latents(
-        networks, plan, denoise, solver, noise, lambda i, x: steps.append(x)
-    )
-    check(data, run, steps, x, inpainting.decode(networks, plan, x), run_type == "sige")
-
-
-@torch.inference_mode()
-def test_sdedit(case):
-    data, networks, run_type = case
-    run = f"sdedit/base/{run_type}"
-    height, width = data["image"].shape[1:]
-    denoise = conditioned(data, networks, "image", "sdedit")
-    init, edited = picture(data["image"]), picture(data["image_edited"])
-    steps: list[torch.Tensor] = []
-    torch.manual_seed(data.info["runs"][run]["seed"])
-    noise = sequential_noise
-    if run_type == "original":
-        plan = sdedit.prepare_dense(networks, edited, noise)
-    else:
-        from sgm.sparse.masks import difference_mask, dilate, sdedit_pyramid
-
-        difference = difference_mask(init, edited)
-        dilated = data.mask("difference_mask_dilated5", height, width)
-        assert torch.equal(dilate(difference, 5), dilated)
-        masks, decoder_masks = sdedit_pyramid(difference), sdedit_decoder_pyramid(difference)
-        assert torch.equal(masks[height, width], downsample_mask(dilated, 1)[height, width])
-        plan = sdedit.prepare_sparse(networks, init, edited, masks, decoder_masks, noise)
-    solver = DPMPP2M(data.info["steps"])
-    plan = sdedit.denoise_latents(
-        networks, plan, denoise, solver, 0.8, noise, lambda i, x: steps.append(x)
-    )
-    check(data, run, steps, plan.edited, sdedit.decode(networks, plan), run_type == "sige")
+    assert max_error(image[None], reference) > 100 * IMAGE

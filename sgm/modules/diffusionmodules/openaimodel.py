@@ -70,6 +70,14 @@ class TimestepEmbedSequential(nn.Sequential):
         return x
 
 
+def _one_width(context_dim: int | Sequence[int]) -> int:
+    """The width of the text tokens; published files of the refiner list it once a block."""
+    widths = {context_dim} if isinstance(context_dim, int) else set(context_dim)
+    if len(widths) != 1:
+        raise ValueError(f"context_dim is {context_dim}; this UNet takes one width for all blocks")
+    return widths.pop()
+
+
 class UNetModel(nn.Module):
     """UNet with transformers at the levels named by `attention_resolutions`.
 
@@ -81,7 +89,7 @@ class UNetModel(nn.Module):
         channel_mult: width factors, one a level.
         num_head_channels: width of an attention head; must divide every attending width.
         transformer_depth: transformer blocks per level, one number for all or one a level.
-        context_dim: width of the text tokens.
+        context_dim: width of the text tokens; as a list, the same number for every block.
         adm_in_channels: width of the pooled conditioning vector.
         num_classes: "sequential" (the pooled vector passes a small MLP), as published.
         use_linear_in_transformer: linear instead of 1x1 convolutions around the transformers.
@@ -114,7 +122,7 @@ class UNetModel(nn.Module):
         channel_mult: Sequence[int],
         num_head_channels: int,
         transformer_depth: int | Sequence[int],
-        context_dim: int,
+        context_dim: int | Sequence[int],
         adm_in_channels: int,
         num_classes: str = "sequential",
         use_linear_in_transformer: bool = False,
@@ -140,7 +148,7 @@ class UNetModel(nn.Module):
         self.model_channels = model_channels
         self.emb_channels = model_channels * 4
         self.head_channels = num_head_channels
-        self.context_dim = context_dim
+        self.context_dim = _one_width(context_dim)
         self.use_linear = use_linear_in_transformer
         self.groups = norm_groups
 

@@ -231,3 +231,16 @@ class TurboSubstep(Solver):
         """See `Solver.sigmas`."""
         cut = img2img_schedule(discretization(TURBO_TRAINING_STEPS), strength)
         return turbo_schedule(cut, self.indices)
+
+
+def turbo_solver(steps: int) -> TurboSubstep:
+    """The first `steps` levels of the published four and then the end, as the turbo sampler of
+    generative-models counts its steps.
+
+    Raises:
+        ValueError: `steps` is not 1 to 4.
+    """
+    *levels, end = TURBO_INDICES
+    if not 1 <= steps <= len(levels):
+        raise ValueError(f"A turbo model takes 1 to {len(levels)} steps, not {steps}.")
+    return TurboSubstep((*levels[:steps], end))
