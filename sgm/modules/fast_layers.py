@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sgm.modules.attention import CrossAttention, attend
 from sgm.modules.diffusionmodules.model import EndPaddedConv2d, UpsampledConv2d
 from sgm.sparse.modules import as_map, as_rows, conv_rows
-from sgm.sparse.norm import group_norm_affine
+from sgm.sparse.norm import moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
 from sgm.sparse.state import SparseModule
 
@@ -24,14 +24,27 @@ def rows_as_map(rows: Tensor) -> Tensor:
 
 
 class FastGroupNorm(SparseModule, nn.GroupNorm):
-    """A group norm that normalises active pixels by the statistics of the unedited map."""
+    """A group norm of a map of which only the active pixels have changed.
+
+    The statistics are those of the whole map as it is now: the recorded ones, with what the active
+    pixels added replaced. The published engine keeps the statistics of the unedited map.
+    """
 
     def _record(self, x: Tensor) -> Tensor:
-        self.site.put(affine=group_norm_affine(x, self))
+        size, rows = (x.shape[2], x.shape[3]), as_rows(x)
+        if self.site.state.record.masks is not None:  # nothing else will be read
+            active = self.site.state.active(PIXELS, size, x.device)
+            rows = rows.index_select(1, active.outputs)
+        self.site.put(size=size, rows=rows, moments=moments_of(x))
         return self._dense(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
-        return self.site.affine("affine", x)(x).to(x.dtype)
+        site, size = self.site, self.site.size(x)
+        old = site.tensor("rows", x)
+        if site.state.record.masks is None:
+            old = old.index_select(1, site.state.active(PIXELS, size, x.device).outputs)
+        moments = site.moments("moments", x).replaced(old, as_rows(x), size[0] * size[1])
+        return moments.affine(self)(x).to(x.dtype)
 
 
 class _PixelConv(SparseModule):

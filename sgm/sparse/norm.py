@@ -22,6 +22,46 @@ class Affine:
         return x * self.scale[:, :, None, None] + self.shift[:, :, None, None]
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean of the values and of their squares over the pixels of a map, float32 [B, C] each."""
+
+    mean: Tensor
+    square: Tensor
+
+    def affine(self, norm: nn.GroupNorm) -> Affine:
+        """The affine form of `norm` on a map with these moments."""
+        batch, channels = self.mean.shape
+        mean_c = self.mean.view(batch, norm.num_groups, -1)  # [B, G, C/G]
+        square_c = self.square.view(batch, norm.num_groups, -1)
+        mean = mean_c.mean(dim=2, keepdim=True)
+        # Within and between channels apart: less cancellation than one difference of large sums.
+        within = (square_c - mean_c.square()).mean(dim=2, keepdim=True)
+        between = (mean_c - mean).square().mean(dim=2, keepdim=True)
+        variance = (within + between).clamp(min=0)
+        inverse = torch.rsqrt(variance + norm.eps).expand_as(mean_c)
+        scale = inverse.reshape(batch, channels) * norm.weight.float()
+        shift = norm.bias.float() - mean.expand_as(mean_c).reshape(batch, channels) * scale
+        return Affine(scale, shift)
+
+    def replaced(self, old: Tensor, new: Tensor, pixels: int) -> "Moments":
+        """The moments after some pixels have changed.
+
+        Args:
+            old, new: [B, n, C], the pixels before and after.
+            pixels: number of pixels of the whole map.
+        """
+        old, new = old.float(), new.float()
+        mean = self.mean + (new - old).sum(dim=1) / pixels
+        return Moments(mean, self.square + (new.square() - old.square()).sum(dim=1) / pixels)
+
+
+def moments_of(x: Tensor) -> Moments:
+    """Moments of a map [B, C, H, W], in float32; a channels-last map is never copied."""
+    values = x.float()
+    return Moments(values.mean(dim=(2, 3)), values.square().mean(dim=(2, 3)))
+
+
 def group_norm_affine(x: Tensor, norm: nn.GroupNorm) -> Affine:
     """The affine form of `norm` on this input; statistics in float32.
 
@@ -31,17 +71,4 @@ def group_norm_affine(x: Tensor, norm: nn.GroupNorm) -> Affine:
     Returns:
         scale and shift [B, C].
     """
-    batch, channels = x.shape[:2]
-    # Per channel first, then per group: a channels-last map is never copied.
-    values = x.float()
-    mean_c = values.mean(dim=(2, 3)).view(batch, norm.num_groups, -1)  # [B, G, C/G]
-    square_c = values.square().mean(dim=(2, 3)).view(batch, norm.num_groups, -1)
-    mean = mean_c.mean(dim=2, keepdim=True)
-    # Within and between channels apart: less cancellation than one difference of large sums.
-    within = (square_c - mean_c.square()).mean(dim=2, keepdim=True)
-    between = (mean_c - mean).square().mean(dim=2, keepdim=True)
-    variance = (within + between).clamp(min=0)
-    inverse = torch.rsqrt(variance + norm.eps).expand_as(mean_c)
-    scale = inverse.reshape(batch, channels) * norm.weight.float()
-    shift = norm.bias.float() - mean.expand_as(mean_c).reshape(batch, channels) * scale
-    return Affine(scale, shift)
+    return moments_of(x).affine(norm)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.masks import MaskPyramid, Resolution
-from sgm.sparse.norm import Affine
+from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.ops import SparseOps, select_ops
 
-Recorded = Tensor | Affine | Resolution
+Recorded = Tensor | Affine | Moments | Resolution
 
 
 class AnyGeometry(Protocol):
@@ -42,6 +42,18 @@ class Mode(Enum):
     SPARSE = "sparse"  # compute the active sets, take the rest from the recording
 
 
+def tensors_of(value: Recorded) -> tuple[Tensor, ...]:
+    """The tensors of a recorded value."""
+    match value:
+        case Affine():
+            return (value.scale, value.shift)
+        case Moments():
+            return (value.mean, value.square)
+        case Tensor():
+            return (value,)
+    return ()
+
+
 class Recording:
     """What one full pass left for sparse ones.
 
@@ -57,8 +69,7 @@ class Recording:
         """Memory of its tensors."""
         total = 0
         for value in self.values.values():
-            parts = (value.scale, value.shift) if isinstance(value, Affine) else (value,)
-            total += sum(p.numel() * p.element_size() for p in parts if isinstance(p, Tensor))
+            total += sum(part.numel() * part.element_size() for part in tensors_of(value))
         return total
 
 
@@ -155,8 +166,8 @@ class SparseState:
             ) from None
         if isinstance(value, tuple):
             return value
-        tensor = value.scale if isinstance(value, Affine) else value
-        same_type = isinstance(value, Affine) or tensor.dtype == x.dtype
+        tensor = tensors_of(value)[0]
+        same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype
         if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:
             raise SparseStateError(
                 f"The recording of {site} is for a batch of {tensor.shape[0]} in {tensor.dtype} "
@@ -241,6 +252,12 @@ class Site:
         """A recorded norm; see `SparseState.get`."""
         value = self.state.get(self.name, key, x)
         assert isinstance(value, Affine)
+        return value
+
+    def moments(self, key: str, x: Tensor) -> Moments:
+        """Recorded moments; see `SparseState.get`."""
+        value = self.state.get(self.name, key, x)
+        assert isinstance(value, Moments)
         return value
 
     def size(self, x: Tensor) -> Resolution:
