@@ -188,7 +188,8 @@ class TritonOps:
         table = active.inputs32
         evaluations = taps * triton.cdiv(len(weight), SPLIT_TILE[1])
         activates = prologue.affine is not None or prologue.silu
-        if activates and taps > 1 and evaluations > self.fuse_up_to:
+        staged = activates and taps > 1 and evaluations > self.fuse_up_to
+        if staged and active.support is not None:
             support, table = active.compact32
             x, prologue = self._gather(x, support, prologue), Prologue()
         if out.numel() and table.numel():
