@@ -85,10 +85,7 @@ class SparseState:
         """Run sparse passes as CUDA graphs from now on (elsewhere: on the same static memory).
 
         There is then one recording: a new one is written over it. Active sets are padded, and the
-        memory of all this stays when `clear` forgets what is in it.
-
-        Args:
-            capture: see `StepGraphs`.
+        memory of all this stays when `clear` forgets what is in it. `capture`: see `StepGraphs`.
         """
         self.clear()
         self.static, self.graphs = StaticMemory(), StepGraphs(capture)
