@@ -110,10 +110,15 @@ def _folder(given: str) -> Path:
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
-    """Device name and precision of a run; UserError where the machine lacks them."""
+    """Device name and precision of a run; UserError where the machine lacks them, or the device
+    is none for the backend."""
     from sgm import runtime
 
     device = runtime.pick_device(values.device)
+    if values.backend is Backend.TRITON and device.type != "cuda":
+        raise UserError(
+            f"--backend triton needs a CUDA device and the device is {device}; use --backend auto."
+        )
     precision = values.precision or runtime.best_precision(values.preset, device)
     runtime.check_precision(precision, device)
     return str(device), precision

@@ -15,6 +15,10 @@ from safetensors.torch import load_file
 # do not help networks this small; a caller's OMP_NUM_THREADS goes first.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
+# Without a GPU, Triton's kernels are tested in its interpreter; triton reads this when imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SDXL_SIGE_SHARED", ROOT.parent / "shared"))
 

@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"inference", "profiling", "base", "sparse data"},
 }
 # Signatures that may take `**name`: every keyword is kept as data, so none can be swallowed.
-KEYWORD_DATA = {("sgm/sparse/state.py", "put")}
+KEYWORD_DATA = {("sgm/sparse/state.py", "put"), ("sgm/sparse/state.py", "forward")}
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Distributions that are needed and not imported: open_clip_torch carries the vocabulary file.

@@ -142,6 +142,8 @@ def test_backends_that_are_not_installed(folder: Path, monkeypatch: pytest.Monke
         with pytest.raises(UserError, match="--preset published at fp32 only"):
             cli.parse([*INPAINT, "--backend", "sige", *words])
     assert cli.parse([*INPAINT, "--backend", "sige"]).backend is Backend.SIGE
+    with pytest.raises(UserError, match="needs a CUDA device and the device is cpu"):
+        cli.parse([*INPAINT, "--backend", "triton", "--device", "cpu"])
 
 
 def test_not_yet_rows_refuse_in_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +152,7 @@ def test_not_yet_rows_refuse_in_one_sentence(folder: Path, monkeypatch: pytest.M
     words = {
         "--mode": ("profile_unet", "profile_encoder", "profile_decoder"),
         "--preset": ("fast",),
-        "--backend": ("triton", "sige"),
+        "--backend": ("sige",),
     }
     listed = {name.split()[0] for name, _, _ in NOT_YET}
     assert listed <= set(words)

@@ -61,10 +61,14 @@ class Networks:
         return "aesthetic_score" in self.engine.conditioner.input_keys
 
     def set_backend(self, name: str) -> None:
-        """Choose who runs the sparse operators; see `select_ops`."""
+        """Choose who runs the sparse operators on this device; see `select_ops`."""
         for network in (self.unet, self.encoder, self.decoder):
             if isinstance(network, SparseNetwork):
-                network.state.ops = select_ops(name)
+                network.state.ops = select_ops(name, self.device)
+
+    def use_graphs(self) -> None:
+        """Run sparse passes of the UNet as CUDA graphs; see `SparseState.use_graphs`."""
+        state_of(self.unet).use_graphs()
 
     def forget(self) -> None:
         """Free all recordings; at full size they are gigabytes."""

@@ -6,7 +6,7 @@ set chosen per pixel runs through the same operators.
 """
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -128,8 +128,7 @@ class ActiveSet:
     out_size: tuple[int, int]
     outputs: Tensor
     inputs: Tensor
-
-    padded: bool = False
+    padded: bool = field(default=False, kw_only=True)
 
     @property
     def count(self) -> int:
@@ -185,8 +184,18 @@ class ActiveSet:
         table = torch.where(self.table == self.support.numel(), OUTSIDE, self.table)
         return self.support.int(), table.t().int().contiguous()
 
+    def pad(self) -> Self:
+        """The same set with lists as long as their buckets.
+
+        The outputs that are added are `OUTSIDE` and read nothing: computed, never written.
+        """
+        more = bucket(self.count) - self.count
+        outputs = F.pad(self.outputs, (0, more), value=OUTSIDE)
+        inputs = F.pad(self.inputs, (0, 0, 0, more), value=OUTSIDE)
+        return replace(self, outputs=outputs, inputs=inputs, padded=True)
+
     def resolve(self) -> Self:
-        """Work out now what has to wait for the device, so that no step does; returns itself."""
+        """Look up now what has to wait for the device, so that no step does; returns itself."""
         _ = self.written
         if self.inputs.shape[1] > 1:
             _ = self.table
@@ -228,14 +237,3 @@ def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:
     tap_columns = (columns[:, None, None] + tap[None]).expand(-1, g.kernel, g.kernel)
     inputs = _flat(tap_rows, tap_columns, height, width).reshape(len(rows), -1)
     return ActiveSet((height, width), out_size, outputs, inputs)
-
-
-def pad_active_set(active: ActiveSet) -> ActiveSet:
-    """The same outputs in an active set whose lists have the lengths of their buckets.
-
-    The outputs that are added are `OUTSIDE` and read nothing: computed, never written.
-    """
-    more = bucket(active.count) - active.count
-    outputs = F.pad(active.outputs, (0, more), value=OUTSIDE)
-    inputs = F.pad(active.inputs, (0, 0, 0, more), value=OUTSIDE)
-    return ActiveSet(active.in_size, active.out_size, outputs, inputs, padded=True)

@@ -5,13 +5,14 @@ A network of preset `fast` hands on nothing but the rows of its active pixels, a
 recording. So the map that it reads is short: the active rows, then the recorded rows around them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from sgm.sparse.active import OUTSIDE, ActiveSet
+from sgm.sparse.active import OUTSIDE, ActiveSet, bucket, fill_up
 from sgm.sparse.masks import MaskPyramid, Resolution
 
 
@@ -35,6 +36,14 @@ class PixelSet(ActiveSet):
     def table(self) -> Tensor:
         """int64 [n, kernel * kernel]: `inputs`, with the number of rows for a zero."""
         return torch.where(self.inputs == OUTSIDE, self.in_size[0], self.inputs)
+
+    def pad(self) -> Self:
+        """As for any set; the short map has the padded active rows, then the padded others."""
+        active = self.in_size[0] - len(self.around)
+        wide, around = bucket(active), fill_up(self.around)
+        moved = torch.where(self.inputs >= active, self.inputs + wide - active, self.inputs)
+        longer = replace(self, inputs=moved, around=around, in_size=(wide + len(around), 1))
+        return super(PixelSet, longer).pad()
 
 
 @dataclass(frozen=True)

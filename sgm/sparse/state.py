@@ -4,7 +4,7 @@ A network makes one `SparseState`; every sparse block gets a `Site`, its named p
 outside of `recording` and `sparse`, the network is simply dense.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from functools import cached_property
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
+from sgm.sparse.graphs import Capture, StepGraphs
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.ops import SparseOps, select_ops
+from sgm.sparse.static import StaticMemory
 
 Recorded = Tensor | Affine | Moments | Resolution
 
@@ -77,7 +79,7 @@ class SparseState:
     """Mode, masks, active sets and the recording of one network.
 
     Args:
-        ops: who runs the sparse operators; by default the best that runs here.
+        ops: who runs the sparse operators; by default the best that runs on a CPU.
     """
 
     def __init__(self, ops: SparseOps | None = None) -> None:
@@ -87,6 +89,26 @@ class SparseState:
         self._masks: MaskPyramid | None = None
         self._active: dict[tuple[AnyGeometry, Resolution], ActiveSet] = {}
         self._made: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self.static: StaticMemory | None = None
+        self.graphs: StepGraphs | None = None
+
+    def use_graphs(self, capture: Capture | None = None) -> None:
+        """Run sparse passes as CUDA graphs from now on (elsewhere: on the same static memory).
+
+        There is then one recording: a new one is written over it. Active sets are padded, and the
+        memory of all this stays when `clear` forgets what is in it. `capture`: see `StepGraphs`.
+        """
+        self.clear()
+        self.static, self.graphs = StaticMemory(), StepGraphs(capture)
+
+    def run(
+        self, forward: Callable[..., Tensor], inputs: Mapping[int | str, Tensor]
+    ) -> Tensor | None:
+        """A sparse pass of the network by its graph; None where this state runs none now."""
+        if self.graphs is None or self.static is None or self.mode is not Mode.SPARSE:
+            return None
+        static, constant = self.static, {id(source) for source, _ in self._made.values()}
+        return self.graphs.run(forward, inputs, lambda: static.version, constant)
 
     @contextmanager
     def _in_mode(self, mode: Mode) -> Iterator[None]:
@@ -100,8 +122,16 @@ class SparseState:
 
     def _use_masks(self, masks: MaskPyramid) -> None:
         """Active sets are kept while the same pyramid object comes back."""
-        if masks is not self._masks:
-            self._masks, self._active = masks, {}
+        if masks is self._masks:
+            return
+        self._masks, self._active = masks, {}
+        # A graph does not ask for its sets, so those that it reads must be there beforehand.
+        for key, known in list(self.static.sets.items()) if self.static is not None else ():
+            geometry, size = key
+            try:
+                self.active(geometry, size, known.outputs.device)
+            except SparseStateError:
+                self.static.drop_set(key)
 
     @contextmanager
     def recording(self, masks: MaskPyramid | None = None) -> Iterator[Recording]:
@@ -150,6 +180,8 @@ class SparseState:
     def put(self, site: str, **values: Recorded) -> None:
         """Record values of a block."""
         for key, value in values.items():
+            if self.static is not None:
+                value = self.static.hold(("record", site, key), value)
             self.record.values[site, key] = value
 
     def get(self, site: str, key: str, x: Tensor) -> Recorded:
@@ -193,7 +225,11 @@ class SparseState:
                     f"The masks have no level for an input of {size[0]}x{size[1]}; they were made "
                     f"for {known}."
                 ) from None
-            self._active[key] = active.resolve().to(device)
+            if self.static is None:
+                self._active[key] = active.resolve().to(device)
+            else:
+                padded = active.pad().resolve().to(device)
+                self._active[key] = self.static.hold_set(key, padded)
         return self._active[key]
 
     def active_by_area(self, geometry: AnyGeometry, area: int, device: torch.device) -> ActiveSet:
@@ -219,7 +255,10 @@ class SparseState:
         """
         known = self._made.get(site)
         if known is None or known[0] is not source:
-            known = self._made[site] = (source, make())
+            made = make()
+            if self.static is not None:
+                made = self.static.hold(("once", site), made)
+            known = self._made[site] = (source, made)
         return known[1]
 
 
@@ -309,6 +348,12 @@ class SparseModule:
 
 class SparseNetwork:
     """Mix-in of a network with sparse blocks; its `state` owns their recording and mode."""
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """The pass of the network behind this one, as a graph where its state has one."""
+        forward = super().forward
+        out = self.state.run(forward, {**dict(enumerate(inputs)), **named})
+        return forward(*inputs, **named) if out is None else out
 
     @cached_property
     def state(self) -> SparseState:

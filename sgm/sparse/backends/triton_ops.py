@@ -19,16 +19,15 @@ from sgm.sparse.backends.triton_rows import BLOCK_CHANNELS, BLOCK_ROWS
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Tiles of the convolution: outputs, channels, depth of a step, warps, steps loaded ahead.
-TILES = (
-    (64, 64, 64, 4, 4),
-    (64, 128, 64, 4, 4),
-    (128, 64, 64, 4, 4),
-    (128, 128, 64, 8, 3),
-    (128, 256, 64, 8, 3),
-    (64, 64, 32, 4, 3),  # float32 without TF32: no matrix unit, so registers decide
+# Tiles of the convolution: outputs, channels, depth of a step, warps, steps loaded ahead. The
+# loads of a step wait for its list of pixels, so fewer steps are ahead than named here.
+HALF_TILES = (
+    (64, 64, 64, 4, 6),
+    (64, 128, 64, 4, 5),
+    (128, 128, 64, 8, 5),
+    (128, 256, 64, 8, 4),
 )
-INTERPRETED_TILE = {"BM": 32, "BN": 32, "BK": 32}
+FLOAT_TILES = ((64, 64, 32, 4, 4), (64, 128, 32, 4, 3), (128, 64, 16, 8, 4))
 # The tile that the number of parts is worked out for, and the steps that make a part worth it.
 SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (64, 128, 64), 8, 8
 # How often an activation may be evaluated anew before it is cheaper to store it once. An H200
@@ -38,16 +37,25 @@ FUSE_UP_TO = 8
 
 
 @functools.cache
-def _tuned_conv() -> object:
-    """The convolution kernel with its choice of tiles; timed once per shape, dtype and prologue."""
+def _tuned_conv(tiles: tuple[tuple[int, ...], ...]) -> object:
+    """The convolution kernel with a choice of tiles; timed once per shape, dtype and prologue."""
     configs = [
         triton.Config({"BM": m, "BN": n, "BK": k}, num_warps=warps, num_stages=stages)
-        for m, n, k, warps, stages in TILES
+        for m, n, k, warps, stages in tiles
     ]
     key = ["size_class", "in_channels", "out_channels", "TAPS", "split", "PRECISION"]
     timer = functools.partial(triton.testing.do_bench, warmup=5, rep=20)
     tune = triton.autotune(configs, key=[*key, "AFFINE", "SILU"], do_bench=timer)
     return tune(triton_conv.conv_kernel)
+
+
+def _interpreted_tile(channels: int, out_channels: int) -> dict[str, int]:
+    """Large tiles: the interpreter's time goes by the number of its steps."""
+
+    def side(length: int) -> int:
+        return min(128, max(16, triton.next_power_of_2(length)))
+
+    return {"BM": 32, "BN": side(out_channels), "BK": side(channels)}
 
 
 @functools.cache
@@ -188,7 +196,8 @@ class TritonOps:
         table = active.inputs32
         evaluations = taps * triton.cdiv(len(weight), SPLIT_TILE[1])
         activates = prologue.affine is not None or prologue.silu
-        if activates and taps > 1 and evaluations > self.fuse_up_to:
+        staged = activates and taps > 1 and evaluations > self.fuse_up_to
+        if staged and active.support is not None:
             support, table = active.compact32
             x, prologue = self._gather(x, support, prologue), Prologue()
         if out.numel() and table.numel():
@@ -222,9 +231,10 @@ class TritonOps:
         # What a kernel does not read is never a null pointer: any tensor stands in.
         bias, index = out if bias is None else bias, table if index is None else index
         strides = (added.stride(0), added.stride(1), out.stride(0))
-        kernel, fixed = triton_conv.conv_kernel, INTERPRETED_TILE
+        kernel, fixed = triton_conv.conv_kernel, _interpreted_tile(channels, wide)
         if not INTERPRETED:
-            kernel, fixed = _tuned_conv(), {}
+            tiles = FLOAT_TILES if x.dtype == torch.float32 else HALF_TILES
+            kernel, fixed = _tuned_conv(tiles), {}
         tf32 = torch.backends.cuda.matmul.allow_tf32
 
         def grid(meta: dict[str, int]) -> tuple[int, int, int]:

@@ -1,0 +1,91 @@
+"""Memory that stays where it is from step to step and from mask to mask.
+
+A CUDA graph repeats the same kernels on the same addresses. So what changes between two steps (the
+recording) or between two masks (the lists of pixels) is copied to where it was before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from sgm.sparse.active import ActiveSet
+from sgm.sparse.norm import Affine
+
+Key = tuple[object, ...]
+Value = TypeVar("Value")
+
+
+def _parts(active: ActiveSet, names: Iterator[str] | list[str]) -> list[Tensor | None]:
+    """Every tensor among the named attributes of a set, those of pairs one by one."""
+    parts: list[Tensor | None] = []
+    for name in names:
+        value = getattr(active, name)
+        parts += value if isinstance(value, tuple) else [value]
+    return [part for part in parts if part is None or isinstance(part, Tensor)]
+
+
+def _alike(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+@dataclass
+class StaticMemory:
+    """Tensors and active sets by name; a value that fits where the last one lay goes there.
+
+    Attributes:
+        version: rises whenever something lies in another place than before.
+    """
+
+    version: int = 0
+    tensors: dict[Key, Tensor] = field(default_factory=dict)
+    sets: dict[Key, ActiveSet] = field(default_factory=dict)
+
+    def hold(self, key: Key, value: Value) -> Value:
+        """A tensor, or the tensors of an `Affine` or a tuple, in memory of this name; anything
+        else as it is."""
+        if isinstance(value, Affine):
+            parts = (self.hold((*key, n), t) for n, t in enumerate((value.scale, value.shift)))
+            return Affine(*parts)
+        if isinstance(value, tuple):
+            return tuple(self.hold((*key, number), part) for number, part in enumerate(value))
+        if not isinstance(value, Tensor):
+            return value
+        kept = self.tensors.get(key)
+        if not _alike(kept, value):
+            self.version += 1
+            # A copy: the tensor itself may be in use elsewhere, and would change there too.
+            kept = self.tensors[key] = value.clone()
+        elif kept is not value:
+            kept.copy_(value)
+        return kept
+
+    def hold_set(self, key: Key, active: ActiveSet) -> ActiveSet:
+        """An active set, with everything derived from it so far, in memory of this name."""
+        known = self.sets.get(key)
+        if known is not None and (known.in_size, known.out_size) == (
+            active.in_size,
+            active.out_size,
+        ):
+            names = list(vars(known))  # fields, and cached properties that have been asked for
+            olds, news = _parts(known, names), _parts(active, names)
+            if len(olds) == len(news) and all(map(_alike, olds, news)):
+                for old, new in zip(olds, news, strict=True):
+                    if old is not None:
+                        old.copy_(new)
+                return known
+        self.version += 1
+        self.sets[key] = active
+        return active
+
+    def drop_set(self, key: Key) -> None:
+        """Forget the set of this name."""
+        del self.sets[key]
+        self.version += 1
+
+    def size_in_bytes(self) -> int:
+        """Memory of the held tensors, without the lists of pixels."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
