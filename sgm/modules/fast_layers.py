@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sgm.modules.attention import CrossAttention, attend
 from sgm.modules.diffusionmodules.model import EndPaddedConv2d, UpsampledConv2d
-from sgm.sparse.modules import as_map, as_rows, conv_rows
+from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
 from sgm.sparse.norm import moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
 from sgm.sparse.state import SparseModule
@@ -34,16 +34,17 @@ class FastGroupNorm(SparseModule, nn.GroupNorm):
         size, rows = (x.shape[2], x.shape[3]), as_rows(x)
         if self.site.state.record.masks is not None:  # nothing else will be read
             active = self.site.state.active(PIXELS, size, x.device)
-            rows = rows.index_select(1, active.outputs)
+            rows = self.site.ops.gather(rows, active, PLAIN)
         self.site.put(size=size, rows=rows, moments=moments_of(x))
         return self._dense(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
         site, size = self.site, self.site.size(x)
-        old = site.tensor("rows", x)
+        old, active = site.tensor("rows", x), site.state.active(PIXELS, size, x.device)
         if site.state.record.masks is None:
-            old = old.index_select(1, site.state.active(PIXELS, size, x.device).outputs)
-        moments = site.moments("moments", x).replaced(old, as_rows(x), size[0] * size[1])
+            old = site.ops.gather(old, active, PLAIN)
+        recorded, pixels = site.moments("moments", x), size[0] * size[1]
+        moments = recorded.replaced(old, as_rows(x), pixels, active.inside)
         return moments.affine(self)(x).to(x.dtype)
 
 

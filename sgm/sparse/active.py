@@ -158,6 +158,12 @@ class ActiveSet:
         return self._support_and_table[1]
 
     @cached_property
+    def inside(self) -> Tensor | None:
+        """float32 [n, 1]: 1 for outputs inside the map and 0 for others; None if all are inside."""
+        found = self.outputs != OUTSIDE
+        return None if bool(found.all()) else found.float()[:, None]
+
+    @cached_property
     def written(self) -> tuple[Tensor, Tensor | None]:
         """Output pixels inside the map, and their positions in `outputs` (None for all)."""
         positions = (self.outputs != OUTSIDE).nonzero()[:, 0]
@@ -196,7 +202,7 @@ class ActiveSet:
 
     def resolve(self) -> Self:
         """Look up now what has to wait for the device, so that no step does; returns itself."""
-        _ = self.written
+        _ = self.written, self.inside
         if self.inputs.shape[1] > 1:
             _ = self.table
         return self

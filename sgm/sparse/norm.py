@@ -44,14 +44,19 @@ class Moments:
         shift = norm.bias.float() - mean.expand_as(mean_c).reshape(batch, channels) * scale
         return Affine(scale, shift)
 
-    def replaced(self, old: Tensor, new: Tensor, pixels: int) -> "Moments":
+    def replaced(
+        self, old: Tensor, new: Tensor, pixels: int, counted: Tensor | None = None
+    ) -> "Moments":
         """The moments after some pixels have changed.
 
         Args:
             old, new: [B, n, C], the pixels before and after.
             pixels: number of pixels of the whole map.
+            counted: [n, 1], 1 for rows that count and 0 for others; None if all do.
         """
         old, new = old.float(), new.float()
+        if counted is not None:
+            old, new = old * counted, new * counted
         mean = self.mean + (new - old).sum(dim=1) / pixels
         return Moments(mean, self.square + (new.square() - old.square()).sum(dim=1) / pixels)
 

@@ -18,9 +18,8 @@ from sgm.sparse.graphs import Capture, StepGraphs
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.ops import SparseOps, select_ops
+from sgm.sparse.recording import Recorded, Recording, tensors_of
 from sgm.sparse.static import StaticMemory
-
-Recorded = Tensor | Affine | Moments | Resolution
 
 
 class AnyGeometry(Protocol):
@@ -42,37 +41,6 @@ class Mode(Enum):
     DENSE = "dense"  # compute everything, remember nothing
     RECORD = "record"  # compute everything, remember what a sparse pass will read
     SPARSE = "sparse"  # compute the active sets, take the rest from the recording
-
-
-def tensors_of(value: Recorded) -> tuple[Tensor, ...]:
-    """The tensors of a recorded value."""
-    match value:
-        case Affine():
-            return (value.scale, value.shift)
-        case Moments():
-            return (value.mean, value.square)
-        case Tensor():
-            return (value,)
-    return ()
-
-
-class Recording:
-    """What one full pass left for sparse ones.
-
-    Args:
-        masks: the masks that it is for, so that only what these read was kept; None for any.
-    """
-
-    def __init__(self, masks: MaskPyramid | None = None) -> None:
-        self.masks = masks
-        self.values: dict[tuple[str, str], Recorded] = {}
-
-    def size_in_bytes(self) -> int:
-        """Memory of its tensors."""
-        total = 0
-        for value in self.values.values():
-            total += sum(part.numel() * part.element_size() for part in tensors_of(value))
-        return total
 
 
 class SparseState:

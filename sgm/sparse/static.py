@@ -11,7 +11,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.norm import Affine
+from sgm.sparse.norm import Affine, Moments
+from sgm.sparse.recording import with_tensors
 
 Key = tuple[object, ...]
 Value = TypeVar("Value")
@@ -45,11 +46,10 @@ class StaticMemory:
     sets: dict[Key, ActiveSet] = field(default_factory=dict)
 
     def hold(self, key: Key, value: Value) -> Value:
-        """A tensor, or the tensors of an `Affine` or a tuple, in memory of this name; anything
-        else as it is."""
-        if isinstance(value, Affine):
-            parts = (self.hold((*key, n), t) for n, t in enumerate((value.scale, value.shift)))
-            return Affine(*parts)
+        """A tensor, or those of an `Affine`, of `Moments` or of a tuple, in memory of this name;
+        anything else as it is."""
+        if isinstance(value, Affine | Moments):
+            return with_tensors(value, lambda number, part: self.hold((*key, number), part))
         if isinstance(value, tuple):
             return tuple(self.hold((*key, number), part) for number, part in enumerate(value))
         if not isinstance(value, Tensor):

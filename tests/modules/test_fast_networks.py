@@ -1,9 +1,8 @@
 """The networks of preset `fast` against an oracle: the dense network with its pixels held.
 
 The oracle runs every pixel. Hooks put the unedited output back wherever an output of a 3x3
-convolution or of self-attention is not active, and keep every group norm at its unedited scale and
-shift; all other layers work pixel by pixel, so nothing else can change. A `fast` network must give
-the same to rounding.
+convolution, a group norm or self-attention is not active. All other layers work pixel by pixel, so
+nothing else can change. A `fast` network must give the same to rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from sgm.modules.diffusionmodules.model import AttnBlock
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.fast_layers import FastTextAttention
 from sgm.sparse.masks import MaskPyramid, downsample_mask
-from sgm.sparse.norm import group_norm_affine
 from sgm.sparse.state import SparseStateError
 from tests.conftest import max_error, rule_weights
 
@@ -56,12 +54,11 @@ class Oracle:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.kept: dict[nn.Module, Tensor | Callable[[Tensor], Tensor]] = {}
+        self.kept: dict[nn.Module, Tensor] = {}
 
     def record(self, *inputs: Tensor) -> Tensor:
         def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            norm = isinstance(layer, nn.GroupNorm)
-            self.kept[layer] = group_norm_affine(args[0], layer) if norm else out
+            self.kept[layer] = out
 
         with self._hooked(keep):
             return self.network(*inputs)
@@ -69,8 +66,6 @@ class Oracle:
     def held(self, masks: MaskPyramid, *inputs: Tensor) -> Tensor:
         def hold(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             kept = self.kept[layer]
-            if isinstance(layer, nn.GroupNorm):
-                return kept(args[0])
             if out.ndim == 4:
                 return torch.where(masks[tuple(out.shape[2:])], out, kept)
             [mask] = [m for m in masks.values() if m.numel() == out.shape[1]]  # tokens [B, P, D]
