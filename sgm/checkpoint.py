@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -56,34 +57,29 @@ def load_weights(
     """
     wanted = model.state_dict()
     weights: dict[str, Tensor] = {}
-    with (
-        tqdm(total=len(wanted), desc="loading", unit="tensor", disable=not progress) as bar,
-        open_weights(path) as file,
-    ):
-
-        def take(name: str, stored: Tensor, copy: bool) -> None:
-            _check_finite(path, name, stored)
-            tensor = fit(stored, wanted[name])
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
-            layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-            weights[name] = tensor.to(device, kind, copy=copy, memory_format=layout)
-            bar.update()
-
+    with open_weights(path) as file:
         stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
         _check_keys(path, set(stored), wanted)
         types = {name: DTYPES.get(stored[name].get_dtype()) for name in wanted}
         _check_types(path, [name for name, kind in types.items() if kind is None])
         shapes = {name: tuple(stored[name].get_shape()) for name in wanted}
         _check_shapes(path, shapes, wanted)
-        kept = [
+        views = {
             name
-            for name in sorted(wanted)
+            for name in wanted
             if device.type == "cpu" and types[name] is dtype and wanted[name].ndim != 4
-        ]
-        for name in kept:
-            take(name, file.get_tensor(name), copy=False)
-        for name, tensor in read_in_turn(path, sorted(set(wanted) - set(kept))):
-            take(name, tensor, copy=True)
+        }
+        viewed = ((name, file.get_tensor(name)) for name in sorted(views))
+        copied = read_in_turn(path, sorted(set(wanted) - views))
+        with tqdm(total=len(wanted), desc="loading", unit="tensor", disable=not progress) as bar:
+            for name, tensor in chain(viewed, copied):
+                _check_finite(path, name, tensor)
+                tensor = fit(tensor, wanted[name])
+                kind = dtype if tensor.is_floating_point() else tensor.dtype
+                layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+                copy = name not in views
+                weights[name] = tensor.to(device, kind, copy=copy, memory_format=layout)
+                bar.update()
     model.load_state_dict(weights, assign=True)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from sgm import files
 from sgm.errors import UserError
-from sgm.specs import MODELS, TURBO_STEPS, Backend, Precision, Preset, Task
+from sgm.specs import MODELS, TURBO_STEPS, Backend, ModelSpec, Precision, Preset, Task
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Packages that a backend needs installed.
 BACKEND_PACKAGES = {Backend.TRITON: "triton", Backend.SIGE: "sige"}
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def check_together(values: argparse.Namespace) -> None:
@@ -95,12 +96,29 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined
     for role in roles:
         path = weights / spec.weight_file(role)
-        if not path.is_file() and not values.random_weights:
-            page = spec.pages.get(role)
-            advice = f"download it from {page} to {weights}" if page else "check --weight_path"
-            other = ", or try --model tiny" if values.model != "tiny" else ""
-            raise UserError(f"Checkpoint {path} does not exist; {advice}{other}.")
+        if not values.random_weights:
+            _check_checkpoint(path, spec, role)
     return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
+
+
+def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
+    """Raise UserError unless a weights file is there and opens; what is in it is seen later."""
+    try:
+        with path.open("rb"):
+            return
+    except FileNotFoundError as error:
+        page = spec.pages.get(role)
+        advice = f"download it from {page} to {path.parent}" if page else "check --weight_path"
+        other = "" if spec.name == "tiny" else ", or try --model tiny"
+        # With any ending but the expected one it is a pickle, whose opening can run anything.
+        pickled = [path.with_suffix(suffix).name for suffix in PICKLE_SUFFIXES]
+        found = [name for name in pickled if (path.parent / name).exists()]
+        instead = f" ({found[0]} does, but pickles are never opened)" if found else ""
+        raise UserError(f"Checkpoint {path} does not exist{instead}; {advice}{other}.") from error
+    except OSError as error:
+        raise UserError(
+            f"Checkpoint {path} cannot be opened: {error.strerror}; check --weight_path."
+        ) from error
 
 
 def _folder(given: str) -> Path:

@@ -39,8 +39,13 @@ def why_unreadable(path: Path) -> str:
             if size < 8:
                 return f"it ends after {size} bytes; download it again"
             (length,) = struct.unpack("<Q", head[:8])
-            if length > MAX_HEADER_BYTES:  # so these bytes are no length
+            if length > MAX_HEADER_BYTES and 8 + length > size:  # so these bytes are no length
                 return f"it is {_other_format(head)}"
+            if length > MAX_HEADER_BYTES:
+                return (
+                    f"its header claims {length} bytes, more than the {MAX_HEADER_BYTES} that the "
+                    "format allows; download it again"
+                )
             if 8 + length > size:
                 return f"it ends inside its header, at {size} bytes; download it again"
             file.seek(8)

@@ -15,13 +15,18 @@ def run_program(name: str, main: Callable[[], int]) -> int:
         main: returns the exit code.
 
     Returns:
-        What `main` returned, 2 for a bad input, or 130 when interrupted.
+        What `main` returned, 2 for a bad input or a refusal of the system, or 130 when interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return main()
     except UserError as error:
         sys.stderr.write(f"{name}: {error}\n")
+        return 2
+    except OSError as error:
+        # What no check foresaw: a folder that may not be listed, a disk that was taken out.
+        where = f" for {error.filename}" if error.filename else ""
+        sys.stderr.write(f"{name}: The system says{where}: {error.strerror or error}.\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted\n")

@@ -27,8 +27,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Bytes of one mapping in `read_in_turn`: two or three of the largest tensors.
-BLOCK = 256 * 2**20
+# Bytes of one mapping in `read_in_turn`: about the largest tensor of a published file.
+BLOCK = 128 * 2**20
 
 
 class CheckpointError(UserError):

@@ -63,6 +63,14 @@ def test_the_way_back_is_bit_exact(published, tmp_path):
     assert all(restored[name].shape == tensor.shape for name, tensor in tensors.items())
 
 
+def test_every_tensor_starts_where_its_type_may(tmp_path):
+    tensors = {"a": torch.randn(3).half(), "b": torch.arange(5), "c": torch.ones(1).half()}
+    source, target = tmp_path / "source.safetensors", tmp_path / "target.safetensors"
+    save_file(tensors, source)
+    run(source, target, "--dtype", "fp16")
+    assert all(torch.equal(load_file(target)[name], tensor) for name, tensor in tensors.items())
+
+
 def test_an_existing_target_needs_force(published, tmp_path):
     source, _ = published
     target = tmp_path / "there.safetensors"

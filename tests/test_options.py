@@ -234,7 +234,8 @@ def test_a_bad_option_exits_2_with_one_line() -> None:
 
 def test_an_interrupt_exits_130_without_a_traceback() -> None:
     code = (
-        "import sys, run\ndef stop(): raise KeyboardInterrupt\nrun.main = stop\nsys.exit(run.run())"
+        "import runpy, sgm.cli\ndef stop(): raise KeyboardInterrupt\nsgm.cli.main = stop\n"
+        "runpy.run_path('run.py', run_name='__main__')"
     )
     stopped = run(code=code)
     assert (stopped.returncode, stopped.stderr) == (130, "run.py: interrupted\n")
