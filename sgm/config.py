@@ -59,6 +59,10 @@ def load_config(path: str | Path) -> dict[str, Any]:
         # omegaconf raises a bare OSError for a file that holds a number, so strerror may be None.
         reason = error.strerror or _first_line(error)
         raise ConfigError(f"Config file {path} cannot be read: {reason}.") from error
+    # Values that contradict their tags and endless nesting end in many types of error.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"Config file {path} cannot be used ({reason}).") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise ConfigError(f"Config file {path} must hold a mapping of names at its top level.")
     parent = config.pop(EXTENDS, None)
@@ -113,7 +117,8 @@ def instantiate_from_config(config: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: no target, a target that cannot be used, a key (of the entry or of its
-            params) that is not known, or a required key that is missing.
+            params) that is not known, a required key that is missing, or a value that the class
+            cannot use.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"Config entry must be a mapping with a target, not {config!r}.")
@@ -132,7 +137,15 @@ def instantiate_from_config(config: Mapping[str, Any]) -> Any:
     if not isinstance(params, Mapping):
         raise ConfigError(f"Config params of {target} must be a mapping, not {params!r}.")
     cls = get_obj_from_str(target)
-    return cls(**_checked_params(cls, target, params))
+    kept = _checked_params(cls, target, params)
+    try:
+        return cls(**kept)
+    except ConfigError:
+        raise
+    # A value of a wrong type fails somewhere inside, in many ways.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"Config params of {target} cannot be used ({reason}).") from error
 
 
 def _checked_params(cls: type, target: str, params: Mapping[str, Any]) -> dict[str, Any]:

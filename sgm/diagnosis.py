@@ -56,7 +56,7 @@ def why_unreadable(path: Path) -> str:
             return f"it has {size} bytes instead of {wanted}; download it again"
     except OSError as error:
         return f"the system says: {error.strerror or error}"
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return "its header is damaged; download it again"
     return "its header contradicts itself; download it again"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 
 # One number on every machine: sums split over threads differ in the last bits. Two, because more
@@ -18,6 +19,12 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_cou
 # Without a GPU, Triton's kernels are tested in its interpreter; triton reads this when imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# In the suite the same examples every time, few, and without a clock; by hand as many new ones as
+# wanted: `pytest --hypothesis-profile=long tests/test_fuzz.py`.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, print_blob=False)
+settings.register_profile("long", deadline=None, max_examples=20_000)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SDXL_SIGE_SHARED", ROOT.parent / "shared"))
