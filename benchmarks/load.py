@@ -11,6 +11,7 @@ Makes a random checkpoint with the tensors of the published file in a temporary 
 Each measurement is a process of its own. *Owned* memory is that of the process alone; *resident*
 memory has in addition the pages of mapped files, which the system can drop. Cold means dropped from
 this system's page cache; what lies below (a host, the disk's own cache) may still have the file.
+`--parts` measures some of it again and keeps the other figures of `--output`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tools.compare import markdown_table
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("load", "convert", "run")
 OWN, OTHERS, RUN = "fp16", ("bf16", "fp32"), "bf16"
 STAGES = ("encode", "step", "decode")
 GB = 1e9
@@ -55,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--quick", action="store_true", help="the tiny network in one process: only a trial"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="run includes convert"
     )
     parser.add_argument("--folder", type=Path, help="where to put 21 GB (default: the system's)")
     parser.add_argument("--output", type=Path, default=RESULTS / "load.json")
@@ -138,34 +143,53 @@ def measure_runs(
     }
 
 
-def measure_all(args: argparse.Namespace, folder: Path) -> Figures:
-    """Every part, in order; the two checkpoints are left in the folder."""
+def measure_parts(args: argparse.Namespace, folder: Path) -> Figures:
+    """The parts asked for, in order; the checkpoints are left in the folder."""
     name = "tiny-original.yaml" if args.quick else "original.yaml"
-    config, files = ROOT / "configs" / name, ("published", "converted")
-    paths = {file: str(folder / f"{file}.safetensors") for file in files}
+    config, names = ROOT / "configs" / name, ("published", "converted")
+    files = {name: str(folder / f"{name}.safetensors") for name in names}
     measure = measure_here if args.quick else subprocess_measure(args.launcher)
     entries = published_entries(config)
     _check_room(folder, 3 * sum(entry.bytes for entry in entries))
     logger.info("Making a checkpoint of %d tensors in %s.", len(entries), folder)
-    size = write_checkpoint(Path(paths["published"]), entries)
-    load = measure_load(measure, str(config), paths["published"], args.repeats)
-    conversion = measure(
-        "convert", file=paths["published"], target=paths["converted"], precision="fp32"
-    )
-    conversion["above_largest"] = conversion["peak_resident"] - conversion["largest"]
-    latents = [[8, 8]] if args.quick else [_latent(text) for text in args.latent]
-    return {
+    size = write_checkpoint(Path(files["published"]), entries)
+    figures: Figures = {
         "benchmark": "load",
         "config": config.name,
         "quick": args.quick,
         "checkpoint": {"tensors": len(entries), "bytes": size},
-        "load": load,
-        "convert": conversion,
-        "run": measure_runs(measure, str(config), paths, latents),
         "machine": machine(),
         "versions": runtime.versions(),
-        "commit": commit(),
     }
+    if "load" in args.parts:
+        figures["load"] = measure_load(measure, str(config), files["published"], args.repeats)
+    if "convert" in args.parts or "run" in args.parts:
+        source, target = files.values()
+        row = measure("convert", file=source, target=target, precision="fp32")
+        figures["convert"] = row | {"above_largest": row["peak_resident"] - row["largest"]}
+    if "run" in args.parts:
+        latents = [[8, 8]] if args.quick else [_latent(text) for text in args.latent]
+        figures["run"] = measure_runs(measure, str(config), files, latents)
+    for part in set(PARTS) & set(figures):
+        figures[part]["commit"] = commit()
+    return figures
+
+
+def kept(output: Path, quick: bool) -> Figures:
+    """Parts that are in the file of an earlier measurement of the same network.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    if not output.exists():
+        return {}
+    try:
+        old = json.loads(output.read_text(encoding="utf-8"))
+        if old["benchmark"] == "load" and old["quick"] == quick:
+            return {part: old[part] for part in PARTS if part in old}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{output} holds no figures to keep; leave --parts out or name another file.")
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -186,39 +210,47 @@ def _latent(text: str) -> list[int]:
 
 
 def goals(figures: Figures) -> dict[str, bool]:
-    """Each goal, and whether the figures meet it."""
-    load, run, conversion = figures["load"], figures["run"], figures["convert"]
-    stages = run["stages"]
-    return {
-        f"load: resident at most {LOAD_MEMORY} of the weights": all(
+    """Each goal of the parts that there are, and whether the figures meet it."""
+    met = {}
+    if "load" in figures:
+        load = figures["load"]
+        met[f"load: resident at most {LOAD_MEMORY} of the weights"] = all(
             row["of_weights"] <= LOAD_MEMORY for row in load["precisions"].values()
-        ),
-        f"load: at most {LOAD_TIME} of a plain read, cold": load["cold"]["of_read"] <= LOAD_TIME,
-        "convert: at most 1 GB above the largest tensor": conversion["above_largest"]
-        <= CONVERT_MEMORY,
-        "run: finite and within 24 GB": all(
-            row["finite"] and row["peak_process"] <= RUN_MEMORY for row in stages
-        ),
-        "run: equal bits from both files": run["equal_weights"] and run["equal_results"],
-    }
+        )
+        met[f"load: at most {LOAD_TIME} of a plain read, cold"] = (
+            load["cold"]["of_read"] <= LOAD_TIME
+        )
+    if "convert" in figures:
+        above = figures["convert"]["above_largest"]
+        met["convert: at most 1 GB above the largest tensor"] = above <= CONVERT_MEMORY
+    if "run" in figures:
+        run = figures["run"]
+        met["run: finite and within 24 GB"] = all(
+            row["finite"] and row["peak_process"] <= RUN_MEMORY for row in run["stages"]
+        )
+        met["run: equal bits from both files"] = run["equal_weights"] and run["equal_results"]
+    return met
 
 
 def tables(figures: Figures) -> str:
     """The figures as Markdown."""
-    load, conversion = figures["load"], figures["convert"]
+    parts = [
+        table(figures[part])
+        for part, table in (("load", load_table), ("convert", convert_line), ("run", run_table))
+        if part in figures
+    ]
+    # Of the tiny network the goals say nothing.
+    judged = {} if figures["quick"] else figures["goals"]
+    met = [f"{'met' if value else 'MISSED'}: {name}" for name, value in judged.items()]
+    return "\n\n".join([*parts, "\n".join(met)]).rstrip()
 
-    def sizes(row: Figures) -> tuple[str, str]:
-        return f"{row['peak_anonymous'] / GB:.2f}", f"{row['peak_resident'] / GB:.2f}"
 
+def load_table(load: Figures) -> str:
+    """Memory by precision, and times beside those of a plain read."""
     head = ("precision", "weights (GB)", "owned (GB)", "resident (GB)", "of weights", "seconds")
     rows = [
-        (name, f"{row['weights'] / GB:.2f}", *sizes(row), *_numbers(row, "of_weights", "seconds"))
+        (name, f"{row['weights'] / GB:.2f}", *_sizes(row), *_numbers(row, "of_weights", "seconds"))
         for name, row in load["precisions"].items()
-    ]
-    head_run = ("run", "file", "latent", "owned (GB)", "resident (GB)", "seconds")
-    rows_run = [
-        (row["stage"], row["file"], _times(row["latent"]), *sizes(row), *_numbers(row, "seconds"))
-        for row in figures["run"]["stages"]
     ]
     lines = [markdown_table(head, rows), ""]
     for cache in ("cold", "warm"):
@@ -228,14 +260,29 @@ def tables(figures: Figures) -> str:
             f"{cache} cache: read {middle['read']:.2f} s, load in {OWN} {middle['load']:.2f} s "
             f"({times['of_read']:.2f} of it)"
         )
-    lines.append(
-        f"conversion to fp32: {conversion['seconds']:.1f} s, {sizes(conversion)[1]} GB resident "
-        f"with a largest tensor of {conversion['largest'] / GB:.2f} GB"
+    return "\n".join(lines)
+
+
+def convert_line(row: Figures) -> str:
+    """The conversion in one line."""
+    return (
+        f"conversion to fp32: {row['seconds']:.1f} s, {_sizes(row)[1]} GB resident "
+        f"with a largest tensor of {row['largest'] / GB:.2f} GB"
     )
-    # Of the tiny network they say nothing.
-    judged = {} if figures["quick"] else figures["goals"]
-    met = [f"{'met' if value else 'MISSED'}: {name}" for name, value in judged.items()]
-    return "\n".join([*lines, "", markdown_table(head_run, rows_run), "", *met])
+
+
+def run_table(run: Figures) -> str:
+    """One row for every stage, file and size."""
+    head = ("run", "file", "latent", "owned (GB)", "resident (GB)", "seconds")
+    rows = [
+        (row["stage"], row["file"], _times(row["latent"]), *_sizes(row), *_numbers(row, "seconds"))
+        for row in run["stages"]
+    ]
+    return markdown_table(head, rows)
+
+
+def _sizes(row: Figures) -> tuple[str, str]:
+    return f"{row['peak_anonymous'] / GB:.2f}", f"{row['peak_resident'] / GB:.2f}"
 
 
 def _times(sides: Sequence[int]) -> str:
@@ -260,8 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.folder is not None and not args.folder.is_dir():
         raise UserError(f"--folder {args.folder} is not a folder; name one that exists.")
     check_writable(args.output)
+    old = kept(args.output, args.quick) if set(args.parts) != set(PARTS) else {}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="load-") as folder:
-        figures = measure_all(args, Path(folder))
+        figures = old | measure_parts(args, Path(folder))
     figures["goals"] = goals(figures)
     write_figures(args.output, figures)
     print(tables(figures))

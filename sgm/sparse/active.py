@@ -241,5 +241,5 @@ def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:
     tap = torch.arange(g.kernel, device=mask.device)
     tap_rows = (rows[:, None, None] + tap[:, None]).expand(-1, g.kernel, g.kernel)
     tap_columns = (columns[:, None, None] + tap[None]).expand(-1, g.kernel, g.kernel)
-    inputs = _flat(tap_rows, tap_columns, height, width).reshape(len(rows), -1)
+    inputs = _flat(tap_rows, tap_columns, height, width).reshape(len(rows), g.kernel**2)
     return ActiveSet((height, width), out_size, outputs, inputs)

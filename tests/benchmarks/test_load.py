@@ -98,8 +98,25 @@ def test_the_program_measures_every_part(figures: dict[str, object]) -> None:
     ]
     assert all(row["finite"] and row["deviation"] > 0 for row in rows)
     assert figures["run"]["equal_weights"] and figures["run"]["equal_results"]
-    for key in ("machine", "versions", "commit", "checkpoint", "goals"):
+    for key in ("machine", "versions", "checkpoint", "goals"):
         assert key in figures
+    assert all("commit" in figures[part] for part in load.PARTS)
+
+
+def test_a_part_alone_keeps_the_others(figures: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "load.json"
+    path.write_text(json.dumps(figures | {"convert": {"above_largest": 2e9}}))
+    argv = ["--quick", "--folder", str(tmp_path), "--output", str(path), "--parts", "convert"]
+    assert load.main(argv) == 0
+    again = json.loads(path.read_text())
+    assert again["load"] == figures["load"] and again["run"] == figures["run"]
+    assert again["convert"]["bytes"] == figures["convert"]["bytes"]
+    assert again["goals"] == load.goals(again) and len(again["goals"]) == 5
+    path.write_text('{"benchmark": "another"}')
+    with pytest.raises(UserError, match="no figures to keep"):
+        load.main(argv)
+    path.unlink()
+    assert load.main(argv) == 0 and len(json.loads(path.read_text())["goals"]) == 1
 
 
 def test_equal_means_every_bit() -> None:
