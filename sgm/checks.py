@@ -95,7 +95,7 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined
     for role in roles:
         path = weights / spec.weight_file(role)
-        if not path.is_file() and not values.random_weights:
+        if not path.is_file() and not (values.random_weights or values.macs_only):
             page = spec.pages.get(role)
             advice = f"download it from {page} to {weights}" if page else "check --weight_path"
             other = ", or try --model tiny" if values.model != "tiny" else ""
