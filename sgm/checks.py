@@ -96,7 +96,7 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined
     for role in roles:
         path = weights / spec.weight_file(role)
-        if not values.random_weights:
+        if not (values.random_weights or values.macs_only):
             _check_checkpoint(path, spec, role)
     return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
 

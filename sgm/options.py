@@ -251,7 +251,17 @@ def _add_profiling(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="need no checkpoint: MACs and latency do not depend on the values",
     )
-    group.add_argument("--macs_only", action="store_true", help="count, do not time")
+    group.add_argument(
+        "--macs_only",
+        action="store_true",
+        help="count, do not time; needs no checkpoint and little memory",
+    )
+    group.add_argument(
+        "--compare",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="sparse run types: measure the dense pass too (default: yes)",
+    )
 
 
 def _add_names(

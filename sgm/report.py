@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sgm import files
@@ -27,6 +27,18 @@ def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> 
             return
         files.write_atomically(Path(json_path), lambda file: file.write(document.encode()))
     _emit(text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as lines of text: the first column to the left, the others to
+    the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
 
 
 def _emit(text: str) -> None:

@@ -69,6 +69,11 @@ class Mode(Name):
         """Whether this mode measures a network instead of making a picture."""
         return self is not Mode.GENERATE
 
+    @property
+    def network(self) -> str:
+        """What a profile mode measures: `unet`, `encoder` or `decoder`."""
+        return self.value.removeprefix("profile_")
+
 
 class Preset(Name):
     """How sparse the sparse networks are."""
@@ -251,7 +256,7 @@ class RunOptions:
         output_path: the picture to write.
         config_path, weight_path: folders of YAML files and of checkpoints.
         json_path: file for the run's figures, `-` for stdout, None for none.
-        random_weights, macs_only: profile modes only.
+        random_weights, macs_only, compare: profile modes only.
     """
 
     task: Task
@@ -275,6 +280,7 @@ class RunOptions:
     json_path: str | None
     random_weights: bool
     macs_only: bool
+    compare: bool
 
     @property
     def spec(self) -> ModelSpec:

@@ -86,10 +86,12 @@ class Networks:
         return self.engine.scale_factor * posterior.sample(draw)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Picture [3, H, W] in [0, 1], float32 on the CPU, of scaled latents."""
+        """Picture [3, H, W] in [0, 1], float32 on the CPU, of scaled latents. Without data (on the
+        meta device, where passes are counted) it stays where it is."""
         dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
         x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=torch.channels_last))
-        return ((x[0].float() + 1) / 2).clamp(0, 1).cpu()
+        picture = ((x[0].float() + 1) / 2).clamp(0, 1)
+        return picture if picture.is_meta else picture.cpu()
 
     def condition(
         self, prompt: str, negative_prompt: str, size: Sequence[int]

@@ -36,19 +36,18 @@ MATRIX_OPERATORS = (
 )
 # Functions that return floating-point numbers and multiply nothing by these rules: choosing and
 # moving elements, sums, and functions of single elements.
-FREE_FUNCTIONS = frozenset(
-    """
-    add radd iadd sub rsub isub neg div truediv rtruediv abs exp cos sin sqrt rsqrt square pow rpow
-    clamp clamp_min clamp_max max_pool2d maximum minimum sum amax amin where masked_fill
-    silu gelu sigmoid softmax dropout pad interpolate embedding
-    to float half bfloat16 type_as contiguous clone detach copy cpu cuda requires_grad
-    reshape view view_as flatten unflatten permute transpose t T movedim squeeze unsqueeze expand
-    expand_as repeat chunk split unbind cat stack getitem setitem narrow select
-    index_select index_copy index_add index_put gather scatter scatter_add take_along_dim
-    zeros zeros_like ones ones_like empty empty_like empty_strided full full_like new_zeros
-    new_empty new_ones new_full new_tensor arange linspace tensor as_tensor get set
-    """.split()
-)
+_FREE = """
+add radd iadd sub rsub isub neg div truediv rtruediv abs exp cos sin sqrt rsqrt square pow rpow
+clamp clamp_min clamp_max max_pool2d maximum minimum sum amax amin where masked_fill
+silu gelu sigmoid softmax dropout pad interpolate embedding
+to float half bfloat16 type_as contiguous clone detach copy cpu cuda requires_grad
+reshape view view_as flatten unflatten permute transpose t T movedim squeeze unsqueeze expand
+expand_as repeat chunk split unbind cat stack getitem setitem narrow select
+index_select index_copy index_add index_put gather scatter scatter_add take_along_dim
+zeros zeros_like ones ones_like empty empty_like empty_strided full full_like new_zeros
+new_empty new_ones new_full new_tensor arange linspace tensor as_tensor get set
+"""
+FREE_FUNCTIONS = frozenset(_FREE.split())
 
 
 @dataclass(frozen=True)

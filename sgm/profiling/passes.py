@@ -1,0 +1,149 @@
+"""One forward pass of one network, caught from a real edit so that it can be measured alone.
+
+A run is started like any other and stopped where the network is called: by then it has encoded
+pictures, made masks and scaled latents, and the call has the inputs of that run. No network knows
+that it is being watched.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgm.inference.networks import recording, sparse
+from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.state import Mode, SparseNetwork
+
+# By position or by name.
+Inputs = Mapping[int | str, Tensor]
+
+MIDDLE_TIMESTEP = 500  # of 1000
+
+
+def call(network: nn.Module, inputs: Inputs) -> Tensor:
+    """The network on its inputs."""
+    named = {name: x for name, x in inputs.items() if isinstance(name, str)}
+    return network(*(x for name, x in inputs.items() if isinstance(name, int)), **named)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A call of a network.
+
+    Attributes:
+        network: the UNet, the encoder or the decoder.
+        inputs: what it is called with.
+        recorded: the inputs of the full pass that records for it; None in a dense run.
+        masks: where the sparse pass computes; None in a dense run.
+    """
+
+    network: nn.Module
+    inputs: Inputs
+    recorded: Inputs | None = None
+    masks: MaskPyramid | None = None
+
+    def on_mask(self, masks: MaskPyramid) -> "Pass":
+        """The sparse pass on masks of one's own, recorded on the same inputs."""
+        return replace(self, recorded=self.inputs, masks=masks)
+
+    def run(self) -> Tensor:
+        """The pass as the run makes it; a sparse one inside of `with_recording`."""
+        with sparse(self.network, self.masks):
+            return call(self.network, self.inputs)
+
+    def record(self) -> None:
+        """The full pass that a sparse one reads from; nothing for a dense pass."""
+        if self.recorded is not None:
+            with recording(self.network, self.masks):
+                call(self.network, self.recorded)
+
+    @contextmanager
+    def with_recording(self) -> Iterator[None]:
+        """Scope in which the recording of this pass is there; it is freed at the end."""
+        self.record()
+        try:
+            yield
+        finally:
+            if isinstance(self.network, SparseNetwork):
+                self.network.state.clear()
+
+    def by(self, network: nn.Module) -> "Pass":
+        """The same call of another network, dense; it gets the weights of this one without a copy
+        (dense and sparse networks have the same keys)."""
+        network.load_state_dict(self.network.state_dict(), assign=True)
+        return Pass(network, self.inputs)
+
+
+class _Caught(Exception):
+    """Ends a run at the call that was waited for."""
+
+
+def catch(network: nn.Module, run: Callable[[], object]) -> Pass:
+    """Start `run` and stop it at the first call of `network` that does not record.
+
+    Raises:
+        ValueError: the run ended without one.
+    """
+    caught: dict[str, Any] = {}
+
+    def watch(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs = {**dict(enumerate(args)), **named}
+        mode = module.state.mode if isinstance(module, SparseNetwork) else Mode.DENSE
+        if mode is Mode.RECORD:
+            caught["recorded"] = inputs
+            return
+        if mode is Mode.SPARSE:
+            caught["masks"] = module.state.masks
+        caught["inputs"] = inputs
+        raise _Caught
+
+    hook = network.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        run()
+    except _Caught:
+        return Pass(network, **caught)
+    finally:
+        hook.remove()
+    raise ValueError(f"This run does not call {type(network).__name__}.")
+
+
+def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
+    """A pass of the meta device on a real one: its network gets memory and random weights (in
+    place), its inputs are random. Costs do not depend on the values.
+
+    Args:
+        shapes: its network and inputs are on the meta device.
+        device: where to make them.
+    """
+    made: dict[int, Tensor] = {}
+
+    def numbers(x: Tensor) -> Tensor:
+        # What both passes share (the text) they share here too: networks know it by identity.
+        if id(x) not in made:
+            new = torch.empty_like(x, device=device)
+            made[id(x)] = new.normal_() if x.is_floating_point() else new.fill_(MIDDLE_TIMESTEP)
+        return made[id(x)]
+
+    if isinstance(shapes.network, SparseNetwork):
+        shapes.network.state.clear()
+    network = shapes.network.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            _fill(parameter)
+    inputs, recorded = (
+        None if given is None else {name: numbers(x) for name, x in given.items()}
+        for given in (shapes.inputs, shapes.recorded)
+    )
+    return Pass(network, inputs, recorded, shapes.masks)
+
+
+def _fill(parameter: Tensor) -> None:
+    """Values that keep activations near one, so that none overflow or become denormal."""
+    if parameter.ndim > 1:
+        bound = (3 / parameter[0].numel()) ** 0.5  # of a uniform distribution of variance 1 / n
+        parameter.uniform_(-bound, bound)
+    else:
+        parameter.uniform_(0.5, 1.5)
