@@ -58,6 +58,15 @@ def _interpreted_tile(channels: int, out_channels: int) -> dict[str, int]:
     return {"BM": 32, "BN": side(out_channels), "BK": side(channels)}
 
 
+def _kernel_for(
+    dtype: torch.dtype, channels: int, out_channels: int
+) -> tuple[object, dict[str, int]]:
+    """The convolution kernel, and what of its tile is not left to tuning."""
+    if INTERPRETED:
+        return triton_conv.conv_kernel, _interpreted_tile(channels, out_channels)
+    return _tuned_conv(FLOAT_TILES if dtype == torch.float32 else HALF_TILES), {}
+
+
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
@@ -231,40 +240,23 @@ class TritonOps:
         # What a kernel does not read is never a null pointer: any tensor stands in.
         bias, index = out if bias is None else bias, table if index is None else index
         strides = (added.stride(0), added.stride(1), out.stride(0))
-        kernel, fixed = triton_conv.conv_kernel, _interpreted_tile(channels, wide)
-        if not INTERPRETED:
-            tiles = FLOAT_TILES if x.dtype == torch.float32 else HALF_TILES
-            kernel, fixed = _tuned_conv(tiles), {}
-        tf32 = torch.backends.cuda.matmul.allow_tf32
+        kernel, fixed = _kernel_for(x.dtype, channels, wide)
 
         def grid(meta: dict[str, int]) -> tuple[int, int, int]:
             return batch * triton.cdiv(n, meta["BM"]), triton.cdiv(wide, meta["BN"]), split
 
+        pointers = (x, table, _matrix(weight), scale, shift, bias, added, index, out, partial)
+        sizes = (n, triton.next_power_of_2(n), split, channels, wide, x.stride(0), x.stride(1))
         kernel[grid](
-            x,
-            table,
-            _matrix(weight),
-            scale,
-            shift,
-            bias,
-            added,
-            index,
-            out,
-            partial,
-            n,
-            triton.next_power_of_2(n),
-            split,
-            channels,
-            wide,
-            x.stride(0),
-            x.stride(1),
+            *pointers,
+            *sizes,
             *strides,
             TAPS=taps,
             AFFINE=prologue.affine is not None,
             SILU=prologue.silu,
             **ending,
             PARTIAL=split > 1,
-            PRECISION="tf32" if tf32 and not INTERPRETED else "ieee",
+            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             WIDEN=INTERPRETED,
             **fixed,
         )
