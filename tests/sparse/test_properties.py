@@ -21,7 +21,6 @@ from sgm.sparse.active import (
     Geometry,
     active_blocks,
     block_active_set,
-    pad_active_set,
 )
 from sgm.sparse.backends.base import Prologue
 from sgm.sparse.backends.torch_ref import TorchOps
@@ -166,7 +165,7 @@ def test_a_sparse_layer_is_the_dense_one_inside_and_the_recording_outside(
         return  # a 1x1 convolution reads the map that it writes
     ops, active = TorchOps(), block_active_set(mask, g)
     if padded:
-        active = pad_active_set(active)
+        active = active.pad()
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, 4, *mask.shape, generator=generator, dtype=torch.float64)
     dense = in_full(x, g, seed)
@@ -205,7 +204,7 @@ def test_every_backend_equals_torch(name: str) -> None:
     @given(masks(high=24), st.sampled_from(PUBLISHED), SEEDS)
     @settings(max_examples=15 * SCALE)
     def check(mask: Tensor, g: Geometry, seed: int) -> None:
-        active = pad_active_set(block_active_set(mask, g)).to(device)
+        active = block_active_set(mask, g).pad().to(device)
         generator = torch.Generator().manual_seed(seed)
         # Channels in the multiples that networks have.
         x = torch.randn(2, mask.numel(), 32, generator=generator).to(device)
