@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sgm.inference.composite import composite
+from sgm.inference.held import HeldPlan, Kept
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
@@ -37,19 +38,34 @@ class Inpainting(Edit):
         """See `Edit.ratio`."""
         return self.mask.float().mean().item()
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> "InpaintingPlan":
+    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """Encode the picture and bring the mask to the size of its latents; see `Edit.prepare`.
 
         Raises:
             ValueError: the mask is empty.
         """
-        mask = self.mask.bool()
-        pyramid = inpainting_pyramid(mask)
         z = networks.encode(self.image, noise, "init")
-        keep = 1 - pyramid[z.shape[2], z.shape[3]].to(z)
         if recipe is None:
-            return InpaintingPlan(z, keep)
-        return InpaintingPlan(z, keep, recipe.inpainting(mask), recipe.inpainting_decoder(mask))
+            return InpaintingPlan(z, self._keep(z))
+        if recipe.refresh is not None:
+            return self.held(z, recipe)
+        masks = recipe.inpainting(self.mask.bool())
+        return InpaintingPlan(z, self._keep(z), masks, masks)
+
+    def held(self, z: Tensor, recipe: Recipe, kept: Kept | None = None) -> HeldPlan:
+        """The plan of an edit that is held to the picture, whose latents are z.
+
+        Args:
+            kept: recordings to use instead of making any.
+        """
+        mask = self.mask.bool()
+        masks, decoder_masks = recipe.inpainting(mask), recipe.inpainting_decoder(mask)
+        refresh = recipe.refresh or 1
+        return HeldPlan(z, None, self._keep(z), masks, decoder_masks, refresh=refresh, kept=kept)
+
+    def _keep(self, z: Tensor) -> Tensor:
+        """1 where the latents z stay, 0 where they are sampled: [h, w]."""
+        return 1 - inpainting_pyramid(self.mask.bool())[z.shape[2], z.shape[3]].to(z)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`; the edited part is the mask."""

@@ -21,20 +21,25 @@ class Recipe:
     """Dilations in pixels, all by a plus (see `dilate`).
 
     Attributes:
-        level: growth of the masks of UNet and encoder at every resolution.
+        level: growth of the masks of UNet and encoder at every resolution, or at the picture's
+            size, half of it and so on; the last number holds for all that follow.
         sdedit: growth of the difference of two pictures before any of its masks are made.
         decoder_level: growth of the decoder's masks at every resolution, inpainting.
         sdedit_decoder: growth of the difference before the decoder's masks are made, SDEdit, on
             top of `sdedit`.
         feather: width in pixels of the transition inside the edited region to the input, which
             stands unchanged outside; None leaves the network's picture everywhere.
+        refresh: the surroundings of an edit are held to the picture with one fixed noise, and
+            recorded every so many steps; None is the published loop, which draws noise for every
+            step and records at each.
     """
 
-    level: int
+    level: int | tuple[int, ...]
     sdedit: int
     decoder_level: int
     sdedit_decoder: int
     feather: int | None
+    refresh: int | None
 
     def inpainting(self, mask: Tensor) -> MaskPyramid:
         """Masks of UNet and encoder for a mask, bool [H, W]."""
@@ -63,6 +68,14 @@ PUBLISHED = Recipe(
     decoder_level=LEVEL_DILATION,
     sdedit_decoder=SDEDIT_DECODER_DILATION,
     feather=None,
+    refresh=None,
 )
-FAST = Recipe(level=1, sdedit=5, decoder_level=1, sdedit_decoder=40, feather=8)
+FAST = Recipe(
+    level=(1, 1, 1, 2, 1),  # two more latent pixels: cheap, and worth most (benchmarks/quality.py)
+    sdedit=7,
+    decoder_level=1,
+    sdedit_decoder=8,
+    feather=8,
+    refresh=1,
+)
 RECIPES = MappingProxyType({Preset.PUBLISHED: PUBLISHED, Preset.FAST: FAST})

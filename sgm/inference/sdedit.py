@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sgm.inference.composite import composite
-from sgm.inference.networks import Networks, recording, sparse
+from sgm.inference.held import HeldPlan, Kept
+from sgm.inference.networks import Networks, recording, sparse, state_of
 from sgm.inference.noise import Noise
 from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
 from sgm.inference.recipes import Recipe
@@ -46,7 +47,7 @@ class SDEdit(Edit):
             return None
         return difference_mask(self.init, self.edited).float().mean().item()
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> "SDEditPlan":
+    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """See `Edit.prepare`. A dense run encodes the edited picture alone; a sparse one the
         unedited in full and then the edited sparsely (published order).
 
@@ -55,17 +56,40 @@ class SDEdit(Edit):
         """
         if recipe is None:
             return SDEditPlan(networks.encode(self.edited, noise, "edited"), self.strength)
-        if self.init is None:
-            raise ValueError("A sparse SDEdit run needs the unedited picture too.")
-        difference = difference_mask(self.init, self.edited)
+        difference = self._difference()
         masks = recipe.sdedit_masks(difference)
-        decoder_masks = recipe.sdedit_decoder_masks(difference)
         with recording(networks.encoder, masks):
             z_init = networks.encode(self.init, noise, "init")
         with sparse(networks.encoder, masks):
             z_edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
-        return SDEditPlan(z_edited, self.strength, z_init, masks, decoder_masks)
+        decoder_masks = recipe.sdedit_decoder_masks(difference)
+        if recipe.refresh is None:
+            return SDEditPlan(z_edited, self.strength, z_init, masks, decoder_masks)
+        keep = 1 - masks[z_init.shape[2], z_init.shape[3]].to(z_init)
+        refresh = recipe.refresh
+        return HeldPlan(z_init, z_edited, keep, masks, decoder_masks, self.strength, refresh)
+
+    def held(self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept) -> Plan:
+        """The plan of an edit that is held to a picture whose latents z and recordings are kept.
+
+        Raises:
+            ValueError: without the unedited picture, or with an equal one.
+        """
+        difference = self._difference()
+        masks = recipe.sdedit_masks(difference)
+        state_of(networks.encoder).use(kept.encoder)
+        with sparse(networks.encoder, masks):
+            edited = networks.encode(self.edited, noise, "edited")
+        keep = 1 - masks[z.shape[2], z.shape[3]].to(z)
+        decoder_masks = recipe.sdedit_decoder_masks(difference)
+        return HeldPlan(z, edited, keep, masks, decoder_masks, self.strength, kept=kept)
+
+    def _difference(self) -> Tensor:
+        """Where the pictures differ, bool [H, W]; ValueError without the unedited one."""
+        if self.init is None:
+            raise ValueError("A sparse SDEdit run needs the unedited picture too.")
+        return difference_mask(self.init, self.edited)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`; the edited part is where the pictures differ, dilated."""

@@ -45,6 +45,9 @@ class FastGroupNorm(SparseModule, nn.GroupNorm):
             old = site.ops.gather(old, active, PLAIN)
         recorded, pixels = site.moments("moments", x), size[0] * size[1]
         moments = recorded.replaced(old, as_rows(x), pixels, active.inside)
+        if site.state.updates:
+            site.update(active, rows=as_rows(x))
+            site.put(moments=moments)
         return moments.affine(self)(x).to(x.dtype)
 
 
@@ -68,6 +71,9 @@ class _PixelConv(SparseModule):
         if self.site.state.record.masks is None:
             around = around.index_select(1, active.around)
         short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
+        if self.site.state.updates:
+            inputs = self.site.state.active(PIXELS, size, x.device)
+            self.site.update(inputs, around=as_rows(x))
         return rows_as_map(conv_rows(self.site, short, active, self))
 
     def _active(self, size: tuple[int, int], x: Tensor) -> PixelSet:
@@ -121,7 +127,10 @@ class FastExitConv2d(FastConv2d):
         rows = as_rows(super()._sparse(x))
         base, size = self.site.tensor("out", x), self.site.size(x)
         active = self._active(size, x)
-        return as_map(self.site.ops.scatter(as_rows(base), active, rows), size)
+        out = as_map(self.site.ops.scatter(as_rows(base), active, rows), size)
+        if self.site.state.updates:
+            self.site.put(out=out)
+        return out
 
 
 class FastSelfAttention(SparseModule, CrossAttention):
@@ -146,6 +155,7 @@ def replaced(layer: SparseModule, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
     site = layer.site
     keys, values = site.tensor("key", k), site.tensor("value", v)
     active = site.state.active_by_area(PIXELS, keys.shape[1], k.device)
+    site.update(active, key=k, value=v)
     return site.ops.scatter(keys, active, k), site.ops.scatter(values, active, v)
 
 

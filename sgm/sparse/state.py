@@ -53,6 +53,7 @@ class SparseState:
     def __init__(self, ops: SparseOps | None = None) -> None:
         self.ops = ops or select_ops()
         self.mode = Mode.DENSE
+        self.updates = False
         self.record = Recording()
         self._masks: MaskPyramid | None = None
         self._active: dict[tuple[AnyGeometry, Resolution], ActiveSet] = {}
@@ -116,9 +117,22 @@ class SparseState:
             self.record = Recording(masks)
             yield self.record
 
+    def use(self, recording: Recording) -> None:
+        """Make a recording that was kept the present one."""
+        if self.static is None:
+            self.record = recording
+            return
+        self.record = Recording(recording.masks)
+        for (site, key), value in recording.values.items():
+            self.put(site, **{key: value})
+
     @contextmanager
-    def sparse(self, masks: MaskPyramid) -> Iterator[None]:
+    def sparse(self, masks: MaskPyramid, update: bool = False) -> Iterator[None]:
         """Scope in which forward passes compute only where `masks` say.
+
+        Args:
+            update: write what is computed into the recording, which must be one for any masks, so
+                that it becomes that of the changed input (blocks of preset `fast`).
 
         Raises:
             SparseStateError: nothing has been recorded, or only for other masks.
@@ -134,7 +148,11 @@ class SparseState:
                     "The recording was made for other masks; record again with these, or with none."
                 )
             self._use_masks(masks)
-            yield
+            self.updates = update
+            try:
+                yield
+            finally:
+                self.updates = False
 
     @property
     def masks(self) -> MaskPyramid | None:
@@ -248,6 +266,12 @@ class Site:
     def put(self, **values: Recorded) -> None:
         """See `SparseState.put`."""
         self.state.put(self.name, **values)
+
+    def update(self, active: ActiveSet, **rows: Tensor) -> None:
+        """Put rows [B, n, C] at the active outputs of recorded maps, if the scope asks for it."""
+        if self.state.updates:
+            for key, value in rows.items():
+                self.ops.scatter(self.tensor(key, value), active, value, in_place=True)
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
         """A recorded tensor; see `SparseState.get`."""
