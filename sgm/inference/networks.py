@@ -38,9 +38,12 @@ def recording(
     return state_of(network).recording(masks)
 
 
-def sparse(network: torch.nn.Module, masks: MaskPyramid | None) -> AbstractContextManager[None]:
-    """Scope in which a network computes where the masks say; without masks, everywhere."""
-    return nullcontext() if masks is None else state_of(network).sparse(masks)
+def sparse(
+    network: torch.nn.Module, masks: MaskPyramid | None, update: bool = False
+) -> AbstractContextManager[None]:
+    """Scope in which a network computes where the masks say; without masks, everywhere. See
+    `SparseState.sparse` for `update`."""
+    return nullcontext() if masks is None else state_of(network).sparse(masks, update)
 
 
 class Networks:

@@ -1,0 +1,269 @@
+"""Record a picture once, edit it many times: every edit runs sparse passes only."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sgm import runtime
+from sgm.inference.held import HeldPlan, Kept, held_draw
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.networks import recording, sparse, state_of
+from sgm.inference.noise import NamedNoise, Noise
+from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
+from sgm.inference.plan import check_sizes
+from sgm.inference.sdedit import SDEdit
+from sgm.inference.stores import DeviceStore, Store
+from sgm.modules.diffusionmodules.sampling import Denoise
+from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.recording import Recording
+from sgm.specs import SamplingParams
+
+ENCODER, DECODER, LATENTS = "encoder", "decoder", "latents"
+# Given the bytes of all recordings together; where to keep them.
+MakeStore = Callable[[int], Store]
+
+
+def step_name(remaining: int) -> str:
+    """The name of the recording of a step, by how many steps remain from it on."""
+    return f"unet-{remaining:04d}"
+
+
+@dataclass
+class SessionReport:
+    """What making the recordings took.
+
+    Attributes:
+        seconds: by stage: `encode`, `record`.
+        step_bytes: size of one step's recording.
+        steps: how many were recorded.
+        place: where they are kept.
+    """
+
+    seconds: dict[str, float]
+    step_bytes: int
+    steps: int
+    place: str
+
+
+class EditSession:
+    """A picture with its recordings.
+
+    The recordings are made once, under the base prompt of `params` and one fixed noise. An edit
+    has its own prompt: the text's keys and values are computed for it, everything else that is
+    read around the edit is as recorded.
+
+    Args:
+        pipeline: sparse, with preset `fast`; used by one thing at a time.
+        picture: [3, H, W] in [-1, 1], sides multiples of 64.
+        params: base prompt, seed, steps and scale of every edit; its `strength` plays no part.
+        strength: the largest that an edit may have; 1 allows inpainting.
+        make_store: chooses where recordings are kept, given their size.
+        noise: source of the session's noise; by default named noise of the seed.
+        progress: show bars on stderr.
+
+    Raises:
+        ValueError: the pipeline is not sparse with preset `fast`, or the picture's size is wrong.
+        UserError: the recordings cannot be kept.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        picture: Tensor,
+        params: SamplingParams,
+        strength: float = 1.0,
+        make_store: MakeStore = lambda size: DeviceStore(),
+        noise: Noise | None = None,
+        progress: bool = False,
+    ) -> None:
+        self._set(pipeline, picture, params, strength, noise, progress)
+        with self._scope() as stage:
+            with stage("encode"), recording(self.networks.encoder) as encoder:
+                self.z = self.networks.encode(picture, self.noise, "init")
+            with stage("record"):
+                report = self._record(make_store, encoder)
+        self.report = replace(report, seconds=stage.seconds)
+
+    @classmethod
+    def resume(
+        cls,
+        pipeline: Pipeline,
+        picture: Tensor,
+        params: SamplingParams,
+        strength: float,
+        store: Store,
+        noise: Noise | None = None,
+        progress: bool = False,
+    ) -> "EditSession":
+        """A session whose recordings are in a store already; arguments as those of the class."""
+        session = cls.__new__(cls)
+        session._set(pipeline, picture, params, strength, noise, progress)
+        session.store = store
+        latents = store.get(LATENTS).values["", "z"]
+        assert isinstance(latents, Tensor)
+        session.z = latents
+        return session
+
+    def _set(
+        self,
+        pipeline: Pipeline,
+        picture: Tensor,
+        params: SamplingParams,
+        strength: float,
+        noise: Noise | None,
+        progress: bool,
+    ) -> None:
+        check_sizes({"picture": picture})
+        if not pipeline.sparse or pipeline.recipe.refresh is None:
+            raise ValueError("A session needs a sparse pipeline with preset fast.")
+        self.pipeline, self.networks = pipeline, pipeline.networks
+        self.picture, self.params, self.strength = picture, params, strength
+        self.progress = progress
+        self.noise = NamedNoise(params.seed) if noise is None else noise
+        self.solver = pipeline.solver(params.steps)
+        discretization = self.networks.engine.denoiser.discretization
+        self.sigmas = self.solver.sigmas(discretization, strength)
+
+    @contextmanager
+    def _scope(self) -> Iterator[Stopwatch]:
+        with runtime.seeded(self.params.seed), self.pipeline.scope():
+            yield Stopwatch(self.networks.device)
+
+    def _denoiser(self, prompt: str, negative_prompt: str) -> Denoise:
+        size = (self.picture.shape[1], self.picture.shape[2])
+        c, uc = self.networks.condition(prompt, negative_prompt, size)
+        return self.networks.denoiser(c, c if self.pipeline.turbo else uc, self.params.scale)
+
+    def _levels(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, noised picture and level of every step."""
+        draw, count = held_draw(self.noise, self.z), len(self.sigmas) - 1
+        bar = tqdm(range(count), desc="recording", unit="step", disable=not self.progress)
+        for i in bar:
+            sigma = self.sigmas[i].to(self.z.device)
+            yield step_name(count - i), self.z + draw * sigma, sigma.expand(len(self.z))
+
+    def _record(self, make_store: MakeStore, encoder: Recording) -> SessionReport:
+        with recording(self.networks.decoder) as decoder:
+            self.networks.decode(self.z)
+        denoise = self._denoiser(self.params.prompt, self.params.negative_prompt)
+        step_bytes, steps = 0, len(self.sigmas) - 1
+        for name, known, sigma in self._levels():
+            with recording(self.networks.unet) as record:
+                denoise(known, sigma)
+            if not step_bytes:
+                step_bytes = record.size_in_bytes()
+                rest = encoder.size_in_bytes() + decoder.size_in_bytes()
+                self.store = make_store(step_bytes * steps + rest)
+            self.store.put(name, record)
+        self.store.put(ENCODER, encoder)
+        self.store.put(DECODER, decoder)
+        self._put_latents()
+        return SessionReport({}, step_bytes, steps, self.store.place)
+
+    def _put_latents(self) -> None:
+        latents = Recording()
+        latents.values["", "z"] = self.z
+        self.store.put(LATENTS, latents)
+
+    def _kept(self) -> Kept:
+        get = self.store.get
+        return Kept(lambda remaining: get(step_name(remaining)), get(ENCODER), get(DECODER))
+
+    def inpaint(self, prompt: str, mask: Tensor, negative_prompt: str = "") -> EditResult:
+        """Repaint the masked part of the picture.
+
+        Args:
+            mask: bool [H, W], True where to repaint; not empty.
+
+        Raises:
+            ValueError: the mask is empty or of another size, or only SDEdit was recorded.
+        """
+        if self.strength < 1:
+            raise ValueError("The session was recorded for a strength below 1, so for SDEdit only.")
+        edit = Inpainting(self.picture, mask)
+        recipe = self.pipeline.recipe
+        return self._edit(
+            edit, prompt, negative_prompt, lambda: edit.held(self.z, recipe, self._kept())
+        )
+
+    def sdedit(
+        self, prompt: str, edited: Tensor, strength: float = 0.8, negative_prompt: str = ""
+    ) -> EditResult:
+        """Turn what was drawn on the picture into something in the manner of the model.
+
+        Args:
+            edited: the picture with the drawing, [3, H, W] in [-1, 1].
+            strength: share of the schedule that is run, at most the session's.
+
+        Raises:
+            ValueError: nothing was drawn, the size differs, or the strength is too large.
+        """
+        if strength > self.strength:
+            raise ValueError(
+                f"Strength {strength} needs steps that were not recorded; at most "
+                f"{self.strength} is."
+            )
+        edit, recipe = SDEdit(self.picture, edited, strength), self.pipeline.recipe
+        return self._edit(
+            edit,
+            prompt,
+            negative_prompt,
+            lambda: edit.held(self.networks, self.z, recipe, self.noise, self._kept()),
+        )
+
+    def _edit(
+        self,
+        edit: Inpainting | SDEdit,
+        prompt: str,
+        negative_prompt: str,
+        prepare: Callable[[], HeldPlan],
+    ) -> EditResult:
+        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
+        with self._scope() as stage:
+            with stage("encode"):
+                plan = prepare()
+            done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
+            with stage("decode"):
+                picture = done.decode(self.networks)
+        return EditResult(edit.finish(picture, self.pipeline.recipe), stage.seconds, edit.ratio)
+
+    def accept(self, result: EditResult) -> None:
+        """Make an edited picture the one that further edits start from. The recordings are
+        brought up to date by sparse passes, where the picture has changed.
+
+        Raises:
+            ValueError: the result is of another size.
+        """
+        picture = result.image * 2 - 1
+        check_sizes({"picture": self.picture, "result": picture})
+        changed = (picture != self.picture).any(dim=0)
+        if not changed.any():
+            return
+        masks = self.pipeline.recipe.inpainting(changed)
+        networks = self.networks
+        with self._scope():
+            state_of(networks.encoder).use(self.store.get(ENCODER))
+            with sparse(networks.encoder, masks, update=True):
+                z = networks.encode(picture, self.noise, "init")
+            self.store.put(ENCODER, state_of(networks.encoder).record)
+            latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
+            self.z = torch.where(latent_mask, z, self.z)
+            self._update(DECODER, networks.decoder, masks, lambda: networks.decode(self.z))
+            denoise = self._denoiser(self.params.prompt, self.params.negative_prompt)
+            for name, known, sigma in self._levels():
+                self._update(name, networks.unet, masks, lambda x=known, s=sigma: denoise(x, s))
+            self._put_latents()
+        self.picture = picture
+
+    def _update(
+        self, name: str, network: nn.Module, masks: MaskPyramid, run: Callable[[], object]
+    ) -> None:
+        """Bring one kept recording up to date by a sparse pass that writes into it."""
+        state_of(network).use(self.store.get(name))
+        with sparse(network, masks, update=True):
+            run()
+        self.store.put(name, state_of(network).record)

@@ -1,0 +1,186 @@
+"""Where the recordings of a session are kept: on the device, in host memory, or on disk.
+
+A file on disk is a safetensors file: one tensor for every recorded tensor, named
+`<site>|<key>|<kind>|<number>`, and the sizes of maps in its metadata.
+"""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sgm.errors import UserError
+from sgm.sparse.norm import Affine, Moments
+from sgm.sparse.recording import Recorded, Recording, tensors_of, with_tensors
+
+KINDS = {"affine": Affine, "moments": Moments}
+SHARE = 0.8  # of the free memory that recordings may take
+SEPARATOR = "|"
+
+
+class Store(ABC):
+    """Recordings by name; what comes out is on the device of the networks."""
+
+    place: str
+
+    @abstractmethod
+    def put(self, name: str, recording: Recording) -> None:
+        """Keep a recording; one of the same name is replaced."""
+
+    @abstractmethod
+    def get(self, name: str) -> Recording:
+        """A kept recording.
+
+        Raises:
+            UserError: it is on disk and damaged.
+        """
+
+
+class DeviceStore(Store):
+    """Recordings stay where they were made."""
+
+    place = "device"
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Recording] = {}
+
+    def put(self, name: str, recording: Recording) -> None:
+        """See `Store.put`."""
+        self._kept[name] = recording
+
+    def get(self, name: str) -> Recording:
+        """See `Store.get`."""
+        return self._kept[name]
+
+
+class HostStore(Store):
+    """Recordings of a GPU in pinned host memory; copies run beside the computation."""
+
+    place = "host"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._kept: dict[str, Recording] = {}
+
+    def put(self, name: str, recording: Recording) -> None:
+        """See `Store.put`."""
+        self._kept[name] = _each(recording, lambda t: t.cpu().pin_memory())
+
+    def get(self, name: str) -> Recording:
+        """See `Store.get`."""
+        return _each(self._kept[name], lambda t: t.to(self.device, non_blocking=True))
+
+
+class DiskStore(Store):
+    """Recordings as files of a folder, with a checksum each, read by memory mapping."""
+
+    place = "disk"
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.folder, self.device = folder, device
+        self.checksums: dict[str, str] = {}
+        self._checked: set[str] = set()
+
+    def put(self, name: str, recording: Recording) -> None:
+        """See `Store.put`; written beside and then renamed."""
+        tensors, sizes = _flat(recording)
+        path = self.folder / f"{name}.safetensors"
+        part = path.with_suffix(".part")
+        try:
+            save_file(tensors, part, metadata={"sizes": json.dumps(sizes)})
+            self.checksums[name] = _checksum(part)
+            os.replace(part, path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"Recording {path} cannot be written: {error}.") from error
+        finally:
+            part.unlink(missing_ok=True)
+        self._checked.add(name)
+
+    def get(self, name: str) -> Recording:
+        """See `Store.get`; the checksum is compared when a file is first read."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            if name not in self._checked and _checksum(path) != self.checksums[name]:
+                raise UserError(f"Recording {path} is damaged; record again.")
+            self._checked.add(name)
+            tensors = load_file(path, device=str(self.device))
+            return _unflat(tensors, _sizes(path))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(f"Recording {path} is missing or damaged; record again.") from error
+
+
+def choose_place(needed: int, device: torch.device) -> str:
+    """Where recordings of `needed` bytes fit: `device`, else `host` (of a GPU), else `disk`."""
+    if device.type == "cuda":
+        if needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
+            return "device"
+        return "host" if needed <= SHARE * free_host_memory() else "disk"
+    return "device" if needed <= SHARE * free_host_memory() else "disk"
+
+
+def free_host_memory() -> int:
+    """Bytes of host memory that can be had without swapping, as far as the system tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        [line] = [line for line in lines if line.startswith("MemAvailable:")]
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _each(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
+    """A recording with every tensor changed."""
+    changed = Recording(recording.masks)
+    for key, value in recording.values.items():
+        changed.values[key] = with_tensors(value, lambda number, part: change(part))
+    return changed
+
+
+def _flat(recording: Recording) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Tensors by the names of the file, and the sizes of maps."""
+    tensors, sizes = {}, {}
+    for (site, key), value in recording.values.items():
+        if isinstance(value, tuple):
+            sizes[f"{site}{SEPARATOR}{key}"] = list(value)
+            continue
+        kind = next((n for n, c in KINDS.items() if isinstance(value, c)), "tensor")
+        for number, part in enumerate(tensors_of(value)):
+            name = SEPARATOR.join((site, key, kind, str(number)))
+            tensors[name] = part.contiguous()
+    return tensors, sizes
+
+
+def _unflat(tensors: dict[str, Tensor], sizes: dict[str, list[int]]) -> Recording:
+    """The inverse of `_flat`; ValueError for a name that is none of ours."""
+    recording = Recording()
+    parts: dict[tuple[str, str, str], dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        site, key, kind, number = name.split(SEPARATOR)
+        parts.setdefault((site, key, kind), {})[int(number)] = tensor
+    for (site, key, kind), found in parts.items():
+        ordered = [found[number] for number in sorted(found)]
+        value: Recorded = ordered[0] if kind == "tensor" else KINDS[kind](*ordered)
+        recording.values[site, key] = value
+    for name, (height, width) in sizes.items():
+        site, key = name.split(SEPARATOR)
+        recording.values[site, key] = (height, width)
+    return recording
+
+
+def _sizes(path: Path) -> dict[str, list[int]]:
+    """The sizes of maps in a file's metadata."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {})["sizes"])
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
