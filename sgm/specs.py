@@ -189,12 +189,33 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
         ),
         "tiny": ModelSpec(
             name="tiny",
-            weights=MappingProxyType({"base": "tiny_base.safetensors"}),
+            weights=MappingProxyType(
+                {
+                    "base": "tiny_base.safetensors",
+                    "refiner": "tiny_refiner.safetensors",
+                    "turbo": "tiny_base.safetensors",  # not distilled, see `turbo_levels`
+                }
+            ),
             configs=MappingProxyType(
                 {
                     "original": "tiny-original.yaml",
                     "sige": "tiny-sige.yaml",
                     "fast": "tiny-fast.yaml",
+                    "refiner": "tiny-refiner.yaml",
+                    "sige-refiner": "tiny-sige-refiner.yaml",
+                    "fast-refiner": "tiny-fast-refiner.yaml",
+                }
+            ),
+            configs=MappingProxyType(
+                {
+                    "original": "tiny-original.yaml",
+                    "sige": "tiny-sige.yaml",
+<<<<<<< HEAD
+                    "fast": "tiny-fast.yaml",
+=======
+                    "refiner": "tiny-refiner.yaml",
+                    "sige-refiner": "tiny-sige-refiner.yaml",
+>>>>>>> 1f0837a (Tiny refiner: configurations, training by the base's teaching (work in progress))
                 }
             ),
             pages=MappingProxyType({}),
