@@ -26,9 +26,8 @@ def kept(old: int, new: int, name: str, axis: int) -> Tensor:
     inner = (axis == 0) == any(f"attn{n}.to_{part}." in name for n in (1, 2) for part in "qkv")
     if old == new:
         return every
-    if ".attn2.to_k." in name or ".attn2.to_v." in name:
-        if axis == 1:
-            return every[-new:]  # of the text only the larger tower's part
+    if axis == 1 and (".attn2.to_k." in name or ".attn2.to_v." in name):
+        return every[-new:]  # of the text only the larger tower's part
     if "label_emb" in name or (".attn" in name and inner):
         return every[:new]  # whole heads; pooled text and sizes, whose last is the score now
     if len(thinned) == new:
