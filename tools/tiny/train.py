@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     refiner = stages.add_parser("refiner", help="train the refiner, taught by the exported base")
     refiner.add_argument("--steps", type=int, default=400)
-    refiner.add_argument("--lr", type=float, default=5e-4)
+    refiner.add_argument("--lr", type=float, default=1e-3)
     refiner.add_argument("--base", default="pretrained/tiny_base.safetensors")
     refiner.add_argument("--refiner_config", default="configs/tiny-refiner.yaml")
 
