@@ -65,7 +65,8 @@ def _check_turbo(values: argparse.Namespace) -> None:
             f"--steps {values.steps} came, but --run_type {values.run_type} knows {TURBO_STEPS} "
             f"noise levels; give 1 to {TURBO_STEPS}, or leave --steps out."
         )
-    if values.negative_prompt and not values.refined:
+    distilled = MODELS[values.model].turbo.distilled
+    if values.negative_prompt and distilled and not values.refined:
         # Both halves of the guidance get the prompt (published), so the scale cancels as well.
         logger.warning("--negative_prompt and --scale have no effect with a turbo run type.")
 

@@ -14,7 +14,7 @@ LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
-# Published sampler steps of base and refiner, and the levels that a turbo model knows.
+# Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
 
 
@@ -101,6 +101,20 @@ class Backend(Name):
 
 
 @dataclass(frozen=True)
+class Turbo:
+    """The few steps of a turbo run; the defaults are published.
+
+    Attributes:
+        levels: where in the schedule of 1000 steps they start, rising from 0.
+        distilled: whether the checkpoint was distilled for this, so that it needs no guidance and
+            gets the prompt in both halves. Where not, a turbo run is a few guided steps.
+    """
+
+    levels: tuple[int, ...] = (0, 100, 200, 300)
+    distilled: bool = True
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The files of one model family.
 
@@ -112,6 +126,7 @@ class ModelSpec:
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
+        turbo: how a turbo run samples.
     """
 
     name: str
@@ -119,6 +134,7 @@ class ModelSpec:
     configs: MappingProxyType[str, str]
     pages: MappingProxyType[str, str]
     trained_size: tuple[int, int]
+    turbo: Turbo = Turbo()
 
     def weight_role(self, run_type: RunType) -> str:
         """`turbo` or `base`: the checkpoint that a run of this type starts with."""
@@ -189,16 +205,26 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
         ),
         "tiny": ModelSpec(
             name="tiny",
-            weights=MappingProxyType({"base": "tiny_base.safetensors"}),
+            weights=MappingProxyType(
+                {
+                    "base": "tiny_base.safetensors",
+                    "refiner": "tiny_refiner.safetensors",
+                    "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
+                }
+            ),
             configs=MappingProxyType(
                 {
                     "original": "tiny-original.yaml",
                     "sige": "tiny-sige.yaml",
                     "fast": "tiny-fast.yaml",
+                    "refiner": "tiny-refiner.yaml",
+                    "sige-refiner": "tiny-sige-refiner.yaml",
+                    "fast-refiner": "tiny-fast-refiner.yaml",
                 }
             ),
             pages=MappingProxyType({}),
             trained_size=(256, 512),
+            turbo=Turbo(levels=(0, 250, 500, 750), distilled=False),
         ),
     }
 )

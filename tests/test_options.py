@@ -112,8 +112,6 @@ REFUSED = {
         [*INPAINT, "--model", "tiny", "--weight_path", "nowhere"],
         "check --weight_path",
     ),
-    "tiny turbo": ([*INPAINT, "--model", "tiny", "--run_type", "turbo"], "no turbo checkpoint"),
-    "tiny refiner": ([*INPAINT, "--model", "tiny", "--refined"], "has no refiner"),
     "cuda": ([*INPAINT, "--device", "cuda"], "use --device cpu"),
     "device": ([*INPAINT, "--device", "gpu"], "expected cpu, cuda"),
     "fp16": ([*INPAINT, "--precision", "fp16"], "fp16 needs a GPU"),

@@ -28,6 +28,7 @@ from sgm.specs import (
     Preset,
     RunType,
     SamplingParams,
+    Turbo,
 )
 
 
@@ -74,9 +75,8 @@ class Pipeline:
         networks: on their device, in their dtype.
         precision: decides the TF32 switches of a run; the dtype of the weights is given already.
         sparse: whether edits run sparsely.
-        turbo: whether this is a distilled model: a few steps on its own levels, and the prompt
-            in both halves of the guidance.
         preset: how sparsely, and whether pixels outside of an edit stay those of the input.
+        turbo: the few steps to make instead of the whole schedule.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Pipeline:
         networks: Networks,
         precision: Precision,
         sparse: bool,
-        turbo: bool = False,
+        turbo: Turbo | None = None,
         preset: Preset = Preset.PUBLISHED,
     ) -> None:
         self.networks = networks
@@ -111,7 +111,7 @@ class Pipeline:
 
         Args:
             config_path, weight_path: the folders of YAML files and of checkpoints.
-            refiner: the refiner instead of the base or turbo model; never distilled.
+            refiner: the refiner instead of the base or turbo model; always the whole schedule.
             progress: show a bar on stderr.
 
         Raises:
@@ -123,7 +123,7 @@ class Pipeline:
         load_weights(engine, path, device, runtime.dtype_of(precision), progress)
         networks = Networks(engine.eval().to(memory_format=torch.channels_last))
         networks.set_backend(backend.value)
-        turbo = run_type.turbo and not refiner
+        turbo = spec.turbo if run_type.turbo and not refiner else None
         return cls(networks, precision, run_type.sparse, turbo, preset)
 
     @contextmanager
@@ -141,7 +141,7 @@ class Pipeline:
         return edit.prepare(self.networks, self.recipe if self.sparse else None, noise)
 
     def solver(self, steps: int | None) -> Solver:
-        """The sampler: DPM++ 2M over 50 steps, or over the 4 levels of a distilled model.
+        """The sampler: DPM++ 2M over 50 steps, or over the 4 levels of a turbo run.
 
         Args:
             steps: another number of them.
@@ -149,8 +149,8 @@ class Pipeline:
         Raises:
             ValueError: more steps than there are levels.
         """
-        if self.turbo:
-            return turbo_solver(TURBO_STEPS if steps is None else steps)
+        if self.turbo is not None:
+            return turbo_solver(TURBO_STEPS if steps is None else steps, self.turbo.levels)
         return DPMPP2M(DEFAULT_STEPS if steps is None else steps)
 
     def denoise(
@@ -173,7 +173,8 @@ class Pipeline:
         networks, solver = self.networks, self.solver(params.steps)
         with stage("encode"):
             c, uc = networks.condition(params.prompt, params.negative_prompt, size)
-        denoise = networks.denoiser(c, c if self.turbo else uc, params.scale)
+        distilled = self.turbo is not None and self.turbo.distilled
+        denoise = networks.denoiser(c, c if distilled else uc, params.scale)
         count = plan.steps(networks, solver)
         with (
             stage("sample"),
@@ -225,7 +226,7 @@ class Pipeline:
         Args:
             image: [3, H, W] in [-1, 1], H and W multiples of 64.
             mask: bool [H, W], True where to repaint; not empty.
-            steps: default 50, or 4 for a distilled model.
+            steps: default 50, or 4 for a turbo run.
             noise: source of the random draws; by default the published order of draws.
 
         Raises:
@@ -253,7 +254,7 @@ class Pipeline:
         Args:
             init_image: the unedited picture [3, H, W] in [-1, 1]; a dense run does without it.
             edited_image: the picture that was drawn on, same shape; not equal to the unedited.
-            steps: of the whole schedule; default 50, or 4 for a distilled model.
+            steps: of the whole schedule; default 50, or 4 for a turbo run.
             strength: share of the schedule that is run.
             noise: source of the random draws; by default the published order of draws.
 

@@ -16,7 +16,7 @@ from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, Solver, SolverState
 from sgm.sparse.masks import difference_mask, dilate
-from sgm.specs import Precision, SamplingParams
+from sgm.specs import Precision, SamplingParams, Turbo
 from tests.conftest import Golden, max_error, rule_weights
 
 LATENTS = 1e-4  # golden README: of the largest value
@@ -117,7 +117,8 @@ def load(golden: Callable[[str], Golden]) -> Load:
         key = ("refiner" if model == "refiner" else "base", run_type)
         if key not in engines:
             engines[key] = build(*key)
-        return Pipeline(engines[key], Precision.FP32, run_type == "sige", model == "turbo")
+        turbo = Turbo() if model == "turbo" else None
+        return Pipeline(engines[key], Precision.FP32, run_type == "sige", turbo)
 
     return make
 
@@ -225,7 +226,7 @@ def test_turbo_is_not_the_schedule_of_the_base(golden: Callable[[str], Golden], 
     data, run = golden("pipeline"), "inpaint/turbo/sige"
     pipe = load("turbo", "sige")
     assert not isinstance(pipe.solver(None), DPMPP2M)
-    pipe.turbo = False
+    pipe.turbo = None
     params = params_of(data, "inpaint/base/sige")
     image = pipe.edit(edit_of(data, "inpaint"), params).image
     reference = data.tensors[f"{run}/image_u16"].to(torch.float64) / 65535

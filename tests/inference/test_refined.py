@@ -13,7 +13,7 @@ from sgm.inference.pipeline import Pipeline
 from sgm.inference.plan import Edit
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
-from sgm.specs import Precision, RunType, SamplingParams
+from sgm.specs import Precision, RunType, SamplingParams, Turbo
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 128)
@@ -27,7 +27,7 @@ EDITS: dict[str, Edit] = {
 def pipeline(run_type: RunType, refiner: bool) -> Pipeline:
     """A tiny engine; the base's serves as a refiner, for what is tested here is the order."""
     name = "sige" if run_type.sparse else "original"
-    turbo = run_type.turbo and not refiner
+    turbo = Turbo() if run_type.turbo and not refiner else None
     return Pipeline(networks_of(name), Precision.FP32, run_type.sparse, turbo)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from tools.tiny.checkpoints import read, write
 
+NETWORKS = {"base": "unet", "refiner": "refiner"}  # part: its training state
+
 
 def averaged(path: Path) -> tuple[dict[str, Tensor], str]:
     """The averaged weights of a training state, and its step."""
@@ -16,10 +18,10 @@ def averaged(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write half-precision weights: UNet and towers, and the autoencoder (its decoder from the
-    longer training with the encoder frozen, where there is one)."""
-    work = Path(args.work)
-    tensors, unet_steps = averaged(work / "unet.safetensors")
+    """Write half-precision weights of the base or the refiner: UNet and towers, and the
+    autoencoder (its decoder from the longer training with the encoder frozen, if there is one)."""
+    work, network = Path(args.work), NETWORKS[args.part]
+    tensors, steps = averaged(work / f"{network}.safetensors")
     first_stage, _ = read(work / "first_stage.safetensors")
     decoder_steps = "0"
     if (work / "decoder.safetensors").exists():
@@ -33,8 +35,11 @@ def export(args: argparse.Namespace) -> None:
         "data": "procedural scenes of tools/tiny/scenes.py, 256x512",
         "vae_steps": vae_metadata["step"],
         "decoder_steps": decoder_steps,
-        "unet_steps": unet_steps,
+        f"{network}_steps": steps,
         "torch": torch.__version__,
         "note": args.note,
     }
-    write(Path(args.output), {k: v.half() for k, v in tensors.items()}, metadata)
+    if args.part == "refiner":
+        metadata["started_from"] = "tiny_base.safetensors, narrowed, and taught by it"
+    output = Path(args.folder) / f"tiny_{args.part}.safetensors"
+    write(output, {k: v.half() for k, v in tensors.items()}, metadata)

@@ -5,7 +5,7 @@ import logging
 
 import torch
 
-from tools.tiny import autoencoder, export, latents, unet
+from tools.tiny import autoencoder, export, latents, refiner, unet
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,8 +35,15 @@ def build_parser() -> argparse.ArgumentParser:
             "--cycle_start", type=int, default=0, help="step at which the learning rate starts anew"
         )
 
+    refiner = stages.add_parser("refiner", help="train the refiner, taught by the exported base")
+    refiner.add_argument("--steps", type=int, default=400)
+    refiner.add_argument("--lr", type=float, default=1e-3)
+    refiner.add_argument("--base", default="pretrained/tiny_base.safetensors")
+    refiner.add_argument("--refiner_config", default="configs/tiny-refiner.yaml")
+
     export = stages.add_parser("export", help="write the weights as one checkpoint")
-    export.add_argument("--output", default="pretrained/tiny_base.safetensors")
+    export.add_argument("--part", choices=("base", "refiner"), default="base")
+    export.add_argument("--folder", default="pretrained", help="gets tiny_<part>.safetensors")
     export.add_argument("--note", default="", help="added to the metadata (device, time)")
     return parser
 
@@ -52,6 +59,8 @@ def main() -> None:
         latents.make_latents(args)
     elif args.stage == "unet":
         unet.train(args)
+    elif args.stage == "refiner":
+        refiner.train(args)
     else:
         export.export(args)
 

@@ -233,14 +233,13 @@ class TurboSubstep(Solver):
         return turbo_schedule(cut, self.indices)
 
 
-def turbo_solver(steps: int) -> TurboSubstep:
-    """The first `steps` levels of the published four and then the end, as the turbo sampler of
-    generative-models counts its steps.
+def turbo_solver(steps: int, levels: Sequence[int] = TURBO_INDICES[:-1]) -> TurboSubstep:
+    """The first `steps` of some levels and then the end, as the turbo sampler of generative-models
+    counts its steps.
 
     Raises:
-        ValueError: `steps` is not 1 to 4.
+        ValueError: there are fewer levels, or no step.
     """
-    *levels, end = TURBO_INDICES
     if not 1 <= steps <= len(levels):
         raise ValueError(f"A turbo model takes 1 to {len(levels)} steps, not {steps}.")
-    return TurboSubstep((*levels[:steps], end))
+    return TurboSubstep((*levels[:steps], -1))
