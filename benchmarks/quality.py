@@ -1,11 +1,16 @@
 """How far the sparse networks' pictures are from the dense ones': `python -m benchmarks.quality`.
 
-The tiny model makes held-out edits (`tools/tiny/pairs.py`) twice, dense and sparse, at the same
-seed and with the same noise. Compared are PSNR and SSIM *inside* the edit (the mask, or where the
-picture was drawn on) and *outside* of it: farther from the edit than the published decoder looks
-for changes around it, which is dilated by 5 and then by 40 pixels. The ring between the two is in
-neither. The PSNR of the autoencoder alone, a picture encoded and decoded again, says what either
-run could at best keep.
+The tiny model makes held-out edits (`tools/tiny/pairs.py`) dense, with preset `published` and with
+preset `fast`, at the same seed and with the same noise. Compared with dense are PSNR and SSIM
+*inside* the edit (the mask, or where the picture was drawn on) and *outside* of it: farther from
+the edit than the published decoder looks for changes around it, which is dilated by 5 and then by
+40 pixels. The ring between the two is in neither.
+
+Preset `fast` puts its edit into the input picture. So it is compared twice: `fast` as it is, and
+`fast_network`, the network's picture before that, which shows what the sparse passes cost. The
+bytes that `fast` changed outside of the edit's region are counted. With `--sweep`, other dilations
+and refresh intervals of `fast_network` follow. The PSNR of the autoencoder alone, a picture encoded
+and decoded again, says what any run could at best keep.
 """
 
 from __future__ import annotations
@@ -16,21 +21,26 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, commit, write_figures
 from sgm import runtime
 from sgm.errors import UserError
 from sgm.files import check_writable
-from sgm.imageio import to_tensor
+from sgm.imageio import to_picture, to_tensor
+from sgm.inference.held import held_noise
+from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
+from sgm.inference.recipes import FAST, PUBLISHED, Recipe
 from sgm.metrics import psnr
-from sgm.specs import MODELS, Precision, Preset, RunType, Task
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
 from tools.compare import (
     Edit,
     inpainting_edit,
@@ -50,6 +60,19 @@ METRICS = {
     "psnr_outside": "PSNR outside (dB)",
     "ssim_outside": "SSIM outside",
     "edit_ratio": "edited share",
+    "changed_outside": "bytes changed outside",
+}
+# Recipes of `--sweep`, each without the composition. Dilations are by halving of the picture, the
+# last number for all that follow: latents are the fourth.
+SWEEP: dict[str, Recipe] = {
+    **{f"level {n}": replace(FAST, level=n) for n in (0, 1, 2, 3)},
+    "latents 1": replace(FAST, level=(1, 1, 1, 1, 1)),
+    "latents 3": replace(FAST, level=(1, 1, 1, 3, 1)),
+    "half latents 2": replace(FAST, level=(1, 1, 1, 2, 2, 1)),
+    "quarter latents 2": replace(FAST, level=(1, 1, 1, 2, 1, 2)),
+    **{f"sdedit {n}": replace(FAST, sdedit=n) for n in (5, 12, 20)},
+    "sdedit decoder 40": replace(FAST, sdedit_decoder=40),
+    **{f"refresh {n}": replace(FAST, refresh=n) for n in (1, 2, 3, 4, 5, 8)},
 }
 
 
@@ -59,10 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.quality",
         description="Sparse against dense pictures, tiny model.",
     )
-    parser.add_argument("--pairs", type=int, default=20, help="edits of each task (default 20)")
+    parser.add_argument("--pairs", type=int, default=50, help="edits of each task (default 50)")
     parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first pair (default 0)")
     parser.add_argument("--task", choices=[*map(str, Task), "all"], default="all")
+    parser.add_argument("--sweep", action="store_true", help="other dilations and refreshes too")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
@@ -80,15 +104,62 @@ def make_edit(task: Task, number: int) -> Edit:
     return sdedit_edit(to_tensor(image), to_tensor(edited), prompt, seed)
 
 
-def compare(pipelines: dict[RunType, Pipeline], edit: Edit, steps: int) -> dict[str, object]:
-    """The figures of one edit."""
-    dense, sparse = (run_edit(pipelines[kind], edit, steps) for kind in pipelines)
-    return {
-        "seed": edit.seed,
-        "prompt": edit.prompt,
-        "edit_ratio": edit.mask.float().mean().item(),
-        **asdict(likeness(dense.image, sparse.image, edit.mask)),
-    }
+def load(weight_path: Path, device: torch.device, precision: Precision) -> dict[str, Pipeline]:
+    """The dense networks and those of both presets, with the same weights.
+
+    Raises:
+        UserError: a file is missing or does not fit.
+    """
+    dense, published = load_pipelines(
+        SPEC, ROOT / "configs", weight_path, device, precision
+    ).values()
+    fast = Pipeline.load(
+        SPEC,
+        RunType.SIGE,
+        ROOT / "configs",
+        weight_path,
+        device,
+        precision,
+        Backend.AUTO,
+        Preset.FAST,
+        progress=False,
+    )
+    return {"dense": dense, "published": published, "fast": fast}
+
+
+def compare(
+    pipelines: dict[str, Pipeline], edit: Edit, steps: int, recipes: dict[str, Recipe]
+) -> dict[str, dict[str, object]]:
+    """The figures of one edit by the name of the run."""
+    # One noise for all steps in every run, as preset `fast` has.
+    noise = held_noise(NamedNoise(edit.seed))
+    dense = run_edit(pipelines["dense"], edit, steps, noise=noise).image
+    pictures = {"published": run_edit(pipelines["published"], edit, steps, noise=noise).image}
+    fast = pipelines["fast"]
+    for name, recipe in recipes.items():
+        fast.recipe = replace(recipe, feather=None)
+        pictures[name] = run_edit(fast, edit, steps, noise=noise).image
+    fast.recipe = FAST
+    pictures["fast"] = edit.request.finish(pictures["fast_network"], FAST)
+    figures: dict[str, dict[str, object]] = {}
+    for name, picture in pictures.items():
+        figures[name] = {
+            "seed": edit.seed,
+            "prompt": edit.prompt,
+            "edit_ratio": edit.mask.float().mean().item(),
+            "changed_outside": changed_outside(edit, picture, name.startswith("fast")),
+            **asdict(likeness(dense, picture, edit.mask)),
+        }
+    return figures
+
+
+def changed_outside(edit: Edit, picture: Tensor, fast: bool) -> int:
+    """Bytes that differ from the input outside of the region that a preset may change."""
+    recipe = FAST if fast else PUBLISHED
+    region = edit.mask if edit.edited is None else recipe.sdedit_region(edit.mask)
+    source = edit.image if edit.edited is None else edit.edited
+    before, after = (np.asarray(to_picture(picture)) for picture in ((source + 1) / 2, picture))
+    return int(((before != after) & ~region.numpy()[..., None]).sum())
 
 
 def reconstruction(pipeline: Pipeline, number: int) -> float:
@@ -120,7 +191,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     device = runtime.pick_device(args.device)
     precision = Precision(args.precision)
     runtime.check_precision(precision, device)
-    pipelines = load_pipelines(SPEC, ROOT / "configs", args.weight_path, device, precision)
+    pipelines = load(args.weight_path, device, precision)
+    recipes = {"fast_network": FAST} | (SWEEP if args.sweep else {})
     tasks = list(Task) if args.task == "all" else [Task(args.task)]
     numbers = range(args.seed, args.seed + args.pairs)
     results: dict[str, object] = {}
@@ -128,11 +200,16 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         for task in tasks:
             edits = []
             for number in numbers:
-                edits.append(compare(pipelines, make_edit(task, number), args.steps))
+                edits.append(compare(pipelines, make_edit(task, number), args.steps, recipes))
                 bar.update()
-            figures = {name: summary(edit[name] for edit in edits) for name in METRICS}
-            results[task.value] = {"summary": figures, "edits": edits}
-    vae = [reconstruction(pipelines[RunType.ORIGINAL], number) for number in numbers]
+            results[task.value] = {
+                run: {
+                    "summary": {m: summary(edit[run][m] for edit in edits) for m in METRICS},
+                    "edits": [edit[run] for edit in edits],
+                }
+                for run in edits[0]
+            }
+    vae = [reconstruction(pipelines["dense"], number) for number in numbers]
     path = args.weight_path / SPEC.weight_file("base")
     with safe_open(path, framework="pt") as file:
         weights = file.metadata() or {}
@@ -140,7 +217,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "benchmark": "quality",
         "model": SPEC.name,
         "weights": weights,
-        "preset": Preset.PUBLISHED.value,
+        "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
         "precision": precision.value,
         "steps": args.steps,
         "seed": args.seed,
@@ -155,24 +232,30 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def table(figures: dict[str, object]) -> str:
-    """The figures as Markdown: one row for every task and metric."""
-    rows = [
-        (f"{task}: {METRICS[name]}", values)
-        for task, result in figures["tasks"].items()
-        for name, values in result["summary"].items()
-    ]
-    rows.append(("autoencoder alone: PSNR (dB)", figures["autoencoder_psnr"]))
+    """The figures as Markdown: a row for every task and run."""
+    rows = []
+    for task, runs in figures["tasks"].items():
+        for run, result in runs.items():
+            found = result["summary"]
+            rows.append(
+                (
+                    f"{task}, {run}",
+                    cell(found["psnr_inside"]["mean"], 1),
+                    cell(found["psnr_inside"]["median"], 1),
+                    cell(found["ssim_inside"]["mean"], 3),
+                    cell(found["psnr_outside"]["mean"], 1),
+                    cell(found["changed_outside"]["mean"], 0),
+                )
+            )
+    alone = figures["autoencoder_psnr"]
+    rows.append(("autoencoder alone", cell(alone["mean"], 1), cell(alone["median"], 1), *"---"))
+    head = ("against dense", "PSNR inside", "median", "SSIM", "PSNR outside", "bytes outside")
+    return markdown_table(head, rows)
 
-    def cell(name: str, value: float | None) -> str:
-        if value is None:
-            return "-"
-        return f"{value:.1f}" if "PSNR" in name else f"{value:.4f}"
 
-    kinds = ("mean", "median", "min")
-    return markdown_table(
-        ("sparse against dense", *kinds),
-        [(name, *(cell(name, values[kind]) for kind in kinds)) for name, values in rows],
-    )
+def cell(value: float | None, digits: int) -> str:
+    """A figure of the table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

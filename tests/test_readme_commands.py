@@ -37,7 +37,7 @@ NOT_RUN = {
     "wget https://huggingface.co/": "downloads 6 to 14 GB",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
 }
-# dB between dense and sparse, away from the edit, at the least. Three steps make rough pictures, and
+# dB between dense and sparse, away from the edit, at the least. Three steps make rough pictures and
 # sparse SDEdit draws other noise than dense (published), so this is far below what 50 steps give.
 AGREEMENT = {Task.INPAINTING: 18.0, Task.SDEDIT: 12.0}
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from sgm import runtime
 from sgm.files import check_input_file
+from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import recording, sparse
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.sdedit import SDEdit
 from sgm.metrics import psnr, ssim
 from sgm.profiling.macs import Macs, count_macs
 from sgm.sparse.masks import (
@@ -56,6 +58,13 @@ class Edit:
     image: Tensor
     mask: Tensor
     edited: Tensor | None = None
+
+    @property
+    def request(self) -> Inpainting | SDEdit:
+        """What a pipeline is asked for."""
+        if self.edited is None:
+            return Inpainting(self.image, self.mask)
+        return SDEdit(self.image, self.edited)
 
     @property
     def pyramid(self) -> MaskPyramid:

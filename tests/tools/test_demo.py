@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks import quality
+from benchmarks.common import plain
 from sgm.config import instantiate_from_config, load_config
 from sgm.specs import MODELS, RunType, Task
 from tools import compare, demo
@@ -69,16 +70,19 @@ def test_quality_writes_figures_of_every_pair(weights, tmp_path, capsys):
     assert quality.main([*arguments, "--device", "cpu", "--output", str(path)]) == 0
     figures = json.loads(path.read_text())
     assert set(figures["tasks"]) == {"inpainting", "sdedit"}
-    for result in figures["tasks"].values():
-        (edit,) = result["edits"]
-        assert edit["seed"] == HELD_OUT + 3
-        assert result["summary"]["psnr_inside"]["median"] == edit["psnr_inside"]
-        assert 0 < edit["edit_ratio"] < 1 and -1 <= edit["ssim_outside"] <= 1
+    for runs in figures["tasks"].values():
+        assert list(runs) == ["published", "fast_network", "fast"]
+        for run, result in runs.items():
+            (edit,) = result["edits"]
+            assert edit["seed"] == HELD_OUT + 3
+            assert result["summary"]["psnr_inside"]["median"] == edit["psnr_inside"]
+            assert 0 < edit["edit_ratio"] < 1 and -1 <= edit["ssim_outside"] <= 1
+            assert (edit["changed_outside"] == 0) == (run == "fast")
     assert figures["autoencoder_psnr"]["count"] == 1
     assert figures["weights"] == {"unet_steps": "0"}
     assert figures["versions"]["torch"] and figures["steps"] == 2
     out = capsys.readouterr().out
-    assert "| inpainting: PSNR inside (dB)" in out and "| autoencoder alone" in out
+    assert "| inpainting, fast_network" in out and "| autoencoder alone" in out
 
 
 def test_quality_without_weights(tmp_path, capsys):
@@ -91,7 +95,7 @@ def test_summaries_leave_out_what_is_not_finite():
     found = quality.summary([1.0, 2.0, 6.0, math.inf, math.nan])
     assert found == {"mean": 3.0, "median": 2.0, "min": 1.0, "count": 3}
     assert quality.summary([math.inf])["mean"] is None
-    assert quality._plain({"a": [math.nan, 1, 0.5]}) == {"a": [None, 1, 0.5]}
+    assert plain({"a": [math.nan, 1, 0.5]}) == {"a": [None, 1, 0.5]}
 
 
 def test_both_runs_get_the_same_noise(weights):
