@@ -15,8 +15,8 @@ def examples(test: Callable[..., object]) -> int:
     return chosen.max_examples // test_fuzz.SCALE
 
 
-def test_the_table_counts_what_is_tried() -> None:
-    sizes = {
+def test_no_more_is_said_to_be_tried_than_is() -> None:
+    tried = {
         "pictures": len(test_hard_inputs.PICTURES),
         "masks": len(test_hard_inputs.MASKED)
         + len(test_masks_io.ARRAYS)
@@ -31,4 +31,7 @@ def test_the_table_counts_what_is_tried() -> None:
         "damaged pictures": examples(test_fuzz.test_pictures),
     }
     rows = re.findall(r"^\| (\w[\w ]*?) \| (\d+) \|", section("Limits"), flags=re.MULTILINE)
-    assert {name: int(count) for name, count in rows} == sizes
+    said = {name: int(count) for name, count in rows}
+    assert list(said) == list(tried)
+    # A new case need not change the README.
+    assert not {name: count for name, count in said.items() if not 0 < count <= tried[name]}

@@ -1,6 +1,5 @@
 """Weights files that cannot be used, given on the command line: one sentence and exit code 2."""
 
-import contextlib
 import os
 import pickle
 import resource
@@ -8,8 +7,8 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,10 @@ from sgm import cli, convert
 from sgm.checkpoint import CheckpointError, build_model, load_weights
 from sgm.program import run_program
 from tests.conftest import ROOT, tiny_weights
+
+pytest_plugins = ["tests.rights"]
+
+Rights = Callable[..., AbstractContextManager[None]]
 
 CONFIG = ROOT / "configs" / "tiny-original.yaml"
 UNET = "model.diffusion_model."
@@ -230,38 +233,21 @@ def test_pickles_are_never_opened(
     assert not made.exists()
 
 
-@contextlib.contextmanager
-def no_rights(path: Path) -> Iterator[None]:
-    """Takes all rights to a path; root, whom that does not stop, becomes nobody meanwhile."""
-    mode, root = path.stat().st_mode, os.geteuid() == 0
-    path.chmod(0)
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        path.chmod(mode)
-
-
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that everybody may pass, with configurations; pytest's own are for one user."""
-    with tempfile.TemporaryDirectory() as name:
-        shutil.copytree(CONFIG.parent, Path(name, "configs"))
-        Path(name).chmod(0o755)
-        yield fill(Path(name))
+def everybodys(open_folder: Path) -> Path:
+    """The same in a folder that everybody may pass, with configurations."""
+    shutil.copytree(CONFIG.parent, open_folder / "configs")
+    return fill(open_folder)
 
 
 def test_a_checkpoint_that_may_not_be_read(
-    good: dict[str, Tensor], open_folder: Path, capsys: pytest.CaptureFixture[str]
+    good: dict[str, Tensor], everybodys: Path, rights: Rights, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = open_folder
+    folder = everybodys
     path = folder / "tiny_base.safetensors"
     save_file(good, path)
     assert convert.DTYPES  # imported by now, as nobody may not be able to
-    with no_rights(path):
+    with rights(path, 0):
         line = edit(folder, capsys, "--config_path", str(folder / "configs"))
         assert f"Checkpoint {path} cannot be opened: Permission denied" in line
         line = conversion(capsys, path, folder / "new.safetensors")
@@ -269,13 +255,13 @@ def test_a_checkpoint_that_may_not_be_read(
 
 
 def test_a_folder_of_checkpoints_that_may_not_be_entered(
-    open_folder: Path, capsys: pytest.CaptureFixture[str]
+    everybodys: Path, rights: Rights, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    closed = open_folder / "closed"
+    closed = everybodys / "closed"
     closed.mkdir()
-    with no_rights(closed):
-        words = ("--config_path", str(open_folder / "configs"), "--weight_path", str(closed))
-        assert "Permission denied" in edit(open_folder, capsys, *words)
+    with rights(closed, 0):
+        words = ("--config_path", str(everybodys / "configs"), "--weight_path", str(closed))
+        assert "Permission denied" in edit(everybodys, capsys, *words)
 
 
 def test_a_folder_in_place_of_a_checkpoint(
