@@ -159,7 +159,7 @@ def blank_pipeline(options: RunOptions) -> "Pipeline":
     engine.to(runtime.dtype_of(options.precision)).to(memory_format=torch.channels_last)
     networks = Networks(engine)
     networks.set_backend("torch")
-    turbo = run_type.turbo and not refined
+    turbo = options.spec.turbo if run_type.turbo and not refined else None
     return Pipeline(networks, Precision.FP32, run_type.sparse, turbo, preset)
 
 

@@ -104,7 +104,14 @@ def test_the_stages_of_training_parse() -> None:
     train = importlib.import_module("tools.tiny.train")
     stages = commands("-m tools.tiny.train")
     named = [train.build_parser().parse_args(words).stage for words in stages]
-    assert [name for name, _ in groupby(named)] == ["vae", "latents", "unet", "export"]
+    assert [name for name, _ in groupby(named)] == [
+        "vae",
+        "latents",
+        "unet",
+        "export",
+        "refiner",
+        "export",
+    ]
 
 
 def test_the_python_example_is_python_and_its_imports_exist() -> None:

@@ -26,8 +26,6 @@ from tools.tiny.unet import MEDIUM, SMALL, WHOLE, Trainable, make_batch
 logger = logging.getLogger(__name__)
 
 LOW_SHARE, LOW_LEVELS = 0.25, 300  # of the samples, this share has a level below that
-# Twice the base's: here the empty text is new, and guidance multiplies its errors.
-TEXT_DROPOUT = 0.2
 FIRST_STEP = 500_000  # of the batches' numbers, so that they differ from the base's training
 
 
@@ -62,10 +60,11 @@ def conditions(
     student: DiffusionEngine,
     texts: list[str],
     sizes: dict[str, Tensor],
+    dropout: float,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the two are told of a batch. A part of the texts is dropped: zeroed for the base, as in
     its training, and empty for the refiner, whose unconditional text is not zeroed."""
-    keep = torch.rand(len(texts)) >= TEXT_DROPOUT
+    keep = torch.rand(len(texts)) >= dropout
     with torch.no_grad():
         told = teacher.conditioner({"txt": texts} | sizes)
         blank = teacher.conditioner({"txt": texts} | sizes, force_zero_embeddings=["txt"])
@@ -85,6 +84,7 @@ def loss_of(
     z: Tensor,
     texts: list[str],
     sizes: dict[str, Tensor],
+    dropout: float,
 ) -> Tensor:
     """Difference of the two noise predictions at random levels (distillation, Hinton et al., 2015):
     a far less noisy target than the noise itself."""
@@ -92,7 +92,7 @@ def loss_of(
     levels = (torch.rand(len(z)) * top).long().clamp(max=999)
     sigma = teacher.denoiser.sigmas[levels].to(z.device)[:, None, None, None]
     scaled = (z + sigma * torch.randn(z.shape).to(z)) / (sigma**2 + 1).sqrt()
-    told, shown = conditions(teacher, student, texts, sizes)
+    told, shown = conditions(teacher, student, texts, sizes, dropout)
     levels = levels.to(z.device)
     with torch.no_grad():
         target = teacher.model(scaled, levels, told)
@@ -112,14 +112,17 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(used, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
     state = TrainingState(work / "refiner.safetensors", trainable, optimizer, Ema(trainable, 0.995))
     start, began, total = state.resume(), time.time(), 0.0
-    for step in range(start, args.steps):
+    last = min(args.steps, args.stop or args.steps)
+    for step in range(start, last):
+        cycle = step - args.cycle_start
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, step / args.steps, args.lr, warmup=20)
+            done = cycle / (args.steps - args.cycle_start)
+            group["lr"] = learning_rate(cycle, done, args.lr, warmup=40)
         size = window_size(step, args.steps)
         z, texts, sizes = make_batch(data, FIRST_STEP + step, size)
         z = z.to(args.device, memory_format=torch.channels_last)
         sizes = {key: value.to(args.device) for key, value in sizes.items()}
-        loss = loss_of(teacher, engine, z, texts, sizes)
+        loss = loss_of(teacher, engine, z, texts, sizes, args.text_dropout)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(used, 1.0)
@@ -130,5 +133,5 @@ def train(args: argparse.Namespace) -> None:
             speed = (time.time() - began) / (step + 1 - start)
             logger.info("step %d loss %.5f %.2f s/step", step + 1, total / 20, speed)
             total = 0.0
-        if (step + 1) % 25 == 0 or step + 1 == args.steps:
+        if (step + 1) % 25 == 0 or step + 1 == last:
             state.save(step + 1)

@@ -30,16 +30,18 @@ def build_parser() -> argparse.ArgumentParser:
     unet = stages.add_parser("unet", help="train the UNet and its text towers")
     unet.add_argument("--steps", type=int, default=4000)
     unet.add_argument("--lr", type=float, default=1e-3)
-    for stage in (vae, unet):
-        stage.add_argument(
-            "--cycle_start", type=int, default=0, help="step at which the learning rate starts anew"
-        )
-
     refiner = stages.add_parser("refiner", help="train the refiner, taught by the exported base")
     refiner.add_argument("--steps", type=int, default=400)
     refiner.add_argument("--lr", type=float, default=1e-3)
+    refiner.add_argument("--text_dropout", type=float, default=0.2, help="share without a prompt")
+    refiner.add_argument("--stop", type=int, help="end at this step, early in the schedule")
     refiner.add_argument("--base", default="pretrained/tiny_base.safetensors")
     refiner.add_argument("--refiner_config", default="configs/tiny-refiner.yaml")
+
+    for stage in (vae, unet, refiner):
+        stage.add_argument(
+            "--cycle_start", type=int, default=0, help="step at which the learning rate starts anew"
+        )
 
     export = stages.add_parser("export", help="write the weights as one checkpoint")
     export.add_argument("--part", choices=("base", "refiner"), default="base")
