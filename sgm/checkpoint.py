@@ -38,7 +38,12 @@ def fit(tensor: Tensor, wanted: Tensor) -> Tensor:
 
 
 def load_weights(
-    model: nn.Module, path: Path, device: torch.device, dtype: torch.dtype, progress: bool = True
+    model: nn.Module,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: bool = True,
+    exact: tuple[str, ...] = (),
 ) -> None:
     """Assign the weights of a file to a network, cast and moved tensor by tensor.
 
@@ -51,11 +56,13 @@ def load_weights(
         path: a `.safetensors` file.
         device, dtype: of the loaded weights; integer tensors keep their type.
         progress: show a bar on stderr.
+        exact: beginnings of names whose weights are float32 whatever `dtype` is.
 
     Raises:
         CheckpointError: the file cannot be read, or does not hold exactly this network.
     """
     wanted = model.state_dict()
+    kinds = {name: torch.float32 if name.startswith(exact) else dtype for name in wanted}
     weights: dict[str, Tensor] = {}
     with open_weights(path) as file:
         stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
@@ -67,7 +74,7 @@ def load_weights(
         views = {
             name
             for name in wanted
-            if device.type == "cpu" and types[name] is dtype and wanted[name].ndim != 4
+            if device.type == "cpu" and types[name] is kinds[name] and wanted[name].ndim != 4
         }
         viewed = ((name, file.get_tensor(name)) for name in sorted(views))
         copied = read_in_turn(path, sorted(set(wanted) - views))
@@ -75,7 +82,7 @@ def load_weights(
             for name, tensor in chain(viewed, copied):
                 _check_finite(path, name, tensor)
                 tensor = fit(tensor, wanted[name])
-                kind = dtype if tensor.is_floating_point() else tensor.dtype
+                kind = kinds[name] if tensor.is_floating_point() else tensor.dtype
                 layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
                 copy = name not in views
                 weights[name] = tensor.to(device, kind, copy=copy, memory_format=layout)

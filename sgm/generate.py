@@ -94,11 +94,6 @@ def edit(
             "--precision bf16, or --device cpu."
         ) from error
     size = (inputs.source.height, inputs.source.width)
-    if not result.image.isfinite().all():
-        raise UserError(
-            f"The networks returned values that are no numbers at {options.precision}; "
-            "use --precision fp32."
-        )
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     return picture, {"load": sum(load_seconds), **result.seconds}, result.edit_ratio
 
@@ -132,26 +127,40 @@ def _finish(
     imageio.save_picture(picture, options.output_path)
     seconds = {"load": 0.0, "encode": 0.0, "sample": 0.0, "decode": 0.0} | seconds
     seconds["total"] = time.perf_counter() - started
-    figures = _figures(options, inputs, picture, seconds, ratio)
+    changed = changed_outside(options, inputs, picture)
+    if changed is not None:
+        logger.info("%d bytes changed outside of the edit.", changed)
+    figures = _figures(options, picture, seconds, ratio, changed)
     report.publish(figures, f"{options.output_path}\n", options.json_path)
+
+
+def changed_outside(options: RunOptions, inputs: Inputs, picture: "Image.Image") -> int | None:
+    """Bytes in which a result differs from the input where no edit is: outside the mask, or for
+    sdedit outside of the dilated difference that the preset may change. None where unknown."""
+    from sgm import imageio
+    from sgm.inference.recipes import RECIPES
+
+    region = inputs.mask
+    if region is None:
+        return None
+    if options.task is Task.SDEDIT:
+        region = RECIPES[options.preset].sdedit_region(region)
+    before, after = imageio.to_bytes(inputs.source), imageio.to_bytes(picture)
+    return int(((before != after) & ~region).sum())
 
 
 def _figures(
     options: RunOptions,
-    inputs: Inputs,
     picture: "Image.Image",
     seconds: Mapping[str, float],
     ratio: float | None,
+    changed: int | None,
 ) -> dict[str, object]:
     """The figures of a run for `--json`; seconds rounded to the microsecond."""
     import torch
 
-    from sgm import imageio, runtime
+    from sgm import runtime
 
-    changed = None
-    if inputs.mask is not None:
-        before, after = imageio.to_bytes(inputs.source), imageio.to_bytes(picture)
-        changed = int(((before != after) & ~inputs.mask).sum())
     return {
         "output": str(options.output_path),
         "task": options.task.value,

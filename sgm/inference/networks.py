@@ -46,6 +46,11 @@ def sparse(
     return nullcontext() if masks is None else state_of(network).sparse(masks, update)
 
 
+class NonFiniteError(RuntimeError):
+    """The autoencoder returned values that are no numbers, as half precision can: SDXL's own
+    activations pass the largest float16."""
+
+
 class Networks:
     """An engine on its device. Pictures are [3, H, W] in [-1, 1], latents [1, C, h, w] float32."""
 
@@ -81,19 +86,29 @@ class Networks:
                 network.state.clear()
 
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
-        """Scaled latents of a picture: one sample of the posterior, one draw called `name`."""
+        """Scaled latents of a picture: one sample of the posterior, one draw called `name`.
+
+        Raises:
+            NonFiniteError: see there.
+        """
         first_stage = self.engine.first_stage_model
         dtype = first_stage.quant_conv.weight.dtype
         x = picture[None].to(self.device, dtype, memory_format=torch.channels_last)
         posterior = first_stage.posterior(x)
+        _check_finite(posterior.mean)
         draw = noise(f"posterior/{name}", posterior.mean.shape)
         return self.engine.scale_factor * posterior.sample(draw)
 
     def decode(self, z: Tensor) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32 on the CPU, of scaled latents. Without data (on the
-        meta device, where passes are counted) it stays where it is."""
+        meta device, where passes are counted) it stays where it is.
+
+        Raises:
+            NonFiniteError: see there.
+        """
         dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
         x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=torch.channels_last))
+        _check_finite(x)
         picture = ((x[0].float() + 1) / 2).clamp(0, 1)
         return picture if picture.is_meta else picture.cpu()
 
@@ -133,3 +148,9 @@ class Networks:
             return denoise(x.contiguous(memory_format=torch.channels_last), sigma)
 
         return channels_last
+
+
+def _check_finite(x: Tensor) -> None:
+    """NonFiniteError unless every value is a number; without data there is nothing to check."""
+    if not x.is_meta and not x.isfinite().all():
+        raise NonFiniteError(f"The autoencoder overflowed in {x.dtype}.")

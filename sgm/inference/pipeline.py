@@ -1,10 +1,12 @@
 """A loaded model that edits pictures: load once, then inpaint and sdedit any number of times."""
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +14,9 @@ from tqdm import tqdm
 
 from sgm import runtime
 from sgm.checkpoint import build_model, load_weights
+from sgm.errors import UserError
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.networks import Networks
+from sgm.inference.networks import Networks, NonFiniteError
 from sgm.inference.noise import Noise, sequential_noise
 from sgm.inference.plan import Edit, Plan
 from sgm.inference.recipes import RECIPES
@@ -30,6 +33,9 @@ from sgm.specs import (
     SamplingParams,
     Turbo,
 )
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,9 @@ class Pipeline:
         engine = build_model(Path(config_path) / spec.config_file(run_type, refiner, preset))
         role = "refiner" if refiner else spec.weight_role(run_type)
         path = Path(weight_path) / spec.weight_file(role)
-        load_weights(engine, path, device, runtime.dtype_of(precision), progress)
+        # The autoencoder's activations pass the largest float16.
+        exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
+        load_weights(engine, path, device, runtime.dtype_of(precision), progress, exact)
         networks = Networks(engine.eval().to(memory_format=torch.channels_last))
         networks.set_backend(backend.value)
         turbo = spec.turbo if run_type.turbo and not refiner else None
@@ -138,7 +146,35 @@ class Pipeline:
 
     def prepare(self, edit: Edit, noise: Noise) -> Plan:
         """Encode the pictures and make the masks; inside `scope`. See `Edit.prepare`."""
-        return edit.prepare(self.networks, self.recipe if self.sparse else None, noise)
+        recipe = self.recipe if self.sparse else None
+        return self._retried(lambda: edit.prepare(self.networks, recipe, noise))
+
+    def decode(self, plan: Plan) -> Tensor:
+        """Picture of a denoised plan; inside `scope`. See `Plan.decode`."""
+        return self._retried(lambda: plan.decode(self.networks))
+
+    def _retried(self, run: Callable[[], Result]) -> Result:
+        """What the autoencoder makes; once more in float32 if it overflowed.
+
+        Raises:
+            UserError: float32 gave no numbers either.
+        """
+        first_stage = self.networks.engine.first_stage_model
+        try:
+            try:
+                return run()
+            except NonFiniteError as error:
+                if next(first_stage.parameters()).dtype is torch.float32:
+                    raise
+                logger.warning("%s It runs in float32 from here on.", error)
+                self.networks.forget()
+                first_stage.float()
+                return run()
+        except NonFiniteError as error:
+            raise UserError(
+                f"The networks returned values that are no numbers at {self.precision}; check the "
+                "checkpoint, or use --precision fp32."
+            ) from error
 
     def solver(self, steps: int | None) -> Solver:
         """The sampler: DPM++ 2M over 50 steps, or over the 4 levels of a turbo run.
@@ -205,7 +241,7 @@ class Pipeline:
                 plan = self.prepare(edit, noise)
             plan = self.denoise(plan, params, edit.size, noise, stage, progress)
             with stage("decode"):
-                picture = plan.decode(self.networks)
+                picture = self.decode(plan)
         return EditResult(edit.finish(picture, self.recipe), stage.seconds, edit.ratio)
 
     def inpaint(

@@ -48,7 +48,7 @@ def refined_edit(
                 progress,
             )
             with stage("decode"):
-                picture = plan.decode(refiner.networks)
+                picture = refiner.decode(plan)
     return EditResult(edit.finish(picture, refiner.recipe), seconds, edit.ratio)
 
 

@@ -228,7 +228,7 @@ class EditSession:
                 plan = prepare()
             done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
             with stage("decode"):
-                picture = done.decode(self.networks)
+                picture = self.pipeline.decode(done)
         return EditResult(edit.finish(picture, self.pipeline.recipe), stage.seconds, edit.ratio)
 
     def accept(self, result: EditResult) -> None:

@@ -1,0 +1,123 @@
+"""Edits with preset `fast`: the input stands outside, and half precision survives overflow."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sgm.checkpoint import build_model
+from sgm.errors import UserError
+from sgm.imageio import to_bytes, to_picture
+from sgm.inference.noise import NamedNoise
+from sgm.inference.pipeline import Pipeline
+from sgm.inference.recipes import FAST
+from sgm.sparse.masks import difference_mask
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType
+from tests.conftest import ROOT, tiny_weights
+from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture, rectangle
+
+SIZE = (64, 128)
+
+
+def pipeline(precision: Precision = Precision.FP32, dtype: torch.dtype = torch.float32) -> Pipeline:
+    return Pipeline(networks_of("fast", dtype), precision, sparse=True, preset=Preset.FAST)
+
+
+@pytest.fixture(scope="module")
+def fast() -> Pipeline:
+    return pipeline()
+
+
+def inpaint(pipe: Pipeline, image: Tensor, mask: Tensor, seed: int = 3) -> Tensor:
+    return pipe.inpaint(image, mask, PROMPT, steps=2, noise=NamedNoise(seed)).image
+
+
+def bytes_of(image: Tensor) -> Tensor:
+    """uint8 [3, H, W] of a picture in [0, 1]."""
+    return to_bytes(to_picture(image))
+
+
+def test_inpainting_changes_no_byte_outside_the_mask(fast: Pipeline) -> None:
+    image, mask = picture(SIZE), rectangle(SIZE)
+    result = inpaint(fast, image, mask)
+    assert torch.equal(result[:, ~mask], ((image + 1) / 2)[:, ~mask])
+    before, after = bytes_of((image + 1) / 2), bytes_of(result)
+    assert torch.equal(before[:, ~mask], after[:, ~mask])
+    assert not torch.equal(before[:, mask], after[:, mask])
+
+
+def test_sdedit_changes_no_byte_outside_the_dilated_difference(fast: Pipeline) -> None:
+    image, mask = picture(SIZE), rectangle(SIZE)
+    edited = drawn_on(image, mask)
+    result = fast.sdedit(image, edited, PROMPT, steps=2, noise=NamedNoise(3)).image
+    region = FAST.sdedit_region(difference_mask(image, edited))
+    assert torch.equal(result[:, ~region], ((edited + 1) / 2)[:, ~region])
+    assert not torch.equal(result[:, mask], ((edited + 1) / 2)[:, mask])
+
+
+def test_ten_edits_in_a_row_leave_the_rest_as_it_was(fast: Pipeline) -> None:
+    first = image = picture(SIZE)
+    touched = torch.zeros(SIZE, dtype=torch.bool)
+    for number in range(10):
+        mask = torch.zeros(SIZE, dtype=torch.bool)
+        mask[number * 4 : number * 4 + 9, number * 9 : number * 9 + 20] = True
+        touched |= mask
+        image = inpaint(fast, image, mask, seed=number) * 2 - 1
+        stored = to_picture((image + 1) / 2)  # as a person saves it and opens it again
+        image = to_bytes(stored).float() / 127.5 - 1
+    before, after = bytes_of((first + 1) / 2), bytes_of((image + 1) / 2)
+    assert torch.equal(before[:, ~touched], after[:, ~touched])
+    assert not torch.equal(before[:, touched], after[:, touched])
+
+
+def test_bf16_makes_a_picture(fast: Pipeline) -> None:
+    half = pipeline(Precision.BF16, torch.bfloat16)
+    image, mask = picture(SIZE), rectangle(SIZE)
+    result, exact = inpaint(half, image, mask), inpaint(fast, image, mask)
+    assert result.isfinite().all()
+    assert (result - exact).square().mean().sqrt() < 0.1
+
+
+def test_an_overflow_of_the_autoencoder_is_repeated_in_fp32(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = pipeline(Precision.BF16, torch.bfloat16)
+    first_stage = half.networks.engine.first_stage_model
+    decode = first_stage.decode
+
+    def overflowing(z: Tensor) -> Tensor:
+        x = decode(z)
+        if x.dtype is torch.bfloat16:
+            x[0, 0, -1, -1] = float("inf")  # the last pixel alone
+        return x
+
+    monkeypatch.setattr(first_stage, "decode", overflowing)
+    with caplog.at_level(logging.WARNING):
+        assert inpaint(half, picture(SIZE), rectangle(SIZE)).isfinite().all()
+    assert "overflowed in torch.bfloat16" in caplog.text and "float32" in caplog.text
+    assert first_stage.post_quant_conv.weight.dtype is torch.float32
+
+
+def test_a_result_of_nans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline()
+    first_stage = pipe.networks.engine.first_stage_model
+    monkeypatch.setattr(first_stage, "decode", lambda z: torch.full((1, 3, *SIZE), float("nan")))
+    with pytest.raises(UserError, match="no numbers at fp32"):
+        inpaint(pipe, picture(SIZE), rectangle(SIZE))
+
+
+def test_fp16_keeps_the_autoencoder_in_fp32(tmp_path) -> None:
+    spec = MODELS["tiny"]
+    engine = build_model(ROOT / "configs" / spec.config_file(RunType.SIGE, preset=Preset.FAST))
+    shapes = {name: list(tensor.shape) for name, tensor in engine.state_dict().items()}
+    save_file(tiny_weights(shapes), tmp_path / spec.weight_file("base"))
+    arguments = (spec, RunType.SIGE, ROOT / "configs", tmp_path, torch.device("cpu"))
+    pipe = Pipeline.load(*arguments, Precision.FP16, Backend.AUTO, Preset.FAST, progress=False)
+    kinds = {
+        (name.split(".")[0], tensor.dtype)
+        for name, tensor in pipe.networks.engine.state_dict().items()
+        if name.startswith(("model.", "first_stage_model."))
+    }
+    assert kinds == {("model", torch.float16), ("first_stage_model", torch.float32)}
