@@ -93,15 +93,15 @@ def measure(options: RunOptions, inputs: Inputs) -> Measured:
             macs = {name: count_macs(call) for name, call in calls(options, shapes).items()}
         parameters = sum(p.numel() for p in shapes.network.parameters())
         if options.macs_only:
-            return Measured(parameters, _set_backend(options, shapes), macs, {}, None)
+            backend = shapes.use_backend(options.backend.value, device)
+            return Measured(parameters, backend, macs, {}, None)
         if options.random_weights:
             logger.warning("Random weights and inputs: the time does not depend on them.")
             real = with_random_numbers(shapes, device)
         else:
             real = caught_pass(options, inputs, _loaded_pipeline(options))
-        return Measured(
-            parameters, _set_backend(options, real), macs, *_timed(options, real, device)
-        )
+        backend = real.use_backend(options.backend.value, device)
+        return Measured(parameters, backend, macs, *_timed(options, real, device))
 
 
 def calls(options: RunOptions, one: "Pass") -> "dict[str, Callable[[], object]]":
@@ -114,18 +114,6 @@ def calls(options: RunOptions, one: "Pass") -> "dict[str, Callable[[], object]]"
     dense = blank_pipeline(replace(options, run_type=options.run_type.dense))
     network = getattr(dense.networks, options.mode.network)
     return {DENSE: one.by(network).run, SPARSE: one.run}
-
-
-def _set_backend(options: RunOptions, one: "Pass") -> str:
-    """Have the sparse operators run by the backend that was asked for; its name."""
-    import torch
-
-    from sgm.sparse.ops import select_ops
-
-    if not options.run_type.sparse:
-        return options.backend.value
-    one.network.state.ops = select_ops(options.backend.value, torch.device(options.device))
-    return one.network.state.ops.name
 
 
 def _timed(

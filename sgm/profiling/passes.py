@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sgm.inference.networks import recording, sparse
 from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.ops import select_ops
 from sgm.sparse.state import Mode, SparseNetwork
 
 # By position or by name.
@@ -48,6 +49,14 @@ class Pass:
     def on_mask(self, masks: MaskPyramid) -> "Pass":
         """The sparse pass on masks of one's own, recorded on the same inputs."""
         return replace(self, recorded=self.inputs, masks=masks)
+
+    def use_backend(self, name: str, device: torch.device) -> str:
+        """Have the sparse operators run by a backend; the name of what `auto` stands for, or as it
+        came for a dense network."""
+        if not isinstance(self.network, SparseNetwork):
+            return name
+        self.network.state.ops = select_ops(name, device)
+        return self.network.state.ops.name
 
     def run(self) -> Tensor:
         """The pass as the run makes it; a sparse one inside of `with_recording`."""

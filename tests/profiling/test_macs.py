@@ -1,5 +1,6 @@
 """Counted multiply-accumulates against the golden figures, dense and sparse."""
 
+import json
 import logging
 import warnings
 
@@ -8,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sgm.checkpoint import build_model
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.models.sige_autoencoder import SIGEAutoencoderKL
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.profiling.macs import MATRIX_OPERATORS, Macs, count_macs
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
+from tests.conftest import ROOT, SHARED
 
 ATTENTION = "aten::scaled_dot_product_attention"
 
@@ -116,12 +119,11 @@ def test_a_count_does_not_depend_on_what_was_run_before(golden):
         assert torch.equal(encoder(x), traced)
 
 
-@pytest.mark.parametrize("mask", ["rect", "blob"])
-def test_shapes_alone_are_enough(unet, mask):
+def test_shapes_alone_are_enough(unet):
     """On the meta device, without numbers, the counts are those of the real pass."""
     network, inputs, data = unet
     height, width = (8 * n for n in data["x0"].shape[2:])
-    masks = inpainting_pyramid(data.mask(f"{mask}/pixel_mask", height, width))
+    masks = inpainting_pyramid(data.mask("blob/pixel_mask", height, width))
     with network.state.sparse(masks):
         real = count_macs(network, *inputs)
     with torch.device("meta"):
@@ -150,3 +152,52 @@ def test_an_unknown_operator_is_named(caplog):
     assert count_macs(torch.erfinv, torch.zeros(3)) == Macs({})
     assert "erfinv" in caplog.text
     caplog.clear()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The published networks on the meta device, and the published figures in GMAC."""
+    path = SHARED / "golden" / "macs_full.json"
+    if not path.is_file():
+        pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
+    return build_model(ROOT / "configs" / "sige.yaml").eval(), json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def rectangle():
+    """The published inpainting mask."""
+    mask = torch.zeros(512, 1024, dtype=torch.bool)
+    mask[280:470, 590:910] = True
+    return inpainting_pyramid(mask)
+
+
+# Convolutions, linear layers and matrix products of the published networks, original and with the
+# published mask, in GMAC.
+@pytest.mark.parametrize(
+    ("part", "products"),
+    [
+        ("encoder", (1082.298, 160.190)),
+        ("decoder", (2480.159, 342.872)),
+        ("unet_base", (3014.926, 973.962)),
+    ],
+)
+@torch.inference_mode()
+def test_published_figures_at_full_size(published, rectangle, part, products):
+    model, figures = published
+    with torch.device("meta"):
+        if part == "unet_base":
+            network, x = model.model.diffusion_model, torch.zeros(2, 4, 64, 128)
+            inputs = [x, torch.zeros(2).long(), torch.zeros(2, 77, 2048), torch.zeros(2, 2816)]
+        else:
+            network = getattr(model.first_stage_model, part)
+            inputs = [torch.zeros((1, 3, 512, 1024) if part == "encoder" else (1, 4, 64, 128))]
+    dense = count_macs(network, *inputs)
+    with network.state.recording():
+        network(*inputs)
+    with network.state.sparse(rectangle):
+        sparse = count_macs(network, *inputs)
+    for macs, kind, exact in zip((dense, sparse), ("original", "inpaint"), products, strict=True):
+        assert round(macs.products / 1e9, 3) == exact
+        for version, count in (("0.0.4", macs.total), ("0.1.0", macs.with_attention)):
+            total = figures[f"torchprofile_{version}"][part][kind]
+            assert count / 1e9 == pytest.approx(total, rel=0.005)

@@ -1,0 +1,101 @@
+"""Passes caught from runs: their inputs, masks and recordings; random numbers on shapes."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sgm.checkpoint import build_model
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.networks import Networks
+from sgm.inference.pipeline import Pipeline
+from sgm.inference.sdedit import SDEdit
+from sgm.profiling.passes import Pass, catch, with_random_numbers
+from sgm.specs import MODELS, Precision, Preset, RunType, SamplingParams
+from tests.conftest import ROOT
+
+PARAMS = SamplingParams("a horse", steps=1)
+CPU = torch.device("cpu")
+
+
+def blank(run_type: RunType, preset: Preset = Preset.PUBLISHED) -> Pipeline:
+    """Networks of the tiny family without weights."""
+    path = ROOT / "configs" / MODELS["tiny"].config_file(run_type, preset=preset)
+    networks = Networks(build_model(path).eval().to(memory_format=torch.channels_last))
+    return Pipeline(networks, Precision.FP32, run_type.sparse, preset=preset)
+
+
+def inpainting() -> Inpainting:
+    mask = torch.zeros(64, 128, dtype=torch.bool)
+    mask[20:40, 50:90] = True
+    return Inpainting(torch.zeros(3, 64, 128), mask)
+
+
+def sdedit() -> SDEdit:
+    edited = torch.zeros(3, 64, 128)
+    edited[:, 20:40, 50:90] = 1
+    return SDEdit(torch.zeros(3, 64, 128), edited, 1.0)
+
+
+def caught(pipeline: Pipeline, edit: Inpainting | SDEdit, part: str) -> Pass:
+    return catch(getattr(pipeline.networks, part), lambda: pipeline.edit(edit, PARAMS))
+
+
+@pytest.mark.parametrize("part", ["unet", "decoder"])
+@pytest.mark.parametrize("edit", [inpainting, sdedit])
+@pytest.mark.parametrize("preset", list(Preset))
+def test_a_sparse_pass_can_be_repeated_alone(
+    part: str, edit: Callable[[], Inpainting | SDEdit], preset: Preset
+) -> None:
+    pipeline = blank(RunType.SIGE, preset)
+    with torch.inference_mode():
+        one = caught(pipeline, edit(), part)
+        shapes = {name: x.shape for name, x in one.inputs.items()}
+        assert shapes[0] == ((2, 4, 8, 16) if part == "unet" else (1, 4, 8, 16))
+        assert one.recorded is not None and one.recorded.keys() == one.inputs.keys()
+        assert one.masks is not None and (8, 16) in one.masks and (64, 128) in one.masks
+        real = with_random_numbers(one, CPU)
+        with real.with_recording():
+            first, second = real.run(), real.run()
+            assert first.isfinite().all() and torch.equal(first, second)
+        assert real.network.state.masks is None  # the recording is freed
+
+
+def test_the_encoder_runs_sparsely_in_sdedit_and_on_request() -> None:
+    pipeline = blank(RunType.SIGE)
+    assert caught(pipeline, sdedit(), "encoder").masks is not None
+    dense = caught(pipeline, inpainting(), "encoder")
+    assert dense.masks is None and dense.recorded is None
+    masks = pipeline.recipe.inpainting(inpainting().mask)
+    assert dense.on_mask(masks).masks is masks
+    assert dense.on_mask(masks).recorded is dense.inputs
+
+
+def test_a_dense_pass_and_the_same_call_of_another_network() -> None:
+    with torch.inference_mode():
+        sparse = with_random_numbers(caught(blank(RunType.SIGE), inpainting(), "unet"), CPU)
+        dense = sparse.by(blank(RunType.ORIGINAL).networks.unet)
+        assert dense.masks is None and dense.inputs is sparse.inputs
+        assert dense.network.out[2].weight.data_ptr() == sparse.network.out[2].weight.data_ptr()
+        assert torch.equal(dense.run(), sparse.network(*by_position(sparse)))
+
+
+def by_position(one: Pass) -> list[Tensor]:
+    return [one.inputs[name] for name in (0, "timesteps", "context", "y")]
+
+
+def test_what_two_passes_share_they_share_as_random_numbers() -> None:
+    """Preset fast projects the text once for as long as the same tensor comes."""
+    one = caught(blank(RunType.SIGE, Preset.FAST), inpainting(), "unet")
+    assert one.recorded is not None and one.inputs["context"] is one.recorded["context"]
+    real = with_random_numbers(one, CPU)
+    assert real.recorded is not None and real.inputs["context"] is real.recorded["context"]
+    assert not torch.equal(real.inputs[0], real.recorded[0])
+
+
+def test_a_run_that_never_calls_the_network_is_an_error() -> None:
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="does not call Linear"):
+        catch(layer, lambda: None)
+    assert not layer._forward_pre_hooks
