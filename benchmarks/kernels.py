@@ -33,9 +33,9 @@ from sgm.program import run_program
 from sgm.sparse.active import CONV1X1, CONV3X3, ActiveSet, Geometry, block_active_set
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
+from sgm.sparse.network import SparseNetwork
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import Prologue, SparseOps, select_ops
-from sgm.sparse.state import SparseNetwork
 
 BATCH = 2
 RECTANGLE = (280, 470, 590, 910)  # rows, columns of 512x1024

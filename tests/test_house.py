@@ -38,7 +38,7 @@ LAYERS: dict[str, str] = {
     r"sgm\.modules\b.*": "modules",
     r"sgm\.sparse\.backends\b.*": "sparse.backends",
     r"sgm\.sparse\.ops": "sparse.ops",
-    r"sgm\.sparse\.state": "sparse.state",
+    r"sgm\.sparse\.(state|network)": "sparse.state",
     r"sgm\.sparse\.modules": "sparse.modules",
     r"sgm\.sparse\b.*": "sparse data",  # masks, active sets, norms: tensors in, tensors out
     r"sgm(\.\w+)?": "base",  # names, files, pictures, configurations, devices
@@ -61,7 +61,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"inference", "profiling", "base", "sparse data"},
 }
 # Signatures that may take `**name`: every keyword is kept as data, so none can be swallowed.
-KEYWORD_DATA = {("sgm/sparse/state.py", "put"), ("sgm/sparse/state.py", "forward")}
+KEYWORD_DATA = {
+    ("sgm/sparse/state.py", "put"),
+    ("sgm/sparse/network.py", "put"),
+    ("sgm/sparse/network.py", "update"),
+    ("sgm/sparse/network.py", "forward"),
+}
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Distributions that are needed and not imported: open_clip_torch carries the vocabulary file.

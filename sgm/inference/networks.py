@@ -11,9 +11,10 @@ from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
 from sgm.modules.diffusionmodules.sampling import Denoise, guided
 from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.network import SparseNetwork
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import Recording
-from sgm.sparse.state import SparseNetwork, SparseState
+from sgm.sparse.state import SparseState
 
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sgm.modules.attention import CrossAttention, attend
 from sgm.modules.diffusionmodules.model import EndPaddedConv2d, UpsampledConv2d
 from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
+from sgm.sparse.network import SparseModule
 from sgm.sparse.norm import moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
-from sgm.sparse.state import SparseModule
 
 
 def rows_as_map(rows: Tensor) -> Tensor:
@@ -156,7 +156,12 @@ def replaced(layer: SparseModule, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
     keys, values = site.tensor("key", k), site.tensor("value", v)
     active = site.state.active_by_area(PIXELS, keys.shape[1], k.device)
     site.update(active, key=k, value=v)
-    return site.ops.scatter(keys, active, k), site.ops.scatter(values, active, v)
+    # A recording for these masks alone is never read at the active pixels: no copy is needed.
+    own = site.state.record.masks is not None
+    return (
+        site.ops.scatter(keys, active, k, in_place=own),
+        site.ops.scatter(values, active, v, in_place=own),
+    )
 
 
 class FastTextAttention(SparseModule, CrossAttention):

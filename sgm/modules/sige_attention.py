@@ -11,9 +11,9 @@ from torch import Tensor
 from sgm.modules.attention import BasicTransformerBlock, SpatialTransformer, attend
 from sgm.sparse.active import CONV1X1
 from sgm.sparse.modules import as_map, as_rows, conv_rows, scatter_map
+from sgm.sparse.network import SparseModule
 from sgm.sparse.norm import group_norm_affine
 from sgm.sparse.ops import Prologue
-from sgm.sparse.state import SparseModule
 
 
 def attend_unfused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

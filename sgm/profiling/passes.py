@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sgm.inference.networks import recording, sparse
 from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.network import SparseNetwork
 from sgm.sparse.ops import select_ops
-from sgm.sparse.state import Mode, SparseNetwork
+from sgm.sparse.state import Mode
 
 # By position or by name.
 Inputs = Mapping[int | str, Tensor]

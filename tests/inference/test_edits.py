@@ -22,7 +22,8 @@ from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
-from sgm.sparse.state import Mode, SparseModule, SparseNetwork
+from sgm.sparse.network import SparseModule, SparseNetwork
+from sgm.sparse.state import Mode
 from sgm.specs import Precision
 from tests.conftest import ROOT, max_error, tiny_weights
 

@@ -19,10 +19,10 @@ from sgm.modules.diffusionmodules.sampling import guided
 from sgm.sparse.active import CONV3X3, OUTSIDE, block_active_set, bucket
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
+from sgm.sparse.network import SparseNetwork
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import Prologue
 from sgm.sparse.pixels import PixelGeometry
-from sgm.sparse.state import SparseNetwork
 from sgm.sparse.static import StaticMemory
 from tests.conftest import ROOT, max_error, tiny_weights
 

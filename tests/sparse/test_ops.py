@@ -30,9 +30,10 @@ from sgm.sparse.active import (
 )
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.modules import Residual, as_map, as_rows, sparse_residual
+from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import Prologue
-from sgm.sparse.state import Site, SparseState
+from sgm.sparse.state import SparseState
 from tests.conftest import Golden, max_error, rule_weights
 
 ARITHMETIC = 1e-5  # golden README: operators with arithmetic, absolute; without it, exact

@@ -20,10 +20,11 @@ from sgm.sparse.active import (
 )
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.modules import Residual, sparse_residual
+from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import Prologue, SparseOps, select_ops
 from sgm.sparse.pixels import PixelGeometry
-from sgm.sparse.state import Site, SparseState
+from sgm.sparse.state import SparseState
 from tests.conftest import max_error
 
 pytest.importorskip("triton", reason="triton is not installed (it has no build for this system)")

@@ -22,7 +22,7 @@ from sgm.modules.fast_layers import (
     rows_as_map,
 )
 from sgm.sparse.modules import as_map, as_rows
-from sgm.sparse.state import SparseModule, SparseNetwork
+from sgm.sparse.network import SparseModule, SparseNetwork
 
 
 class FastResnetBlock(ResnetBlock):

@@ -12,7 +12,7 @@ from sgm.modules.fast_layers import (
     FastTextAttention,
     FastUpsampledConv2d,
 )
-from sgm.sparse.state import SparseNetwork
+from sgm.sparse.network import SparseNetwork
 
 
 class FastResBlock(ResBlock):

@@ -27,9 +27,9 @@ from sgm.sparse.modules import (
     sparse_residual,
     upsampled,
 )
+from sgm.sparse.network import SparseModule, SparseNetwork
 from sgm.sparse.norm import group_norm_affine
 from sgm.sparse.ops import Prologue
-from sgm.sparse.state import SparseModule, SparseNetwork
 
 
 class SIGEResnetBlock(SparseModule, ResnetBlock):

@@ -17,7 +17,7 @@ from sgm.sparse.modules import (
     sparse_conv,
     sparse_residual,
 )
-from sgm.sparse.state import SparseModule, SparseNetwork
+from sgm.sparse.network import SparseModule, SparseNetwork
 
 
 class SIGEResBlock(SparseModule, ResBlock):
