@@ -1,0 +1,163 @@
+"""Sessions: one recording, many edits, with random tiny engines."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgm.errors import UserError
+from sgm.inference.held import held_noise
+from sgm.inference.noise import NamedNoise
+from sgm.inference.pipeline import Pipeline
+from sgm.inference.session import EditSession, step_name
+from sgm.inference.stores import DeviceStore, DiskStore, choose_place, free_host_memory
+from sgm.sparse.recording import Recording, tensors_of
+from sgm.specs import Precision, Preset, SamplingParams
+from tests.conftest import max_error
+from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
+
+SIZE, CPU = (64, 128), torch.device("cpu")
+PARAMS = SamplingParams("", seed=3, steps=3)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline(networks_of("fast"), Precision.FP32, sparse=True, preset=Preset.FAST)
+
+
+@pytest.fixture
+def session(pipe: Pipeline) -> EditSession:
+    return EditSession(pipe, picture(SIZE), PARAMS)
+
+
+def corner() -> Tensor:
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[40:, 90:] = True
+    return mask
+
+
+def edits(session: EditSession) -> dict[str, Tensor]:
+    """Three edits of a session's picture, by name."""
+    return {
+        "horse": session.inpaint("a horse", rectangle(SIZE)).image,
+        "house": session.inpaint("a house", corner()).image,
+        "drawn": session.sdedit("a sun", drawn_on(session.picture, corner()), 0.7).image,
+    }
+
+
+def test_edits_are_the_same_again_in_any_order_and_in_another_session(
+    pipe: Pipeline, session: EditSession
+) -> None:
+    first = edits(session)
+    again = session.inpaint("a horse", rectangle(SIZE)).image
+    assert torch.equal(again, first["horse"])
+    other = EditSession(pipe, picture(SIZE), PARAMS)
+    drawn = other.sdedit("a sun", drawn_on(other.picture, corner()), 0.7).image
+    assert torch.equal(drawn, first["drawn"])
+    assert torch.equal(other.inpaint("a house", corner()).image, first["house"])
+    assert not torch.equal(first["house"], first["horse"])
+
+
+def test_two_sessions_on_one_pipeline_do_not_mix(pipe: Pipeline, session: EditSession) -> None:
+    before = session.inpaint("a horse", rectangle(SIZE)).image
+    other = EditSession(pipe, picture(SIZE, seed=8), PARAMS)
+    other.inpaint("a horse", rectangle(SIZE))
+    other.accept(other.inpaint("a house", corner()))
+    assert torch.equal(session.inpaint("a horse", rectangle(SIZE)).image, before)
+
+
+def test_a_session_under_the_edits_own_prompt_is_the_cold_edit(pipe: Pipeline) -> None:
+    mask, params = rectangle(SIZE), SamplingParams("a horse", seed=3, steps=3)
+    warm = EditSession(pipe, picture(SIZE), params).inpaint("a horse", mask).image
+    noise = held_noise(NamedNoise(3))
+    cold = pipe.inpaint(picture(SIZE), mask, "a horse", seed=3, steps=3, noise=noise).image
+    assert max_error(warm, cold) < 1e-4
+
+
+def test_accepted_edits_leave_the_rest_and_later_edits_see_them(session: EditSession) -> None:
+    first = session.picture
+    touched = torch.zeros(SIZE, dtype=torch.bool)
+    for number in range(10):
+        mask = torch.zeros(SIZE, dtype=torch.bool)
+        mask[number * 4 : number * 4 + 9, number * 9 : number * 9 + 20] = True
+        session.accept(session.inpaint("a horse", mask))
+        touched |= mask
+    assert max_error(session.picture[:, ~touched], first[:, ~touched]) <= 2**-23  # x / 2 * 2
+    assert not torch.equal(session.picture[:, touched], first[:, touched])
+
+
+def test_accepting_an_edit_of_everything_is_recording_anew(pipe: Pipeline) -> None:
+    """With all pixels active nothing is approximated, so both recordings agree to rounding."""
+    session = EditSession(pipe, picture(SIZE), PARAMS)
+    result = session.inpaint("a horse", rectangle(SIZE))
+    result = type(result)((picture(SIZE, seed=4) + 1) / 2, result.seconds, result.edit_ratio)
+    session.accept(result)
+    fresh = EditSession(pipe, result.image * 2 - 1, PARAMS)
+    assert max_error(session.z, fresh.z) < 1e-4
+    for name in (step_name(3), step_name(1), "encoder", "decoder"):
+        updated, recorded = session.store.get(name), fresh.store.get(name)
+        assert updated.values.keys() == recorded.values.keys()
+        for key, value in recorded.values.items():
+            for a, b in zip(tensors_of(updated.values[key]), tensors_of(value), strict=True):
+                assert max_error(a, b) < 1e-3 * max(1.0, b.abs().max().item()), (name, key)
+
+
+def test_a_strength_that_was_not_recorded_is_refused(pipe: Pipeline) -> None:
+    session = EditSession(pipe, picture(SIZE), PARAMS, strength=0.6)
+    with pytest.raises(ValueError, match="SDEdit only"):
+        session.inpaint("a horse", rectangle(SIZE))
+    with pytest.raises(ValueError, match=r"Strength 0\.9"):
+        session.sdedit("a sun", drawn_on(session.picture, corner()), 0.9)
+    assert session.sdedit("a sun", drawn_on(session.picture, corner()), 0.5).image.isfinite().all()
+
+
+def test_a_dense_or_published_pipeline_is_refused() -> None:
+    published = Pipeline(networks_of("sige"), Precision.FP32, sparse=True)
+    with pytest.raises(ValueError, match="preset fast"):
+        EditSession(published, picture(SIZE), PARAMS)
+
+
+def test_recordings_on_disk_give_the_same_edit(
+    pipe: Pipeline, session: EditSession, tmp_path: Path
+) -> None:
+    stored = EditSession(
+        pipe, picture(SIZE), PARAMS, make_store=lambda size: DiskStore(tmp_path, CPU)
+    )
+    assert stored.report.place == "disk" and stored.report.steps == 3
+    expected = session.inpaint("a horse", rectangle(SIZE)).image
+    assert torch.equal(stored.inpaint("a horse", rectangle(SIZE)).image, expected)
+    later = DiskStore(tmp_path, CPU)
+    later.checksums = stored.store.checksums
+    resumed = EditSession.resume(pipe, picture(SIZE), PARAMS, 1.0, later)
+    assert torch.equal(resumed.inpaint("a horse", rectangle(SIZE)).image, expected)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "missing", "cut"])
+def test_a_damaged_recording_is_named(damage: str, tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, CPU)
+    recording = Recording()
+    recording.values["a", "b"] = torch.arange(64.0)
+    store.put("unet-0001", recording)
+    assert torch.equal(store.get("unet-0001").values["a", "b"], torch.arange(64.0))
+    path = tmp_path / "unet-0001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "bytes" else content[:-50])
+    later = DiskStore(tmp_path, CPU)
+    later.checksums = store.checksums
+    with pytest.raises(UserError, match=r"unet-0001\.safetensors is .*damaged; record again"):
+        later.get("unet-0001")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_place_depends_on_what_is_free() -> None:
+    assert choose_place(1000, CPU) == "device"
+    assert choose_place(free_host_memory() * 2, CPU) == "disk"
+    store = DeviceStore()
+    recording = Recording()
+    store.put("x", recording)
+    assert store.get("x") is recording
