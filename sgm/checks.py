@@ -22,7 +22,11 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 def check_together(values: argparse.Namespace) -> None:
     """Raise UserError for options that lack another one or contradict each other."""
-    if values.task is Task.INPAINTING:
+    _check_recordings(values)
+    if values.record is not None:
+        if values.init_img is None:
+            raise UserError("--record needs --init_img; name the picture to record.")
+    elif values.task is Task.INPAINTING:
         if values.init_img is None:
             raise UserError("Inpainting needs --init_img; name the picture to repaint.")
         if values.mask_path is None:
@@ -56,6 +60,23 @@ def check_together(values: argparse.Namespace) -> None:
         raise UserError(
             "--backend sige runs --preset published at fp32 only; change those or the backend."
         )
+
+
+def _check_recordings(values: argparse.Namespace) -> None:
+    """UserError for options of preset fast that meet another preset, or each other."""
+    given = [f for f in ("refresh", "record", "recording") if getattr(values, f) is not None]
+    for flag in given:
+        if values.preset is not Preset.FAST or not values.run_type.sparse:
+            raise UserError(
+                f"--{flag} is for sparse runs of preset fast; add --preset fast and "
+                "--run_type sige."
+            )
+        if values.mode.profiles:
+            raise UserError(f"--{flag} makes or edits pictures; leave --mode out.")
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other; leave one out.")
+    if values.refined and set(given) - {"refresh"}:
+        raise UserError(f"--{given[0]} knows one model, not --refined; leave one out.")
 
 
 def _check_turbo(values: argparse.Namespace) -> None:

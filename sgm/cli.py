@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sgm import checks
 from sgm.errors import UserError
@@ -67,6 +68,9 @@ def parse(argv: Sequence[str]) -> RunOptions:
         random_weights=values.random_weights,
         macs_only=values.macs_only,
         compare=values.compare,
+        refresh=values.refresh,
+        record=None if values.record is None else Path(values.record),
+        recording=None if values.recording is None else Path(values.recording),
         **paths,
     )
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from sgm import report
 from sgm.errors import UserError
 from sgm.inputs import Inputs, advise_on_size
+from sgm.record import edit_recorded, record
 from sgm.specs import RunOptions, Task
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sgm.inference.pipeline import Pipeline
     from sgm.inference.plan import Edit
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     Raises:
         UserError: the networks cannot be loaded, memory runs out, or the result is no picture.
     """
+    if options.record is not None:
+        record(options, inputs, load_pipeline(options), started)
+        return
     mask = inputs.mask
     # A dense run does not look at where the pictures differ, so there only a given mask counts.
     masked = mask is not None and (options.run_type.sparse or options.task is Task.INPAINTING)
@@ -61,31 +66,22 @@ def edit(
     import torch
 
     from sgm import imageio
-    from sgm.inference.pipeline import Pipeline
     from sgm.inference.refined import refined_edit
 
     device, wanted = torch.device(options.device), edit_of(options, inputs)
     load_seconds = []
 
-    def load(refiner: bool) -> Pipeline:
+    def load(refiner: bool) -> "Pipeline":
         started = time.perf_counter()
-        pipe = Pipeline.load(
-            options.spec,
-            options.run_type,
-            options.config_path,
-            options.weight_path,
-            device,
-            options.precision,
-            options.backend,
-            options.preset,
-            refiner,
-        )
+        pipe = load_pipeline(options, refiner)
         load_seconds.append(time.perf_counter() - started)
         return pipe
 
     try:
         if options.refined:
             result = refined_edit(load, wanted, options.sampling, progress=True)
+        elif options.recording is not None:
+            result = edit_recorded(options, inputs, load(False))
         else:
             result = load(False).edit(wanted, options.sampling, progress=True)
     except torch.cuda.OutOfMemoryError as error:
@@ -96,6 +92,32 @@ def edit(
     size = (inputs.source.height, inputs.source.width)
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     return picture, {"load": sum(load_seconds), **result.seconds}, result.edit_ratio
+
+
+def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
+    """The networks of a run.
+
+    Raises:
+        UserError: a file is missing or does not fit.
+    """
+    import torch
+
+    from sgm.inference.pipeline import Pipeline
+
+    pipe = Pipeline.load(
+        options.spec,
+        options.run_type,
+        options.config_path,
+        options.weight_path,
+        torch.device(options.device),
+        options.precision,
+        options.backend,
+        options.preset,
+        refiner,
+    )
+    if options.refresh is not None:
+        pipe.recipe = replace(pipe.recipe, refresh=options.refresh)
+    return pipe
 
 
 def edit_of(options: RunOptions, inputs: Inputs) -> "Edit":

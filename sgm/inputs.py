@@ -53,6 +53,8 @@ def read_inputs(options: RunOptions) -> Inputs:
             size = (options.height or picture.height, options.width or picture.width)
             loaded[name] = imageio.resize_picture(picture, size, f"Picture {path}")
     init, edited = loaded.get("init"), loaded.get("edited")
+    if options.record is not None:
+        return Inputs(init, None, None)
     if options.task is Task.INPAINTING:
         assert init is not None and options.mask_path is not None  # by `check_together`
         return Inputs(init, None, maskio.load_mask(options.mask_path, (init.height, init.width)))

@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pictures(parser)
     _add_sampling(parser)
     _add_engine(parser)
+    _add_recordings(parser)
     _add_files(parser)
     _add_profiling(parser)
     return parser
@@ -204,6 +205,26 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--device",
         metavar="NAME",
         help="cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)",
+    )
+
+
+def _add_recordings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("preset fast only")
+    group.add_argument(
+        "--refresh",
+        metavar="K",
+        type=whole(1, MAX_STEPS),
+        help="record the unedited picture at every K-th step only (default: the preset's)",
+    )
+    group.add_argument(
+        "--record",
+        metavar="FOLDER",
+        help="make no edit, but record --init_img there; --prompt describes it, and may be empty",
+    )
+    group.add_argument(
+        "--recording",
+        metavar="FOLDER",
+        help="edit from what --record left there: no pass over the unedited picture",
     )
 
 

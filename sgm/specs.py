@@ -283,6 +283,8 @@ class RunOptions:
         config_path, weight_path: folders of YAML files and of checkpoints.
         json_path: file for the run's figures, `-` for stdout, None for none.
         random_weights, macs_only, compare: profile modes only.
+        refresh: steps from one recording to the next; None for the preset's.
+        record, recording: folders to record into, and to edit from; None for neither.
     """
 
     task: Task
@@ -307,6 +309,9 @@ class RunOptions:
     random_weights: bool
     macs_only: bool
     compare: bool
+    refresh: int | None = None
+    record: Path | None = None
+    recording: Path | None = None
 
     @property
     def spec(self) -> ModelSpec:

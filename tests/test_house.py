@@ -29,7 +29,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.{}~$/-])/(?:work|root|home|Users|mnt|media)/
 
 # The layer of a module: the first row whose pattern matches its dotted name.
 LAYERS: dict[str, str] = {
-    r"sgm\.(cli|generate|inputs|profile)": "cli",
+    r"sgm\.(cli|generate|record|inputs|profile)": "cli",
     r"sgm\.inference\b.*": "inference",
     r"sgm\.profiling\b.*": "profiling",
     r"sgm\.models\.(sige|fast)_.*": "sige models",
