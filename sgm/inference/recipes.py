@@ -76,6 +76,6 @@ FAST = Recipe(
     decoder_level=1,
     sdedit_decoder=8,
     feather=8,
-    refresh=1,
+    refresh=2,  # costs a few tenths of a dB at 50 steps, more with fewer (benchmarks/edit.py)
 )
 RECIPES = MappingProxyType({Preset.PUBLISHED: PUBLISHED, Preset.FAST: FAST})

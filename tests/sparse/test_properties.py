@@ -177,7 +177,8 @@ def test_a_sparse_layer_is_the_dense_one_inside_and_the_recording_outside(
     out = ops.conv_scatter(as_rows(x), active, weight, bias, prologue, base, residual)
     inside = torch.zeros(base.shape[1], dtype=torch.bool)
     inside[active.outputs[active.outputs != OUTSIDE]] = True
-    assert max_error(out[:, inside], (as_rows(dense) + residual)[:, inside]) < 1e-11
+    if inside.any():  # a stride can leave every output of a small mask outside
+        assert max_error(out[:, inside], (as_rows(dense) + residual)[:, inside]) < 1e-11
     assert torch.equal(out[:, ~inside], base[:, ~inside])
 
 

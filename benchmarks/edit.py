@@ -1,0 +1,269 @@
+"""Seconds per edit, end to end: `python -m benchmarks.edit`.
+
+The same edit dense, with preset `published`, with preset `fast` cold (recording as it goes, at
+every step and at every K-th) and warm (from a session that recorded the picture before: the second
+and the tenth edit). Every run has the same noise, so PSNR and SSIM inside the edit, against dense,
+say what the saving costs. The runs take turns in one process; look at the ratios.
+
+`--model tiny` runs the shipped model. `--random_weights` with `--model sdxl` runs the real sizes
+without a checkpoint, where the pictures mean nothing and the times do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.common import RESULTS, ROOT, commit, machine, write_figures
+from sgm import runtime
+from sgm.checkpoint import build_model
+from sgm.errors import UserError
+from sgm.files import check_writable, write_atomically
+from sgm.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
+from sgm.inference.held import held_noise
+from sgm.inference.networks import Networks
+from sgm.inference.noise import NamedNoise
+from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.session import EditSession
+from sgm.maskio import load_mask
+from sgm.specs import MODELS, Backend, ModelSpec, Precision, Preset, RunType, SamplingParams, Task
+from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
+
+PROMPTS = {
+    Task.INPAINTING: "a photograph of a horse on a grassland",
+    Task.SDEDIT: "A fantasy landscape, trending on artstation",
+}
+RUNS = ("dense", "published", "fast")
+HEAD = ("edit", "run", "total s", "encode", "sample", "decode", "faster", "PSNR", "SSIM")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.edit", description="Seconds per edit, end to end."
+    )
+    parser.add_argument("--model", choices=[*MODELS], default="tiny", help="default tiny")
+    parser.add_argument("--random_weights", action="store_true", help="need no checkpoint")
+    parser.add_argument("--turbo", action="store_true", help="the few-step model")
+    parser.add_argument("--steps", type=int, default=None, help="default 50, turbo 4")
+    parser.add_argument("--refresh", type=int, nargs="*", default=[1, 2, 4], help="default 1 2 4")
+    parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10)")
+    parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")
+    parser.add_argument("--W", type=int, default=None, help="width (default: of the model)")
+    parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="pictures and mask")
+    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
+    parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
+    parser.add_argument("--output", type=Path, default=None, help="JSON; Markdown goes beside it")
+    return parser
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way to make an edit.
+
+    Attributes:
+        seconds: by stage, and `total`.
+        psnr, ssim: inside the edit, against the dense picture; None for that itself.
+    """
+
+    seconds: dict[str, float]
+    psnr: float | None
+    ssim: float | None
+
+
+def make_edits(assets: Path, size: tuple[int, int]) -> dict[str, Edit]:
+    """The published examples at a size: the inpainting mask, and the two drawings."""
+
+    def picture(name: str) -> torch.Tensor:
+        return pad_to_multiple(to_tensor(resize_picture(load_picture(assets / name), size)))
+
+    mask = pad_to_multiple(load_mask(assets / "inpainting/masks/0.npy", size))
+    edits = {
+        "inpainting": inpainting_edit(
+            picture("inpainting/original/0.png"), mask, PROMPTS[Task.INPAINTING], 53
+        )
+    }
+    for number, seed in ((0, 11), (1, 95)):
+        before, after = (picture(f"img2img/{kind}/{number}.png") for kind in ("original", "edited"))
+        edits[f"sdedit {number}"] = sdedit_edit(before, after, PROMPTS[Task.SDEDIT], seed)
+    return edits
+
+
+def load(spec: ModelSpec, args: argparse.Namespace, run: str, device: torch.device) -> Pipeline:
+    """The networks of a run, from the checkpoint or with random weights."""
+    sparse = RunType.SIGE_TURBO if args.turbo else RunType.SIGE
+    run_type = sparse.dense if run == "dense" else sparse
+    preset = Preset.FAST if run == "fast" else Preset.PUBLISHED
+    precision = Precision(args.precision)
+    configs = ROOT / "configs"
+    if not args.random_weights:
+        return Pipeline.load(
+            spec, run_type, configs, args.weight_path, device, precision, Backend.AUTO, preset
+        )
+    engine = build_model(configs / spec.config_file(run_type, preset=preset))
+    generator = torch.Generator().manual_seed(0)
+    dtype = runtime.dtype_of(precision)
+    weights = {
+        name: torch.randn(t.shape, generator=generator).div_(max(1, t[0].numel()) ** 0.5).to(dtype)
+        if t.ndim > 1
+        else torch.full(t.shape, float(name.endswith("weight")), dtype=dtype)
+        for name, t in engine.state_dict().items()
+    }
+    engine.load_state_dict(weights, assign=True)
+    networks = Networks(engine.to(device).eval().to(memory_format=torch.channels_last))
+    networks.set_backend(Backend.AUTO.value)
+    return Pipeline(networks, precision, run_type.sparse, args.turbo, preset)
+
+
+def timed(make: Callable[[], EditResult], device: torch.device) -> tuple[EditResult, float]:
+    """An edit and its seconds."""
+    began = time.perf_counter()
+    result = make()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - began
+
+
+def measure_edit(
+    name: str,
+    edit: Edit,
+    pipelines: dict[str, Pipeline],
+    args: argparse.Namespace,
+    bar: tqdm,
+) -> dict[str, object]:
+    """All runs of one edit."""
+    noise = held_noise(NamedNoise(edit.seed))
+    device = pipelines["dense"].networks.device
+    rows: dict[str, Timing] = {}
+    dense: torch.Tensor | None = None
+
+    def add(run: str, make: Callable[[], EditResult]) -> None:
+        nonlocal dense
+        bar.set_postfix_str(f"{name}, {run}")
+        result, total = timed(make, device)
+        dense = result.image if dense is None else dense
+        alike = likeness(dense, result.image, edit.mask)
+        same = run == "dense"
+        seconds = {**result.seconds, "total": total}
+        rows[run] = Timing(
+            seconds, None if same else alike.psnr_inside, None if same else alike.ssim_inside
+        )
+        bar.update()
+
+    for run in ("dense", "published"):
+        add(run, lambda p=pipelines[run]: run_edit(p, edit, args.steps, noise=noise))
+    fast = pipelines["fast"]
+    recipe = fast.recipe
+    for refresh in args.refresh:
+        fast.recipe = replace(recipe, refresh=refresh)
+        add(f"fast, cold, K={refresh}", lambda: run_edit(fast, edit, args.steps, noise=noise))
+    fast.recipe = recipe
+    params = SamplingParams("", seed=edit.seed, steps=args.steps)
+    began = time.perf_counter()
+    session = EditSession(fast, edit.image, params, noise=noise)
+    recording = time.perf_counter() - began
+    for number in range(1, args.edits + 1):
+        if number in (2, args.edits):
+            add(f"fast, warm, edit {number}", lambda: warm(session, edit))
+        else:
+            warm(session, edit)
+    return {
+        "runs": {run: asdict(timing) for run, timing in rows.items()},
+        "record_seconds": recording,
+        "record": asdict(session.report),
+        "edit_ratio": edit.mask.float().mean().item(),
+    }
+
+
+def warm(session: EditSession, edit: Edit) -> EditResult:
+    """An edit from a session."""
+    if edit.edited is None:
+        return session.inpaint(edit.prompt, edit.mask)
+    return session.sdedit(edit.prompt, edit.edited)
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """Run everything; the figures of `--output`."""
+    device = runtime.pick_device(args.device)
+    runtime.check_precision(Precision(args.precision), device)
+    spec = MODELS[args.model]
+    height, width = (512, 1024) if args.model == "sdxl" else spec.trained_size
+    size = (args.H or height, args.W or width)
+    pipelines = {run: load(spec, args, run, device) for run in RUNS}
+    edits = make_edits(args.assets, size)
+    runs = len(edits) * (4 + len(args.refresh))
+    with tqdm(total=runs, desc="editing", unit="run") as bar:
+        results = {
+            name: measure_edit(name, edit, pipelines, args, bar) for name, edit in edits.items()
+        }
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "benchmark": "edit",
+        "model": spec.name,
+        "random_weights": args.random_weights,
+        "turbo": args.turbo,
+        "steps": args.steps,
+        "size": list(size),
+        "precision": args.precision,
+        "device": runtime.describe_device(device),
+        "machine": machine(),
+        "versions": runtime.versions(),
+        "commit": commit(),
+        "peak_device_bytes": peak,
+        "edits": results,
+    }
+
+
+def table(figures: dict[str, object]) -> str:
+    """The figures as Markdown; `faster` is dense seconds by these."""
+    rows = []
+    for name, found in figures["edits"].items():
+        dense = found["runs"]["dense"]["seconds"]["total"]
+        for run, timing in found["runs"].items():
+            seconds = timing["seconds"]
+            stages = [f"{seconds[s]:.2f}" for s in ("total", "encode", "sample", "decode")]
+            quality = ["-", "-"]
+            if timing["psnr"] is not None:
+                quality = [f"{timing['psnr']:.1f}", f"{timing['ssim']:.3f}"]
+            rows.append((name, run, *stages, f"{dense / seconds['total']:.2f}x", *quality))
+        record = found["record"]
+        size = f"{record['step_bytes'] / 1e6:.0f} MB a step, {record['steps']} steps"
+        rows.append((name, f"recording ({size})", f"{found['record_seconds']:.2f}", *["-"] * 6))
+    return markdown_table(HEAD, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write JSON and Markdown, print the table; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.edits < 2 or any(refresh < 1 for refresh in args.refresh):
+        parser.error("--edits must be at least 2, and every --refresh at least 1.")
+    args.steps = (4 if args.turbo else 50) if args.steps is None else args.steps
+    kind = "turbo" if args.turbo else "base"
+    output = args.output or RESULTS / f"edit_{args.model}_{kind}.json"
+    try:
+        check_writable(output)
+        figures = measure(args)
+        write_figures(output, figures)
+        text = table(figures)
+        write_atomically(output.with_suffix(".md"), lambda f: f.write(f"{text}\n".encode()))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(text)
+    print(f"\n{output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,37 @@
+"""The benchmark of edits, with random weights and few steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import edit
+
+QUICK = ["--random_weights", "--steps", "2", "--edits", "2", "--refresh", "1", "2"]
+SMALL = ["--H", "64", "--W", "128", "--device", "cpu"]
+
+
+def test_every_run_of_every_edit_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "edit.json"
+    assert edit.main([*QUICK, *SMALL, "--output", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert list(figures["edits"]) == ["inpainting", "sdedit 0", "sdedit 1"]
+    for found in figures["edits"].values():
+        runs = ["dense", "published", "fast, cold, K=1", "fast, cold, K=2", "fast, warm, edit 2"]
+        assert list(found["runs"]) == runs
+        assert all(timing["seconds"]["total"] > 0 for timing in found["runs"].values())
+        assert found["runs"]["dense"]["psnr"] is None
+        assert found["record"]["steps"] == 2 and found["record"]["step_bytes"] > 0
+    table = path.with_suffix(".md").read_text()
+    assert table.strip() in capsys.readouterr().out and "1.00x" in table
+
+
+def test_turbo_takes_four_steps_and_mistakes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    assert edit.main(["--turbo", *QUICK[:1], *SMALL, "--edits", "2", "--output", str(path)]) == 0
+    assert json.loads(path.read_text())["steps"] == 4
+    with pytest.raises(SystemExit, match="2"):
+        edit.main(["--edits", "1"])
+    assert edit.main(["--weight_path", str(tmp_path), *SMALL, "--output", str(path)]) == 2
