@@ -121,7 +121,8 @@ def load(spec: ModelSpec, args: argparse.Namespace, run: str, device: torch.devi
     engine.load_state_dict(weights, assign=True)
     networks = Networks(engine.to(device).eval().to(memory_format=torch.channels_last))
     networks.set_backend(Backend.AUTO.value)
-    return Pipeline(networks, precision, run_type.sparse, args.turbo, preset)
+    turbo = spec.turbo if args.turbo else None
+    return Pipeline(networks, precision, run_type.sparse, turbo, preset)
 
 
 def timed(make: Callable[[], EditResult], device: torch.device) -> tuple[EditResult, float]:
