@@ -114,8 +114,8 @@ def test_the_stages_of_training_parse() -> None:
     ]
 
 
-def test_the_python_example_is_python_and_its_imports_exist() -> None:
-    (example,) = blocks("python")
+@pytest.mark.parametrize("example", blocks("python"), ids=["one", "many"])
+def test_a_python_example_is_python_and_its_imports_exist(example: str) -> None:
     for node in ast.walk(ast.parse(example)):
         if isinstance(node, ast.ImportFrom):
             assert node.module is not None
@@ -123,6 +123,11 @@ def test_the_python_example_is_python_and_its_imports_exist() -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_the_table_of_edits_is_what_the_program_wrote() -> None:
+    table = (ROOT / "benchmarks" / "results" / "edit_tiny_base.md").read_text(encoding="utf-8")
+    assert table.strip() in README
 
 
 def test_linked_files_of_the_repository_exist() -> None:

@@ -1,6 +1,7 @@
 """Recordings from the shell, with the shipped tiny model on a small picture."""
 
 import json
+import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from sgm import cli
 from sgm.errors import UserError
 from tests.conftest import ROOT
+from tests.test_readme_commands import SMALL, lines
 
 SIZE = (64, 128)
 FAST = ["--model", "tiny", "--run_type", "sige", "--preset", "fast", "--steps", "2"]
@@ -119,3 +121,15 @@ def test_a_refreshed_edit(folder: Path) -> None:
 def test_options_that_contradict(folder: Path, words: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         edit(folder, "refused.png", *words)
+
+
+def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line, comments=True)[2:] for line in lines() if "--record" in line]
+    assert len(commands) >= 4 and "--record" in commands[0]
+    for words in commands:
+        assert cli.main([*words, *SMALL]) == 0
+    pictures = sorted(Path("outputs").glob("*.png"))
+    assert len(pictures) == len(commands) - 1
+    assert all(np.asarray(Image.open(path)).std() > 10 for path in pictures)
