@@ -214,7 +214,7 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         "--refresh",
         metavar="K",
         type=whole(1, MAX_STEPS),
-        help="record the unedited picture at every K-th step only (default: the preset's)",
+        help="record the unedited picture at every K-th step only (default: 2, turbo 1)",
     )
     group.add_argument(
         "--record",
