@@ -79,8 +79,12 @@ def _checked(options: RunOptions, inputs: Inputs) -> RunOptions:
     return options
 
 
-def measure(options: RunOptions, inputs: Inputs) -> Measured:
-    """Count on shapes alone; then time on the device, with a checkpoint or random weights."""
+def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measured:
+    """Count on shapes alone; then time on the device, with a checkpoint or random weights.
+
+    Args:
+        graphs: time sparse passes of the UNet as CUDA graphs.
+    """
     import torch
 
     from sgm.profiling.macs import count_macs
@@ -101,6 +105,8 @@ def measure(options: RunOptions, inputs: Inputs) -> Measured:
         else:
             real = caught_pass(options, inputs, _loaded_pipeline(options))
         backend = real.use_backend(options.backend.value, device)
+        if graphs and options.run_type.sparse and options.mode is Mode.PROFILE_UNET:
+            real.network.state.use_graphs()
         return Measured(parameters, backend, macs, *_timed(options, real, device))
 
 

@@ -143,5 +143,5 @@ def test_what_is_not_implemented_is_said() -> None:
 
 def _refusals(words: str) -> list[str]:
     """Rows of the list of what is missing that a flag or word of the README stands for."""
-    flag = {"turbo": "--run_type", "profile": "--mode"}.get(words, words.split()[0])
+    flag = {"turbo": "--run_type", "profile modes": "--mode"}.get(words, words.split()[0])
     return [name for name, _, _ in NOT_YET if name.split()[0] == flag]

@@ -136,7 +136,9 @@ class EditSession:
     def _denoiser(self, prompt: str, negative_prompt: str) -> Denoise:
         size = (self.picture.shape[1], self.picture.shape[2])
         c, uc = self.networks.condition(prompt, negative_prompt, size)
-        return self.networks.denoiser(c, c if self.pipeline.turbo else uc, self.params.scale)
+        turbo = self.pipeline.turbo
+        distilled = turbo is not None and turbo.distilled
+        return self.networks.denoiser(c, c if distilled else uc, self.params.scale)
 
     def _levels(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, noised picture and level of every step."""
@@ -173,6 +175,11 @@ class EditSession:
         get = self.store.get
         return Kept(lambda remaining: get(step_name(remaining)), get(ENCODER), get(DECODER))
 
+    def has_steps_of(self, strength: float) -> bool:
+        """Whether every noise level of a run of this strength was recorded."""
+        wanted = self.solver.sigmas(self.networks.engine.denoiser.discretization, strength)
+        return torch.equal(wanted, self.sigmas[-len(wanted) :])
+
     def inpaint(self, prompt: str, mask: Tensor, negative_prompt: str = "") -> EditResult:
         """Repaint the masked part of the picture.
 
@@ -182,7 +189,7 @@ class EditSession:
         Raises:
             ValueError: the mask is empty or of another size, or only SDEdit was recorded.
         """
-        if self.strength < 1:
+        if not self.has_steps_of(1.0):
             raise ValueError("The session was recorded for a strength below 1, so for SDEdit only.")
         edit = Inpainting(self.picture, mask)
         recipe = self.pipeline.recipe
@@ -197,15 +204,17 @@ class EditSession:
 
         Args:
             edited: the picture with the drawing, [3, H, W] in [-1, 1].
-            strength: share of the schedule that is run, at most the session's.
+            strength: share of the schedule that is run, at most the session's; of a turbo model,
+                whose levels depend on it, only the session's.
 
         Raises:
-            ValueError: nothing was drawn, the size differs, or the strength is too large.
+            ValueError: nothing was drawn, the size differs, or the strength's steps were not
+                recorded.
         """
-        if strength > self.strength:
+        if not self.has_steps_of(strength):
             raise ValueError(
-                f"Strength {strength} needs steps that were not recorded; at most "
-                f"{self.strength} is."
+                f"Strength {strength} needs steps that were not recorded, which are those of "
+                f"strength {self.strength}."
             )
         edit, recipe = SDEdit(self.picture, edited, strength), self.pipeline.recipe
         return self._edit(
@@ -238,11 +247,12 @@ class EditSession:
         Raises:
             ValueError: the result is of another size.
         """
-        picture = result.image * 2 - 1
-        check_sizes({"picture": self.picture, "result": picture})
-        changed = (picture != self.picture).any(dim=0)
+        check_sizes({"picture": self.picture, "result": result.image})
+        # Compared as results are, where an unedited pixel is exactly this; the way back rounds.
+        changed = (result.image != (self.picture + 1) / 2).any(dim=0)
         if not changed.any():
             return
+        picture = torch.where(changed, result.image * 2 - 1, self.picture)
         masks = self.pipeline.recipe.inpainting(changed)
         networks = self.networks
         with self._scope():
