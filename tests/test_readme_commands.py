@@ -38,11 +38,12 @@ NOT_RUN = {
     "SDXL_SIGE_SHARED=../shared make": "the same",
     "mkdir -p pretrained": "of no effect where the tiny model is",
     "wget https://huggingface.co/": "downloads 6 to 14 GB",
+    "python convert_weights.py": "works on the download; tests/test_convert.py has its options",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
 }
-# dB between dense and sparse, away from the edit, at the least. Few steps make rough pictures, and
-# sparse SDEdit draws other noise than dense (published), so this is far below what 50 steps give.
-AGREEMENT = {Task.INPAINTING: 18.0, Task.SDEDIT: 12.0}
+# dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures (found
+# are 15.5 to 24), far below what 50 steps give; pictures of different scenes are at 10 to 13.
+AGREEMENT = 14.0
 
 
 def lines() -> list[str]:
@@ -171,7 +172,7 @@ def test_dense_and_sparse_agree_outside_the_edit(number: int) -> None:
     assert outside.float().mean() > 0.1
     pictures = [torch.from_numpy(made.picture / 255).permute(2, 0, 1) for made in (dense, sparse)]
     assert not torch.equal(*pictures)
-    assert psnr(*pictures, outside) > AGREEMENT[sparse.options.task]
+    assert psnr(*pictures, outside) > AGREEMENT
 
 
 @pytest.mark.parametrize("number", of_mode(True), ids=names(of_mode(True)))
