@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Every check and timing that wants a GPU, in one call: benchmarks/gpu.sh [--dry]
+# Results go to $OUT (default: benchmarks/results). --dry runs all of it on the CPU with tiny shapes.
+# A part that fails is named at the end, and does not stop the others.
+set -u -o pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON="${PYTHON:-python3}"
+OUT="${OUT:-benchmarks/results}"
+mkdir -p "$OUT"
+failed=()
+
+part() { # name, command...
+  local name="$1"
+  shift
+  echo "== $name: $*"
+  "$@" >"$OUT/$name.log" 2>&1 || failed+=("$name")
+  tail -n 40 "$OUT/$name.log"
+}
+
+if [ "${1:-}" = "--dry" ]; then
+  part dry_tables "$PYTHON" -m benchmarks.tables --quick --device cpu --networks unet \
+    --tasks inpainting --models base --output "$OUT/dry_tables.json"
+  part dry_edit "$PYTHON" -m benchmarks.edit --random_weights --steps 2 --edits 2 --refresh 1 \
+    --H 64 --W 128 --device cpu --output "$OUT/dry_edit.json"
+else
+  nvidia-smi || exit 2
+  part gpu_tests "$PYTHON" -m pytest -q tests/sparse tests/modules/test_fast_networks.py
+  part gpu_kernels "$PYTHON" -m benchmarks.kernels --output "$OUT/gpu_kernels.json"
+  for precision in fp32 tf32 bf16; do
+    part "gpu_tables_$precision" "$PYTHON" -m benchmarks.tables --device cuda \
+      --precision "$precision" --output "$OUT/gpu_tables_$precision.json"
+  done
+  part gpu_tables_graphs "$PYTHON" -m benchmarks.tables --device cuda --precision bf16 --graphs \
+    --networks unet --models base --output "$OUT/gpu_tables_graphs.json"
+  part gpu_edit_tiny "$PYTHON" -m benchmarks.edit --device cuda --output "$OUT/gpu_edit_tiny.json"
+  part gpu_edit_sdxl "$PYTHON" -m benchmarks.edit --device cuda --model sdxl --random_weights \
+    --precision bf16 --steps 20 --output "$OUT/gpu_edit_sdxl.json"
+fi
+
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
