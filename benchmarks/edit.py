@@ -170,7 +170,8 @@ def measure_edit(
     fast.recipe = recipe
     params = SamplingParams("", seed=edit.seed, steps=args.steps)
     began = time.perf_counter()
-    session = EditSession(fast, edit.image, params, noise=noise)
+    strength = 1.0 if edit.edited is None else params.strength
+    session = EditSession(fast, edit.image, params, strength, noise=noise)
     recording = time.perf_counter() - began
     for number in range(1, args.edits + 1):
         if number in (2, args.edits):

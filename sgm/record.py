@@ -93,7 +93,13 @@ def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "Edi
     if options.task is Task.INPAINTING:
         return session.inpaint(prompt, imageio.pad_to_multiple(inputs.mask), negative)
     edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
-    return session.sdedit(prompt, edited, options.sampling.strength, negative)
+    strength = options.sampling.strength
+    if not session.has_steps_of(strength):
+        raise UserError(
+            f"--strength {strength} of a turbo model takes noise levels that --record does not "
+            "make; use --strength 1, or edit without --recording."
+        )
+    return session.sdedit(prompt, edited, strength, negative)
 
 
 def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":

@@ -41,8 +41,8 @@ NOT_RUN = {
     "python convert_weights.py": "works on the download; tests/test_convert.py has its options",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
 }
-# dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures (they
-# gave 15.5 to 24), far below what 50 steps give; pictures of different scenes are at 10 to 13.
+# dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures:
+# found are 15.5 to 24, far below what 50 steps give; pictures of different scenes are at 10 to 13.
 AGREEMENT = 14.0
 
 

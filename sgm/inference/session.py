@@ -66,7 +66,8 @@ class EditSession:
         progress: show bars on stderr.
 
     Raises:
-        ValueError: the pipeline is not sparse with preset `fast`, or the picture's size is wrong.
+        ValueError: the pipeline is not sparse with preset `fast`, the picture's size is wrong, or
+            the strength is too small for a step.
         UserError: the recordings cannot be kept.
     """
 
@@ -153,6 +154,8 @@ class EditSession:
             self.networks.decode(self.z)
         denoise = self._denoiser(self.params.prompt, self.params.negative_prompt)
         step_bytes, steps = 0, len(self.sigmas) - 1
+        if not steps:
+            raise ValueError(f"Strength {self.strength} is too small for a single step.")
         for name, known, sigma in self._levels():
             with recording(self.networks.unet) as record:
                 denoise(known, sigma)
