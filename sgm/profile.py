@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sgm import report
 from sgm.errors import UserError
-from sgm.generate import edit_of
+from sgm.generate import edit_of, load_pipeline
 from sgm.inputs import Inputs
 from sgm.specs import Mode, RunOptions, Task
 
@@ -103,7 +103,7 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
             logger.warning("Random weights and inputs: the time does not depend on them.")
             real = with_random_numbers(shapes, device)
         else:
-            real = caught_pass(options, inputs, _loaded_pipeline(options))
+            real = caught_pass(options, inputs, load_pipeline(options, options.refined))
         backend = real.use_backend(options.backend.value, device)
         if graphs and options.run_type.sparse and options.mode is Mode.PROFILE_UNET:
             real.network.state.use_graphs()
@@ -155,25 +155,6 @@ def blank_pipeline(options: RunOptions) -> "Pipeline":
     networks.set_backend("torch")
     turbo = options.spec.turbo if run_type.turbo and not refined else None
     return Pipeline(networks, Precision.FP32, run_type.sparse, turbo, preset)
-
-
-def _loaded_pipeline(options: RunOptions) -> "Pipeline":
-    """The networks of a run with their weights, on the device; with `--refined` the refiner's."""
-    import torch
-
-    from sgm.inference.pipeline import Pipeline
-
-    return Pipeline.load(
-        options.spec,
-        options.run_type,
-        options.config_path,
-        options.weight_path,
-        torch.device(options.device),
-        options.precision,
-        options.backend,
-        options.preset,
-        options.refined,
-    )
 
 
 def caught_pass(options: RunOptions, inputs: Inputs, pipeline: "Pipeline") -> "Pass":

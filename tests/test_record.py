@@ -57,7 +57,8 @@ def test_edits_from_a_recording(folder: Path, capsys: pytest.CaptureFixture[str]
     drawn = folder / "drawn.png"
     words = ("--task", "sdedit", "--prompt", "a sun", "--edited_img", "edited.png")
     run(folder, *words, "--recording", "recording", "--output_path", str(drawn))
-    assert Image.open(drawn).size == (128, 64)
+    with Image.open(drawn) as image:
+        assert image.size == (128, 64)
     assert np.array_equal(edit(folder, "again.png", "--recording", "recording"), first)
     mask, source = np.load(folder / "mask.npy"), np.asarray(Image.open(folder / "init.png"))
     assert np.array_equal(first[~mask], source[~mask])
