@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from sgm.modules.attention import CrossAttention, attend
 from sgm.modules.diffusionmodules.model import EndPaddedConv2d, UpsampledConv2d
+from sgm.sparse.masks import Resolution
 from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
-from sgm.sparse.network import SparseModule
-from sgm.sparse.norm import moments_of
+from sgm.sparse.network import Site, SparseModule
+from sgm.sparse.norm import Moments, moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
+
+# A 3x3 convolution that keeps the size.
+CONV = PixelGeometry(3, padding=1, padding_end=1)
 
 
 def rows_as_map(rows: Tensor) -> Tensor:
@@ -39,6 +43,10 @@ class FastGroupNorm(SparseModule, nn.GroupNorm):
         return self._dense(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
+        return self._moments(x).affine(self)(x).to(x.dtype)
+
+    def _moments(self, x: Tensor) -> Moments:
+        """The moments of the whole map, of which x holds the active rows."""
         site, size = self.site, self.site.size(x)
         old, active = site.tensor("rows", x), site.state.active(PIXELS, size, x.device)
         if site.state.record.masks is None:
@@ -48,11 +56,58 @@ class FastGroupNorm(SparseModule, nn.GroupNorm):
         if site.state.updates:
             site.update(active, rows=as_rows(x))
             site.put(moments=moments)
-        return moments.affine(self)(x).to(x.dtype)
+        return moments
+
+
+class FastConvNorm(FastGroupNorm):
+    """The group norm before a 3x3 convolution, which also reads pixels around the active ones.
+
+    So those are normed too, as they were recorded and with the statistics of now, and handed on
+    behind the active rows: a short map (see `sgm.sparse.pixels`).
+    """
+
+    def _record(self, x: Tensor) -> Tensor:
+        if self.site.state.record.masks is not None:
+            around = self._around((x.shape[2], x.shape[3]), x)
+            self.site.put(around=as_rows(x).index_select(1, around))
+        return super()._record(x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        site = self.site
+        if site.state.record.masks is None:
+            around = site.tensor("rows", x).index_select(1, self._around(site.size(x), x))
+        else:
+            around = site.tensor("around", x)
+        short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
+        return self._moments(x).affine(self)(short).to(x.dtype)
+
+    def _around(self, size: Resolution, x: Tensor) -> Tensor:
+        """The pixels around the active ones, int64 [m]."""
+        return pixel_set(self.site, CONV, size, x).around
+
+
+def pixel_set(site: Site, geometry: PixelGeometry, size: Resolution, x: Tensor) -> PixelSet:
+    """The active set of a convolution that reads a short map."""
+    active = site.state.active(geometry, size, x.device)
+    assert isinstance(active, PixelSet)
+    return active
+
+
+class FastNormedConv2d(SparseModule, nn.Conv2d):
+    """A 3x3 convolution after a `FastConvNorm` and an activation: from a short map to active
+    rows."""
+
+    def _record(self, x: Tensor) -> Tensor:
+        self.site.put(size=(x.shape[2], x.shape[3]))
+        return self._dense(x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        active = pixel_set(self.site, CONV, self.site.size(x), x)
+        return rows_as_map(conv_rows(self.site, x, active, self))
 
 
 class _PixelConv(SparseModule):
-    """Mix-in of a convolution from active rows to active rows."""
+    """Mix-in of a lone convolution from active rows to active rows."""
 
     geometry: PixelGeometry
 
@@ -60,30 +115,25 @@ class _PixelConv(SparseModule):
         site, size = self.site, (x.shape[2], x.shape[3])
         rows = as_rows(x)
         if site.state.record.masks is not None:  # nothing else will be read
-            rows = rows.index_select(1, self._active(size, x).around)
+            rows = rows.index_select(1, pixel_set(site, self.geometry, size, x).around)
         site.put(size=size, around=rows)
         return self._dense(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
-        size = self.site.size(x)
-        active = self._active(size, x)
-        around = self.site.tensor("around", x)
-        if self.site.state.record.masks is None:
+        site, size = self.site, self.site.size(x)
+        active = pixel_set(site, self.geometry, size, x)
+        around = site.tensor("around", x)
+        if site.state.record.masks is None:
             around = around.index_select(1, active.around)
         short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
-        if self.site.state.updates:
-            inputs = self.site.state.active(PIXELS, size, x.device)
-            self.site.update(inputs, around=as_rows(x))
-        return rows_as_map(conv_rows(self.site, short, active, self))
-
-    def _active(self, size: tuple[int, int], x: Tensor) -> PixelSet:
-        active = self.site.state.active(self.geometry, size, x.device)
-        assert isinstance(active, PixelSet)
-        return active
+        if site.state.updates:
+            inputs = site.state.active(PIXELS, size, x.device)
+            site.update(inputs, around=as_rows(x))
+        return rows_as_map(conv_rows(site, short, active, self))
 
 
 class FastConv2d(_PixelConv, nn.Conv2d):
-    """A 3x3 convolution of any stride, padded by one on every side."""
+    """A lone 3x3 convolution of any stride, padded by one on every side."""
 
     @property
     def geometry(self) -> PixelGeometry:
@@ -115,8 +165,8 @@ class FastEntryConv2d(SparseModule, nn.Conv2d):
         return rows_as_map(conv_rows(self.site, x, active, self))
 
 
-class FastExitConv2d(FastConv2d):
-    """The last convolution: from active rows to the recorded map with these put in."""
+class FastExitConv2d(FastNormedConv2d):
+    """The last convolution: from a short map to the recorded map with the active rows put in."""
 
     def _record(self, x: Tensor) -> Tensor:
         out = super()._record(x)
@@ -126,7 +176,7 @@ class FastExitConv2d(FastConv2d):
     def _sparse(self, x: Tensor) -> Tensor:
         rows = as_rows(super()._sparse(x))
         base, size = self.site.tensor("out", x), self.site.size(x)
-        active = self._active(size, x)
+        active = pixel_set(self.site, CONV, size, x)
         out = as_map(self.site.ops.scatter(as_rows(base), active, rows), size)
         if self.site.state.updates:
             self.site.put(out=out)

@@ -1,8 +1,9 @@
 """The networks of preset `fast` against an oracle: the dense network with its pixels held.
 
 The oracle runs every pixel. Hooks put the unedited output back wherever an output of a 3x3
-convolution, a group norm or self-attention is not active. All other layers work pixel by pixel, so
-nothing else can change. A `fast` network must give the same to rounding.
+convolution, of self-attention or of the group norm before it is not active. The other group norms
+see such held maps, and norm all of a map by its statistics of now; all other layers work pixel by
+pixel. A `fast` network must give the same to rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,7 +80,8 @@ class Oracle:
         layers = [
             layer
             for name, layer in self.network.named_modules()
-            if isinstance(layer, nn.GroupNorm | AttnBlock)
+            if isinstance(layer, AttnBlock)
+            or (isinstance(layer, nn.GroupNorm) and name.endswith(".norm"))
             or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3))
             or name.endswith(".attn1")
         ]

@@ -12,11 +12,12 @@ from sgm.modules.diffusionmodules.model import (
     Upsample,
 )
 from sgm.modules.fast_layers import (
-    FastConv2d,
+    FastConvNorm,
     FastEndPaddedConv2d,
     FastEntryConv2d,
     FastExitConv2d,
     FastGroupNorm,
+    FastNormedConv2d,
     FastUpsampledConv2d,
     replaced,
     rows_as_map,
@@ -28,8 +29,8 @@ from sgm.sparse.network import SparseModule, SparseNetwork
 class FastResnetBlock(ResnetBlock):
     """A residual block on active pixels."""
 
-    norm_cls = FastGroupNorm
-    conv_cls = FastConv2d
+    norm_cls = FastConvNorm
+    conv_cls = FastNormedConv2d
 
 
 class FastAttnBlock(SparseModule, AttnBlock):
@@ -69,7 +70,7 @@ class FastEncoder(SparseNetwork, Encoder):
     resnet_cls = FastResnetBlock
     attn_cls = FastAttnBlock
     downsample_cls = FastDownsample
-    norm_cls = FastGroupNorm
+    norm_cls = FastConvNorm
     entry_cls = FastEntryConv2d
     exit_cls = FastExitConv2d
 
@@ -80,6 +81,6 @@ class FastDecoder(SparseNetwork, Decoder):
     resnet_cls = FastResnetBlock
     attn_cls = FastAttnBlock
     upsample_cls = FastUpsample
-    norm_cls = FastGroupNorm
+    norm_cls = FastConvNorm
     entry_cls = FastEntryConv2d
     exit_cls = FastExitConv2d

@@ -5,9 +5,11 @@ from sgm.modules.diffusionmodules.model import Upsample
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
 from sgm.modules.fast_layers import (
     FastConv2d,
+    FastConvNorm,
     FastEntryConv2d,
     FastExitConv2d,
     FastGroupNorm,
+    FastNormedConv2d,
     FastSelfAttention,
     FastTextAttention,
     FastUpsampledConv2d,
@@ -18,8 +20,8 @@ from sgm.sparse.network import SparseNetwork
 class FastResBlock(ResBlock):
     """A residual block on active pixels."""
 
-    norm_cls = FastGroupNorm
-    conv_cls = FastConv2d
+    norm_cls = FastConvNorm
+    conv_cls = FastNormedConv2d
 
 
 class FastTransformerBlock(BasicTransformerBlock):
@@ -56,6 +58,6 @@ class FastUNetModel(SparseNetwork, UNetModel):
     transformer_cls = FastSpatialTransformer
     downsample_cls = FastDownsample
     upsample_cls = FastUpsample
-    norm_cls = FastGroupNorm
+    norm_cls = FastConvNorm
     entry_cls = FastEntryConv2d
     exit_cls = FastExitConv2d
