@@ -64,11 +64,8 @@ class SDEdit(Edit):
             z_edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
         decoder_masks = recipe.sdedit_decoder_masks(difference)
-        if recipe.refresh is None:
-            return SDEditPlan(z_edited, self.strength, z_init, masks, decoder_masks)
-        keep = 1 - masks[z_init.shape[2], z_init.shape[3]].to(z_init)
-        refresh = recipe.refresh
-        return HeldPlan(z_init, z_edited, keep, masks, decoder_masks, self.strength, refresh)
+        refresh = recipe.refresh or 1
+        return SDEditPlan(z_edited, self.strength, z_init, masks, decoder_masks, refresh)
 
     def held(self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept) -> Plan:
         """The plan of an edit that is held to a picture whose latents z and recordings are kept.
@@ -108,6 +105,7 @@ class SDEditPlan(Plan):
         strength: share of the schedule that is run.
         init: latents of the unedited picture; None in a dense run.
         masks, decoder_masks: the pyramids of a sparse run; None in a dense one.
+        refresh: steps from one recording to the next.
     """
 
     edited: Tensor
@@ -115,6 +113,7 @@ class SDEditPlan(Plan):
     init: Tensor | None = None
     masks: MaskPyramid | None = None
     decoder_masks: MaskPyramid | None = None
+    refresh: int = 1
 
     def steps(self, networks: Networks, solver: Solver) -> int:
         """See `Plan.steps`."""
@@ -130,7 +129,8 @@ class SDEditPlan(Plan):
     ) -> "SDEditPlan":
         """The sampling loop over the last `strength` of the schedule. In a sparse run both latents
         get the same noise and are stepped side by side: a full pass on the unedited one, which
-        records, and a sparse pass on the edited one."""
+        records, and a sparse pass on the edited one. The unedited one makes one step for every
+        `refresh` of the edited one, which it then brings back to itself outside of the masks."""
         sigmas = solver.sigmas(networks.engine.denoiser.discretization, self.strength)
         draw = noise("start", self.edited.shape).to(self.edited)
         size = torch.sqrt(1 + sigmas[0] ** 2).to(draw)
@@ -140,14 +140,28 @@ class SDEditPlan(Plan):
 
         edited, edited_state = start(self.edited), None
         init, init_state = None if self.init is None else start(self.init), None
+        levels = torch.cat([sigmas[: -1 : self.refresh], sigmas[-1:]])  # of the unedited one
         for i in range(len(sigmas) - 1):
-            if init is not None:
+            if init is not None and i % self.refresh == 0:
+                edited = self._outside_of(init, edited)
                 with recording(networks.unet, self.masks):
-                    init, init_state = solver.step(denoise, init, i, sigmas, init_state)
+                    init, init_state = solver.step(
+                        denoise, init, i // self.refresh, levels, init_state
+                    )
             with sparse(networks.unet, self.masks):
                 edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
             on_step(i, edited)
+        if init is not None:
+            edited = self._outside_of(init, edited)
         return replace(self, edited=edited, init=init)
+
+    def _outside_of(self, init: Tensor, edited: Tensor) -> Tensor:
+        """The edited latents in the masks, the unedited ones outside, where recordings were not
+        refreshed at every step. (Where they were, the two are the same.)"""
+        if self.refresh == 1 or self.masks is None:
+            return edited
+        inside = self.masks[edited.shape[2], edited.shape[3]].to(edited.device)
+        return torch.where(inside, edited, init)
 
     def decode(self, networks: Networks) -> Tensor:
         """See `Plan.decode`; a sparse run records the decoder on the unedited result."""
