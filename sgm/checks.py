@@ -10,7 +10,16 @@ from pathlib import Path
 
 from sgm import files
 from sgm.errors import UserError
-from sgm.specs import MODELS, TURBO_STEPS, Backend, ModelSpec, Precision, Preset, Task
+from sgm.specs import (
+    MODELS,
+    TURBO_STEPS,
+    Backend,
+    ModelSpec,
+    Precision,
+    Preset,
+    RecordingMemory,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +86,8 @@ def _check_recordings(values: argparse.Namespace) -> None:
         raise UserError(f"--{given[0]} and --{given[1]} exclude each other; leave one out.")
     if values.refined and set(given) - {"refresh"}:
         raise UserError(f"--{given[0]} knows one model, not --refined; leave one out.")
+    if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
+        raise UserError("--recording_memory says where --recording is kept; add --recording.")
 
 
 def _check_turbo(values: argparse.Namespace) -> None:

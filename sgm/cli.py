@@ -71,6 +71,7 @@ def parse(argv: Sequence[str]) -> RunOptions:
         refresh=values.refresh,
         record=None if values.record is None else Path(values.record),
         recording=None if values.recording is None else Path(values.recording),
+        recording_memory=values.recording_memory,
         **paths,
     )
 

@@ -21,6 +21,7 @@ from sgm.specs import (
     Name,
     Precision,
     Preset,
+    RecordingMemory,
     RunType,
     Task,
 )
@@ -226,6 +227,8 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="edit from what --record left there: no pass over the unedited picture",
     )
+    text = "where --recording is kept while it is used; auto reads each step from disk ahead"
+    _add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sgm import files, report
 from sgm.errors import UserError
 from sgm.inputs import Inputs
-from sgm.specs import RunOptions, Task
+from sgm.specs import RecordingMemory, RunOptions, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sgm.inference.pipeline import EditResult, Pipeline
-    from sgm.inference.stores import DiskStore
+    from sgm.inference.stores import DiskStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,9 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
     import torch
 
     from sgm import imageio
+    from sgm.inference.places import make_store
     from sgm.inference.session import EditSession
-    from sgm.inference.stores import DiskStore
+    from sgm.inference.stores import DiskStore, Store
 
     folder = options.record
     assert folder is not None and inputs.init is not None  # by `check_together`
@@ -50,12 +51,16 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
         (folder / MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"Folder {folder} cannot be written: {error.strerror}.") from error
-    store = DiskStore(folder, torch.device(options.device))
+    device = torch.device(options.device)
+
+    def on_disk(size: int) -> Store:
+        logger.info("The recording will take %.2f GB in %s.", size / 1e9, folder)
+        return make_store(size, device, RecordingMemory.DISK, folder)
+
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
-    session = EditSession(
-        pipe, picture, options.sampling, make_store=lambda size: store, progress=True
-    )
-    made = session.report
+    session = EditSession(pipe, picture, options.sampling, make_store=on_disk, progress=True)
+    made, store = session.report, session.store
+    assert isinstance(store, DiskStore)
     manifest = {
         "version": VERSION,
         "key": key_of(options, inputs.init),
@@ -86,7 +91,7 @@ def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "Edi
     from sgm.inference.session import EditSession
 
     assert inputs.init is not None  # by `check_together`
-    store = open_recording(options, inputs.init)
+    store = _brought(open_recording(options, inputs.init), options.recording_memory)
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
     session = EditSession.resume(pipe, picture, options.sampling, 1.0, store, progress=True)
     prompt, negative = options.sampling.prompt, options.sampling.negative_prompt
@@ -100,6 +105,26 @@ def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "Edi
             "make; use --strength 1, or edit without --recording."
         )
     return session.sdedit(prompt, edited, strength, negative)
+
+
+def _brought(store: "DiskStore", memory: RecordingMemory) -> "Store":
+    """A recording where `--recording_memory` wants it. One edit reads every step once, which costs
+    nothing while the step before runs; so `auto` leaves it on disk.
+
+    Raises:
+        UserError: it does not fit there, or is damaged.
+    """
+    from sgm.inference.places import make_store
+
+    size = store.size_in_bytes()
+    if memory in (RecordingMemory.AUTO, RecordingMemory.DISK):
+        logger.info("The recording (%.2f GB) stays on disk; steps are read ahead.", size / 1e9)
+        return store
+    logger.info("The recording (%.2f GB) is kept in memory (%s).", size / 1e9, memory)
+    kept = make_store(size, store.device, memory)
+    for name in store.checksums:
+        kept.put(name, store.get(name))
+    return kept
 
 
 def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":

@@ -100,6 +100,15 @@ class Backend(Name):
     SIGE = "sige"
 
 
+class RecordingMemory(Name):
+    """Where recordings are kept; the places after `auto` in order of their speed."""
+
+    AUTO = "auto"
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
 @dataclass(frozen=True)
 class Turbo:
     """The few steps of a turbo run; the defaults are published.
@@ -285,6 +294,7 @@ class RunOptions:
         random_weights, macs_only, compare: profile modes only.
         refresh: steps from one recording to the next; None for the preset's.
         record, recording: folders to record into, and to edit from; None for neither.
+        recording_memory: where the recordings of `recording` are while the edit runs.
     """
 
     task: Task
@@ -312,6 +322,7 @@ class RunOptions:
     refresh: int | None = None
     record: Path | None = None
     recording: Path | None = None
+    recording_memory: RecordingMemory = RecordingMemory.AUTO
 
     @property
     def spec(self) -> ModelSpec:

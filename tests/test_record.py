@@ -59,7 +59,9 @@ def test_edits_from_a_recording(folder: Path, capsys: pytest.CaptureFixture[str]
     run(folder, *words, "--recording", "recording", "--output_path", str(drawn))
     with Image.open(drawn) as image:
         assert image.size == (128, 64)
-    assert np.array_equal(edit(folder, "again.png", "--recording", "recording"), first)
+    for memory in ("device", "disk"):
+        words = ("--recording", "recording", "--recording_memory", memory)
+        assert np.array_equal(edit(folder, "again.png", *words), first)
     mask, source = np.load(folder / "mask.npy"), np.asarray(Image.open(folder / "init.png"))
     assert np.array_equal(first[~mask], source[~mask])
     assert not np.array_equal(first[mask], source[mask])
@@ -115,6 +117,7 @@ def test_a_refreshed_edit(folder: Path) -> None:
         (("--refresh", "0"), "whole number from 1"),
         (("--recording", "x", "--run_type", "original"), "--recording is for sparse runs"),
         (("--recording", "x", "--record", "y"), "--record and --recording exclude each other"),
+        (("--recording_memory", "host"), "add --recording"),
         (("--recording", "x", "--refined"), "--recording knows one model"),
         (("--record", "x", "--mode", "profile_unet"), "leave --mode out"),
     ],

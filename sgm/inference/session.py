@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sgm import runtime
+from sgm.inference.ahead import Ahead
 from sgm.inference.held import HeldPlan, Kept, held_draw
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import recording, sparse, state_of
@@ -20,7 +21,7 @@ from sgm.inference.stores import DeviceStore, Store
 from sgm.modules.diffusionmodules.sampling import Denoise
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
-from sgm.specs import SamplingParams
+from sgm.specs import RecordingMemory, SamplingParams
 
 ENCODER, DECODER, LATENTS = "encoder", "decoder", "latents"
 # Given the bytes of all recordings together; where to keep them.
@@ -46,7 +47,7 @@ class SessionReport:
     seconds: dict[str, float]
     step_bytes: int
     steps: int
-    place: str
+    place: RecordingMemory
 
 
 class EditSession:
@@ -61,7 +62,8 @@ class EditSession:
         picture: [3, H, W] in [-1, 1], sides multiples of 64.
         params: base prompt, seed, steps and scale of every edit; its `strength` plays no part.
         strength: the largest that an edit may have; 1 allows inpainting.
-        make_store: chooses where recordings are kept, given their size.
+        make_store: chooses where recordings are kept, given their size in bytes (see
+            `sgm.inference.places`); by default on the device.
         noise: source of the session's noise; by default named noise of the seed.
         progress: show bars on stderr.
 
@@ -174,9 +176,14 @@ class EditSession:
         latents.values["", "z"] = self.z
         self.store.put(LATENTS, latents)
 
-    def _kept(self) -> Kept:
+    @contextmanager
+    def _kept(self) -> Iterator[Kept]:
+        """The recordings as an edit reads them."""
         get = self.store.get
-        return Kept(lambda remaining: get(step_name(remaining)), get(ENCODER), get(DECODER))
+        encoder, decoder = get(ENCODER), get(DECODER)
+        steps = [step_name(remaining) for remaining in range(len(self.sigmas) - 1, 0, -1)]
+        with Ahead(self.store, steps, self.networks.device) as ahead:
+            yield Kept(lambda remaining: ahead.get(step_name(remaining)), encoder, decoder)
 
     def has_steps_of(self, strength: float) -> bool:
         """Whether every noise level of a run of this strength was recorded."""
@@ -197,7 +204,7 @@ class EditSession:
         edit = Inpainting(self.picture, mask)
         recipe = self.pipeline.recipe
         return self._edit(
-            edit, prompt, negative_prompt, lambda: edit.held(self.z, recipe, self._kept())
+            edit, prompt, negative_prompt, lambda kept: edit.held(self.z, recipe, kept)
         )
 
     def sdedit(
@@ -224,7 +231,7 @@ class EditSession:
             edit,
             prompt,
             negative_prompt,
-            lambda: edit.held(self.networks, self.z, recipe, self.noise, self._kept()),
+            lambda kept: edit.held(self.networks, self.z, recipe, self.noise, kept),
         )
 
     def _edit(
@@ -232,12 +239,12 @@ class EditSession:
         edit: Inpainting | SDEdit,
         prompt: str,
         negative_prompt: str,
-        prepare: Callable[[], HeldPlan],
+        prepare: Callable[[Kept], HeldPlan],
     ) -> EditResult:
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
-        with self._scope() as stage:
+        with self._scope() as stage, self._kept() as kept:
             with stage("encode"):
-                plan = prepare()
+                plan = prepare(kept)
             done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
             with stage("decode"):
                 picture = self.pipeline.decode(done)

@@ -19,16 +19,16 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.recording import Recorded, Recording, tensors_of, with_tensors
+from sgm.specs import RecordingMemory
 
 KINDS = {"affine": Affine, "moments": Moments}
-SHARE = 0.8  # of the free memory that recordings may take
 SEPARATOR = "|"
 
 
 class Store(ABC):
     """Recordings by name; what comes out is on the device of the networks."""
 
-    place: str
+    place: RecordingMemory
 
     @abstractmethod
     def put(self, name: str, recording: Recording) -> None:
@@ -44,16 +44,17 @@ class Store(ABC):
 
 
 class DeviceStore(Store):
-    """Recordings stay where they were made."""
+    """Recordings on the device where they were made."""
 
-    place = "device"
+    place = RecordingMemory.DEVICE
 
     def __init__(self) -> None:
         self._kept: dict[str, Recording] = {}
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`."""
-        self._kept[name] = recording
+        """See `Store.put`. A copy: a network that runs as a CUDA graph records into the same memory
+        again."""
+        self._kept[name] = each_tensor(recording, Tensor.clone)
 
     def get(self, name: str) -> Recording:
         """See `Store.get`."""
@@ -61,9 +62,9 @@ class DeviceStore(Store):
 
 
 class HostStore(Store):
-    """Recordings of a GPU in pinned host memory; copies run beside the computation."""
+    """Recordings of a GPU in pinned host memory."""
 
-    place = "host"
+    place = RecordingMemory.HOST
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,17 +72,18 @@ class HostStore(Store):
 
     def put(self, name: str, recording: Recording) -> None:
         """See `Store.put`."""
-        self._kept[name] = _each(recording, lambda t: t.cpu().pin_memory())
+        pinned = self.device.type == "cuda"
+        self._kept[name] = each_tensor(recording, lambda t: _copied_to_host(t, pinned))
 
     def get(self, name: str) -> Recording:
         """See `Store.get`."""
-        return _each(self._kept[name], lambda t: t.to(self.device, non_blocking=True))
+        return each_tensor(self._kept[name], lambda t: t.to(self.device, non_blocking=True))
 
 
 class DiskStore(Store):
     """Recordings as files of a folder, with a checksum each, read by memory mapping."""
 
-    place = "disk"
+    place = RecordingMemory.DISK
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder, self.device = folder, device
@@ -115,28 +117,19 @@ class DiskStore(Store):
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"Recording {path} is missing or damaged; record again.") from error
 
-
-def choose_place(needed: int, device: torch.device) -> str:
-    """Where recordings of `needed` bytes fit: `device`, else `host` (of a GPU), else `disk`."""
-    if device.type == "cuda":
-        if needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
-            return "device"
-        return "host" if needed <= SHARE * free_host_memory() else "disk"
-    return "device" if needed <= SHARE * free_host_memory() else "disk"
+    def size_in_bytes(self) -> int:
+        """Of all files; one that is missing counts nothing, and is named when it is read."""
+        paths = [self.folder / f"{name}.safetensors" for name in self.checksums]
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def free_host_memory() -> int:
-    """Bytes of host memory that can be had without swapping, as far as the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        [line] = [line for line in lines if line.startswith("MemAvailable:")]
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+def _copied_to_host(tensor: Tensor, pinned: bool) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+    return host.copy_(tensor)
 
 
-def _each(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
-    """A recording with every tensor changed."""
+def each_tensor(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
+    """A recording of the results of `change` for every tensor."""
     changed = Recording(recording.masks)
     for key, value in recording.values.items():
         changed.values[key] = with_tensors(value, lambda number, part: change(part))
@@ -145,7 +138,9 @@ def _each(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording
 
 def _flat(recording: Recording) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     """Tensors by the names of the file, and the sizes of maps."""
-    tensors, sizes = {}, {}
+    tensors: dict[str, Tensor] = {}
+    sizes: dict[str, list[int]] = {}
+    written: set[int] = set()  # a file may not hold the same memory twice
     for (site, key), value in recording.values.items():
         if isinstance(value, tuple):
             sizes[f"{site}{SEPARATOR}{key}"] = list(value)
@@ -153,7 +148,9 @@ def _flat(recording: Recording) -> tuple[dict[str, Tensor], dict[str, list[int]]
         kind = next((n for n, c in KINDS.items() if isinstance(value, c)), "tensor")
         for number, part in enumerate(tensors_of(value)):
             name = SEPARATOR.join((site, key, kind, str(number)))
-            tensors[name] = part.contiguous()
+            part = part.contiguous()
+            tensors[name] = part.clone() if part.data_ptr() in written else part
+            written.add(part.data_ptr())
     return tensors, sizes
 
 

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from sgm.errors import UserError
+from sgm.inference import places
+from sgm.inference.ahead import Ahead
 from sgm.inference.held import held_noise
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
+from sgm.inference.places import make_store
 from sgm.inference.session import EditSession, step_name
-from sgm.inference.stores import DeviceStore, DiskStore, choose_place, free_host_memory
+from sgm.inference.stores import DeviceStore, DiskStore
+from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording, tensors_of
-from sgm.specs import Precision, Preset, SamplingParams
+from sgm.specs import Precision, Preset, RecordingMemory, SamplingParams
 from tests.conftest import max_error
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
@@ -157,10 +161,61 @@ def test_a_damaged_recording_is_named(damage: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_place_depends_on_what_is_free() -> None:
-    assert choose_place(1000, CPU) == "device"
-    assert choose_place(free_host_memory() * 2, CPU) == "disk"
-    store = DeviceStore()
-    recording = Recording()
+@pytest.mark.parametrize("memory", ["device", "host", "disk"])
+def test_recordings_come_back_as_they_were(memory: str, tmp_path: Path) -> None:
+    store = make_store(1000, CPU, RecordingMemory(memory), tmp_path)
+    assert store.place is RecordingMemory(memory)
+    recording, shared = Recording(), torch.arange(6.0)
+    recording.values["a", "rows"] = shared
+    recording.values["b", "rows"] = shared
+    recording.values["b", "size"] = (2, 3)
+    recording.values["c", "moments"] = Moments(torch.ones(2), torch.zeros(2))
     store.put("x", recording)
-    assert store.get("x") is recording
+    shared.mul_(0)  # as the next step of a network that runs as a graph does
+    found = store.get("x").values
+    assert found["b", "size"] == (2, 3) and found.keys() == recording.values.keys()
+    assert torch.equal(found["a", "rows"], torch.arange(6.0))
+    assert torch.equal(found["b", "rows"], torch.arange(6.0))
+    assert torch.equal(found["c", "moments"].mean, torch.ones(2))
+
+
+def test_the_place_depends_on_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_store(1000, CPU).place is RecordingMemory.DEVICE
+    monkeypatch.setattr(places, "free_host_memory", lambda: 1000)
+    assert make_store(1000, CPU, folder=tmp_path).place is RecordingMemory.DISK
+    with pytest.raises(UserError, match=r"room for 0\.0 GB on device, 0\.0 GB on host"):
+        make_store(1000, CPU)
+    with pytest.raises(UserError, match=r"0\.0 GB on host; make room"):
+        make_store(1000, CPU, RecordingMemory.HOST)
+    with pytest.raises(UserError, match="GB on disk"):
+        make_store(10**18, CPU, RecordingMemory.DISK, tmp_path)
+
+
+class Slow(DeviceStore):
+    """A store that says what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def get(self, name: str) -> Recording:
+        self.asked.append(name)
+        if name == "bad":
+            raise UserError("damaged")
+        return super().get(name)
+
+
+def test_the_next_recording_is_fetched_ahead() -> None:
+    store, names = Slow(), ["c", "b", "a"]
+    for name in names:
+        recording = Recording()
+        recording.values["name", name] = torch.zeros(1)
+        store.put(name, recording)
+    with Ahead(store, names, CPU) as ahead:
+        for name in ["b", "a", "c"]:  # from the middle on, and back
+            assert list(ahead.get(name).values) == [("name", name)]
+    assert store.asked[:3] == ["b", "a", "c"]
+    with Ahead(store, ["b", "bad"], CPU) as ahead:
+        ahead.get("b")
+        with pytest.raises(UserError, match="damaged"):
+            ahead.get("bad")

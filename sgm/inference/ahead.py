@@ -1,0 +1,75 @@
+"""Recordings of one edit, each fetched from its store while the step before it runs."""
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import pairwise
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from sgm.inference.stores import Store, each_tensor
+from sgm.sparse.recording import Recording
+
+
+class Ahead:
+    """Reads recordings of a store in a known order, each while the one before is in use.
+
+    A thread fetches; on a GPU it copies on a stream of its own, beside the computation. Two
+    recordings are on the device at a time.
+
+    Args:
+        store: what to read.
+        order: names in the order of their use; others are fetched when asked for.
+        device: of the networks.
+    """
+
+    def __init__(self, store: Store, order: Iterable[str], device: torch.device) -> None:
+        self.store, self.device = store, device
+        self._next = dict(pairwise(order))
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._coming: tuple[str, Future[Recording]] | None = None
+
+    def get(self, name: str) -> Recording:
+        """See `Store.get`."""
+        if self._coming is None or self._coming[0] != name:
+            self._fetch(name)
+        assert self._coming is not None
+        recording = self._coming[1].result()
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_stream(self._stream)
+            each_tensor(recording, lambda t: _used_on(t, here))
+        if name in self._next:
+            self._fetch(self._next[name])
+        return recording
+
+    def _fetch(self, name: str) -> None:
+        self._coming = (name, self._thread.submit(self._load, name))
+
+    def _load(self, name: str) -> Recording:
+        # Modes and streams belong to a thread.
+        on_stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with torch.inference_mode(), on_stream:
+            return self.store.get(name)
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the thread; what it was fetching is dropped."""
+        self._coming = None
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """Keep the memory of a tensor of another stream until this one is through with it."""
+    tensor.record_stream(stream)
+    return tensor
