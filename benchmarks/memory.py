@@ -7,6 +7,7 @@ kept by the system (`VmHWM`, set back through `clear_refs`); that of the former 
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Watch:
     """
 
     def __enter__(self) -> Watch:
+        gc.collect()  # garbage that is freed later would hide as much that is taken
         CLEAR.write_text("5", encoding="ascii")  # sets VmHWM to what is resident now
         before = status()
         self._anonymous, self._resident = before["RssAnon"], before["VmRSS"]

@@ -71,6 +71,9 @@ SWEEP: dict[str, Recipe] = {
     "half latents 2": replace(FAST, level=(1, 1, 1, 2, 2, 1)),
     "quarter latents 2": replace(FAST, level=(1, 1, 1, 2, 1, 2)),
     **{f"sdedit {n}": replace(FAST, sdedit=n) for n in (5, 12, 20)},
+    "sdedit, no early": replace(FAST, early=0.0),
+    "sdedit, early 20": replace(FAST, sdedit_early=20),
+    **{f"sdedit, early {n:.0%} of steps": replace(FAST, early=n) for n in (0.2, 0.4)},
     "sdedit decoder 40": replace(FAST, sdedit_decoder=40),
     **{f"refresh {n}": replace(FAST, refresh=n) for n in (1, 2, 3, 4, 5, 8)},
 }

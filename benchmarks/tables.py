@@ -126,6 +126,10 @@ def row_of(case: Case, args: argparse.Namespace) -> Row:
             "gmacs_products": macs.products / 1e9,
             "latency_ms": latency.get(name),
         }
+    if measured.first_steps is not None:
+        share, first = measured.first_steps
+        counts = {"gmacs": first.total / 1e9, "gmacs_with_attention": first.with_attention / 1e9}
+        row["first_steps"] = {"share": share, **counts, "latency_ms": None}
     row["peak_memory_mb"] = measured.peak_memory_mb
     return row
 
@@ -211,6 +215,9 @@ def table(figures: Mapping[str, object], model: str, task: str) -> str:
         # The published figures are those of the published preset.
         sparse = sparse if row["preset"] == "published" else None
         lines.append(_line(title, row, SPARSE, sparse, dense))
+        if "first_steps" in row:
+            share = row["first_steps"]["share"]
+            lines.append(_line(f"{title}, first {share:.0%}", row, "first_steps", None, None))
     return markdown_table((f"{model}, {task}", *HEAD), lines)
 
 

@@ -33,6 +33,8 @@ class Measured:
         parameters: of the network.
         backend: who ran the sparse operators; of a dense network the one that was asked for.
         macs: of one pass.
+        first_steps: share of a run's first steps, whose masks are wider, and a pass there; None
+            where all steps are alike.
         latency: of one pass; empty if it was not timed.
         peak_memory_mb: of the pass that the run type makes; None if it was not timed.
     """
@@ -40,6 +42,7 @@ class Measured:
     parameters: int
     backend: str
     macs: "dict[str, Macs]"
+    first_steps: "tuple[float, Macs] | None"
     latency: "dict[str, Latency]"
     peak_memory_mb: float | None
 
@@ -96,9 +99,10 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
         with shapes.with_recording():
             macs = {name: count_macs(call) for name, call in calls(options, shapes).items()}
         parameters = sum(p.numel() for p in shapes.network.parameters())
+        first = _first_steps(options, inputs)
         if options.macs_only:
             backend = shapes.use_backend(options.backend.value, device)
-            return Measured(parameters, backend, macs, {}, None)
+            return Measured(parameters, backend, macs, first, {}, None)
         if options.random_weights:
             logger.warning("Random weights and inputs: the time does not depend on them.")
             real = with_random_numbers(shapes, device)
@@ -107,7 +111,22 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
         backend = real.use_backend(options.backend.value, device)
         if graphs and options.run_type.sparse and options.mode is Mode.PROFILE_UNET:
             real.network.state.use_graphs()
-        return Measured(parameters, backend, macs, *_timed(options, real, device))
+        return Measured(parameters, backend, macs, first, *_timed(options, real, device))
+
+
+def _first_steps(options: RunOptions, inputs: Inputs) -> "tuple[float, Macs] | None":
+    """See `Measured.first_steps`."""
+    from sgm.profiling.macs import count_macs
+
+    pipeline = blank_pipeline(options)
+    share = pipeline.recipe.early
+    edited_unet = options.task is Task.SDEDIT and options.mode is Mode.PROFILE_UNET
+    if not (share and edited_unet and options.run_type.sparse):
+        return None
+    pipeline.recipe = replace(pipeline.recipe, early=1.0)
+    one = caught_pass(options, inputs, pipeline)
+    with one.with_recording():
+        return share, count_macs(one.run)
 
 
 def calls(options: RunOptions, one: "Pass") -> "dict[str, Callable[[], object]]":
@@ -199,6 +218,10 @@ def _figures(options: RunOptions, measured: Measured, ratio: float | None) -> di
     if main == SPARSE and DENSE in measured.macs:
         dense = {**_gmacs(measured.macs[DENSE]), "latency_ms": latency(DENSE)}
     speedup = _speedup(measured)
+    first = {}
+    if measured.first_steps is not None:
+        share, counted = measured.first_steps
+        first = {"first_steps": {"share": share, **_gmacs(counted)}}
     return {
         "mode": options.mode.value,
         "task": options.task.value,
@@ -209,6 +232,7 @@ def _figures(options: RunOptions, measured: Measured, ratio: float | None) -> di
         "device": runtime.describe_device(torch.device(options.device)),
         "edit_ratio": ratio,
         **_gmacs(measured.macs[main]),
+        **first,
         "latency_ms": latency(main),
         "dense": dense,
         "speedup": None if speedup is None else round(speedup, 3),
@@ -249,6 +273,10 @@ def _text(options: RunOptions, measured: Measured, ratio: float | None) -> str:
         faster = _speedup(measured)
         cells = [f"{times:.2f}x" for times in (*less, *([] if faster is None else [faster]))]
         rows.append(["ratio", *cells, *[""] * (5 - len(cells))])
+    if measured.first_steps is not None:
+        share, first = measured.first_steps
+        counts = [f"{count / 1e9:.2f}" for count in (first.total, first.with_attention)]
+        rows.append([f"first {share:.0%} of steps", *counts, *["-"] * 3])
     lines = report.aligned(rows)
     if measured.peak_memory_mb is not None:
         lines += f"peak memory {measured.peak_memory_mb:.0f} MB\n"

@@ -72,6 +72,15 @@ def test_counts_of_both_presets(files, capsys, task, network):
     assert fast["gmacs"] < min(published["gmacs"], original["gmacs"])
 
 
+def test_the_first_steps_of_sdedit_have_wider_masks(files, capsys):
+    words = [*SDEDIT, "--run_type", "sige"]
+    fast = count(capsys, "unet", *words, "--preset", "fast")
+    assert 0 < fast["first_steps"]["share"] < 1
+    assert fast["gmacs"] < fast["first_steps"]["gmacs"] < fast["dense"]["gmacs"]
+    assert "first_steps" not in count(capsys, "unet", *words)
+    assert "first_steps" not in count(capsys, "decoder", *words, "--preset", "fast")
+
+
 def test_times_with_random_weights(files, capsys, monkeypatch):
     monkeypatch.setattr(latency, "MAX_RUNS", 3)
     words = [*INPAINT, "--run_type", "sige", "--mode", "profile_encoder", "--random_weights"]

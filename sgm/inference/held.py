@@ -14,6 +14,7 @@ from torch import Tensor
 from sgm.inference.networks import Networks, recording, sparse, state_of
 from sgm.inference.noise import Noise
 from sgm.inference.plan import OnStep, Plan
+from sgm.inference.recipes import StepMasks
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
@@ -40,7 +41,7 @@ class HeldPlan(Plan):
     Attributes:
         z: scaled latents of the unedited picture [1, C, h, w].
         start: latents that the edit starts from (SDEdit); None for noise alone (inpainting).
-        keep: 1 outside of what is sampled and 0 inside, [h, w].
+        keep: 1 outside of what is sampled and 0 inside, [h, w]; None for what the masks compute.
         masks, decoder_masks: of UNet and decoder.
         strength: share of the schedule that is run.
         refresh: steps from one recording to the next.
@@ -50,8 +51,8 @@ class HeldPlan(Plan):
 
     z: Tensor
     start: Tensor | None
-    keep: Tensor
-    masks: MaskPyramid
+    keep: Tensor | None
+    masks: StepMasks
     decoder_masks: MaskPyramid
     strength: float = 1.0
     refresh: int = 1
@@ -75,20 +76,26 @@ class HeldPlan(Plan):
     ) -> "HeldPlan":
         """The sampling loop: before every step the surroundings are put back; what a sparse step
         reads of them is recorded anew every `refresh` steps, or was kept."""
-        z, keep = self.z, self.keep
+        z, masks = self.z, self.masks.late
         sigmas = self._sigmas(networks, solver)
         draw = held_draw(noise, z)
         x, state = solver.start(self._first(draw, sigmas), sigmas), None
-        for i in range(len(sigmas) - 1):
+        count = len(sigmas) - 1
+        for i in range(count):
             sigma = sigmas[i].to(z.device)
             known = z + draw * sigma
+            keep = self.keep
+            if keep is None:
+                keep = 1 - self.masks.at(i, count)[z.shape[2], z.shape[3]].to(z)
             x = known * keep + (1 - keep) * x
             if self.kept is not None:
-                state_of(networks.unet).use(self.kept.unet(len(sigmas) - 1 - i))
+                masks = self.masks.at(i, count)
+                state_of(networks.unet).use(self.kept.unet(count - i))
             elif i % self.refresh == 0:
-                with recording(networks.unet, self.masks):
+                masks = self.masks.at(i, count)
+                with recording(networks.unet, masks):
                     denoise(known, sigma.expand(len(z)))
-            with sparse(networks.unet, self.masks):
+            with sparse(networks.unet, masks):
                 x, state = solver.step(denoise, x, i, sigmas, state)
             on_step(i, x)
         return replace(self, x=x)

@@ -9,7 +9,7 @@ from sgm.inference.held import HeldPlan, Kept
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
-from sgm.inference.recipes import Recipe
+from sgm.inference.recipes import Recipe, StepMasks
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 
@@ -61,7 +61,8 @@ class Inpainting(Edit):
         mask = self.mask.bool()
         masks, decoder_masks = recipe.inpainting(mask), recipe.inpainting_decoder(mask)
         refresh = recipe.refresh or 1
-        return HeldPlan(z, None, self._keep(z), masks, decoder_masks, refresh=refresh, kept=kept)
+        keep, steps = self._keep(z), StepMasks(masks)
+        return HeldPlan(z, None, keep, steps, decoder_masks, refresh=refresh, kept=kept)
 
     def _keep(self, z: Tensor) -> Tensor:
         """1 where the latents z stay, 0 where they are sampled: [h, w]."""

@@ -24,6 +24,8 @@ class Recipe:
         level: growth of the masks of UNet and encoder at every resolution, or at the picture's
             size, half of it and so on; the last number holds for all that follow.
         sdedit: growth of the difference of two pictures before any of its masks are made.
+        early, sdedit_early: share of the steps, from the first, in which that growth is this one
+            instead: at high noise the layout is decided, and more has to give way.
         decoder_level: growth of the decoder's masks at every resolution, inpainting.
         sdedit_decoder: growth of the difference before the decoder's masks are made, SDEdit, on
             top of `sdedit`.
@@ -40,6 +42,8 @@ class Recipe:
     sdedit_decoder: int
     feather: int | None
     refresh: int | None
+    early: float = 0.0
+    sdedit_early: int = 0
 
     def inpainting(self, mask: Tensor) -> MaskPyramid:
         """Masks of UNet and encoder for a mask, bool [H, W]."""
@@ -53,6 +57,13 @@ class Recipe:
         """Masks of UNet and encoder for a difference of two pictures, bool [H, W]."""
         return downsample_mask(dilate(difference, self.sdedit), self.level)
 
+    def sdedit_steps(self, difference: Tensor, masks: MaskPyramid) -> "StepMasks":
+        """Masks of the UNet step by step; `masks` are those of `sdedit_masks`."""
+        if not self.early:
+            return StepMasks(masks)
+        early = downsample_mask(dilate(difference, self.sdedit_early), self.level)
+        return StepMasks(masks, early, self.early)
+
     def sdedit_region(self, difference: Tensor) -> Tensor:
         """Where the picture may change in SDEdit: bool [H, W]."""
         return dilate(dilate(difference, self.sdedit), self.sdedit_decoder)
@@ -60,6 +71,32 @@ class Recipe:
     def sdedit_decoder_masks(self, difference: Tensor) -> MaskPyramid:
         """Masks of the decoder for a difference, bool [H, W]."""
         return downsample_mask(self.sdedit_region(difference), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class StepMasks:
+    """Masks of the UNet, which may differ from step to step.
+
+    Attributes:
+        late: of most steps.
+        early: of the first `share` of them; None for the late ones.
+        share: 0 to 1.
+    """
+
+    late: MaskPyramid
+    early: MaskPyramid | None = None
+    share: float = 0.0
+
+    def at(self, step: int, steps: int) -> MaskPyramid:
+        """Those of a step, from 0, of so many."""
+        if self.early is None or step >= int(self.share * steps):
+            return self.late
+        return self.early
+
+    @property
+    def first(self) -> MaskPyramid:
+        """Those of the first steps, where there are any: the wider ones."""
+        return self.late if self.early is None else self.early
 
 
 PUBLISHED = Recipe(
@@ -77,5 +114,7 @@ FAST = Recipe(
     sdedit_decoder=8,
     feather=8,
     refresh=2,  # costs a few tenths of a dB at 50 steps, more with fewer (benchmarks/edit.py)
+    early=0.3,  # worth 3 dB (benchmarks/quality.py)
+    sdedit_early=40,
 )
 RECIPES = MappingProxyType({Preset.PUBLISHED: PUBLISHED, Preset.FAST: FAST})

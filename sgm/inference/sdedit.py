@@ -10,7 +10,7 @@ from sgm.inference.held import HeldPlan, Kept
 from sgm.inference.networks import Networks, recording, sparse, state_of
 from sgm.inference.noise import Noise
 from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
-from sgm.inference.recipes import Recipe
+from sgm.inference.recipes import Recipe, StepMasks
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid, difference_mask
 
@@ -65,7 +65,8 @@ class SDEdit(Edit):
         networks.forget()  # of the encoder, before the UNet needs the memory
         decoder_masks = recipe.sdedit_decoder_masks(difference)
         refresh = recipe.refresh or 1
-        return SDEditPlan(z_edited, self.strength, z_init, masks, decoder_masks, refresh)
+        steps = recipe.sdedit_steps(difference, masks)
+        return SDEditPlan(z_edited, self.strength, z_init, steps, decoder_masks, refresh)
 
     def held(self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept) -> Plan:
         """The plan of an edit that is held to a picture whose latents z and recordings are kept.
@@ -78,9 +79,9 @@ class SDEdit(Edit):
         state_of(networks.encoder).use(kept.encoder)
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
-        keep = 1 - masks[z.shape[2], z.shape[3]].to(z)
         decoder_masks = recipe.sdedit_decoder_masks(difference)
-        return HeldPlan(z, edited, keep, masks, decoder_masks, self.strength, kept=kept)
+        steps = recipe.sdedit_steps(difference, masks)
+        return HeldPlan(z, edited, None, steps, decoder_masks, self.strength, kept=kept)
 
     def _difference(self) -> Tensor:
         """Where the pictures differ, bool [H, W]; ValueError without the unedited one."""
@@ -104,14 +105,14 @@ class SDEditPlan(Plan):
         edited: scaled latents of the edited picture [1, C, h, w].
         strength: share of the schedule that is run.
         init: latents of the unedited picture; None in a dense run.
-        masks, decoder_masks: the pyramids of a sparse run; None in a dense one.
+        masks, decoder_masks: of UNet and decoder in a sparse run; None in a dense one.
         refresh: steps from one recording to the next.
     """
 
     edited: Tensor
     strength: float
     init: Tensor | None = None
-    masks: MaskPyramid | None = None
+    masks: StepMasks | None = None
     decoder_masks: MaskPyramid | None = None
     refresh: int = 1
 
@@ -141,14 +142,16 @@ class SDEditPlan(Plan):
         edited, edited_state = start(self.edited), None
         init, init_state = None if self.init is None else start(self.init), None
         levels = torch.cat([sigmas[: -1 : self.refresh], sigmas[-1:]])  # of the unedited one
-        for i in range(len(sigmas) - 1):
-            if init is not None and i % self.refresh == 0:
+        count, masks = len(sigmas) - 1, None
+        for i in range(count):
+            if init is not None and self.masks is not None and i % self.refresh == 0:
+                masks = self.masks.at(i, count)
                 edited = self._outside_of(init, edited)
-                with recording(networks.unet, self.masks):
+                with recording(networks.unet, masks):
                     init, init_state = solver.step(
                         denoise, init, i // self.refresh, levels, init_state
                     )
-            with sparse(networks.unet, self.masks):
+            with sparse(networks.unet, masks):
                 edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
             on_step(i, edited)
         if init is not None:
@@ -156,11 +159,11 @@ class SDEditPlan(Plan):
         return replace(self, edited=edited, init=init)
 
     def _outside_of(self, init: Tensor, edited: Tensor) -> Tensor:
-        """The edited latents in the masks, the unedited ones outside, where recordings were not
-        refreshed at every step. (Where they were, the two are the same.)"""
+        """The edited latents in the masks of the first steps, the unedited ones outside, where
+        recordings were not refreshed at every step. (Where they were, the two are the same.)"""
         if self.refresh == 1 or self.masks is None:
             return edited
-        inside = self.masks[edited.shape[2], edited.shape[3]].to(edited.device)
+        inside = self.masks.first[edited.shape[2], edited.shape[3]].to(edited.device)
         return torch.where(inside, edited, init)
 
     def decode(self, networks: Networks) -> Tensor:

@@ -1,6 +1,7 @@
 """Edits with preset `fast`: the input stands outside, and half precision survives overflow."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,3 +122,16 @@ def test_fp16_keeps_the_autoencoder_in_fp32(tmp_path) -> None:
         if name.startswith(("model.", "first_stage_model."))
     }
     assert kinds == {("model", torch.float16), ("first_stage_model", torch.float32)}
+
+
+def test_the_first_steps_of_sdedit_compute_more() -> None:
+    image = picture(SIZE)
+    difference = difference_mask(image, drawn_on(image, rectangle(SIZE)))
+    late = FAST.sdedit_masks(difference)
+    steps = FAST.sdedit_steps(difference, late)
+    assert [steps.at(i, 10) is late for i in range(10)] == [False] * 3 + [True] * 7
+    assert steps.at(0, 3) is late  # a share of no whole step
+    assert all((steps.first[size] | mask).equal(steps.first[size]) for size, mask in late.items())
+    assert steps.first[SIZE].sum() > late[SIZE].sum()
+    alike = replace(FAST, early=0.0).sdedit_steps(difference, late)
+    assert alike.at(0, 10) is late and alike.first is late
