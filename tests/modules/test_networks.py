@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sgm.models.autoencoder import AutoencoderKL, DiagonalGaussian
+from sgm.modules.attention import CPU_PIECE, GEGLU
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from tests.conftest import max_error, rule_weights
 
@@ -81,3 +82,12 @@ def test_ddconfig_is_strict(golden):
         AutoencoderKL(embed_dim=4, ddconfig=ddconfig | {"chanels": 3})
     with pytest.raises(ValueError, match="ch_mult"):
         AutoencoderKL(embed_dim=4, ddconfig={k: v for k, v in ddconfig.items() if k != "ch_mult"})
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("width", [8, CPU_PIECE, CPU_PIECE + 24])
+def test_the_gated_layer_in_pieces_is_one_layer(width: int) -> None:
+    layer, x = GEGLU(12, width), torch.randn(2, 5, 12)
+    value, gate = layer.proj(x).chunk(2, dim=-1)
+    expected = value * torch.nn.functional.gelu(gate)
+    assert torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
