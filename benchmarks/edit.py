@@ -16,7 +16,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -165,7 +165,7 @@ def measure_edit(
     fast = pipelines["fast"]
     recipe = fast.recipe
     for refresh in args.refresh:
-        fast.recipe = replace(recipe, refresh=refresh)
+        fast.recipe = recipe.refreshed(refresh)
         add(f"fast, cold, K={refresh}", lambda: run_edit(fast, edit, args.steps, noise=noise))
     fast.recipe = recipe
     params = SamplingParams("", seed=edit.seed, steps=args.steps)

@@ -75,7 +75,7 @@ SWEEP: dict[str, Recipe] = {
     "sdedit, early 20": replace(FAST, sdedit_early=20),
     **{f"sdedit, early {n:.0%} of steps": replace(FAST, early=n) for n in (0.2, 0.4)},
     "sdedit decoder 40": replace(FAST, sdedit_decoder=40),
-    **{f"refresh {n}": replace(FAST, refresh=n) for n in (1, 2, 3, 4, 5, 8)},
+    **{f"refresh {n}": FAST.refreshed(n) for n in (1, 2, 3, 4, 5, 8)},
 }
 
 

@@ -116,7 +116,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
         refiner,
     )
     if options.refresh is not None:
-        pipe.recipe = replace(pipe.recipe, refresh=options.refresh)
+        pipe.recipe = pipe.recipe.refreshed(options.refresh)
     return pipe
 
 

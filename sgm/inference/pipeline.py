@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,7 +100,7 @@ class Pipeline:
         self.recipe = RECIPES[preset]
         if turbo is not None and self.recipe.refresh is not None:
             # From one of so few levels to the next everything changes.
-            self.recipe = replace(self.recipe, refresh=1)
+            self.recipe = self.recipe.refreshed(1)
 
     @classmethod
     def load(

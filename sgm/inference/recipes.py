@@ -1,6 +1,6 @@
 """What a preset computes: masks per network and task, and what becomes of the other pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch import Tensor
@@ -24,16 +24,17 @@ class Recipe:
         level: growth of the masks of UNet and encoder at every resolution, or at the picture's
             size, half of it and so on; the last number holds for all that follow.
         sdedit: growth of the difference of two pictures before any of its masks are made.
-        early, sdedit_early: share of the steps, from the first, in which that growth is this one
-            instead: at high noise the layout is decided, and more has to give way.
         decoder_level: growth of the decoder's masks at every resolution, inpainting.
         sdedit_decoder: growth of the difference before the decoder's masks are made, SDEdit, on
             top of `sdedit`.
         feather: width in pixels of the transition inside the edited region to the input, which
             stands unchanged outside; None leaves the network's picture everywhere.
-        refresh: the surroundings of an edit are held to the picture with one fixed noise, and
-            recorded every so many steps; None is the published loop, which draws noise for every
-            step and records at each.
+        refresh: in inpainting the surroundings of an edit are held to the picture with one fixed
+            noise, and recorded every so many steps; None is the published loop, which draws noise
+            for every step and records at each.
+        sdedit_refresh: the same for SDEdit, where the unedited picture is stepped along.
+        early, sdedit_early: share of the steps, from the first, in which `sdedit` is
+            `sdedit_early` instead: at high noise the layout is decided, and more has to give way.
     """
 
     level: int | tuple[int, ...]
@@ -42,8 +43,13 @@ class Recipe:
     sdedit_decoder: int
     feather: int | None
     refresh: int | None
+    sdedit_refresh: int = 1
     early: float = 0.0
     sdedit_early: int = 0
+
+    def refreshed(self, steps: int) -> "Recipe":
+        """With recordings made every so many steps, whatever the task."""
+        return replace(self, refresh=steps, sdedit_refresh=steps)
 
     def inpainting(self, mask: Tensor) -> MaskPyramid:
         """Masks of UNet and encoder for a mask, bool [H, W]."""
@@ -114,6 +120,7 @@ FAST = Recipe(
     sdedit_decoder=8,
     feather=8,
     refresh=2,  # costs a few tenths of a dB at 50 steps, more with fewer (benchmarks/edit.py)
+    sdedit_refresh=4,  # costs nothing at 50 steps: the unedited picture is stepped along
     early=0.3,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,
 )

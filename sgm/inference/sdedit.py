@@ -64,7 +64,7 @@ class SDEdit(Edit):
             z_edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
         decoder_masks = recipe.sdedit_decoder_masks(difference)
-        refresh = recipe.refresh or 1
+        refresh = recipe.sdedit_refresh
         steps = recipe.sdedit_steps(difference, masks)
         return SDEditPlan(z_edited, self.strength, z_init, steps, decoder_masks, refresh)
 

@@ -24,8 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
-# Outputs that a CPU computes at once: a matrix product with few rows and a wide output is slow there,
-# and a piece stays in the cache for what follows.
+# Outputs that a CPU computes at once: a matrix product with few rows and a wide output is slow
+# there, and a piece stays in the cache for what follows.
 CPU_PIECE = 640
 
 

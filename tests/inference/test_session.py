@@ -1,6 +1,5 @@
 """Sessions: one recording, many edits, with random tiny engines."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ def test_a_session_under_the_edits_own_prompt_is_the_cold_edit(pipe: Pipeline) -
     warm = EditSession(pipe, picture(SIZE), params).inpaint("a horse", mask).image
     noise = held_noise(NamedNoise(3))
     every = Pipeline(pipe.networks, Precision.FP32, sparse=True, preset=Preset.FAST)
-    every.recipe = replace(every.recipe, refresh=1)
+    every.recipe = every.recipe.refreshed(1)
     cold = every.inpaint(picture(SIZE), mask, "a horse", seed=3, steps=3, noise=noise).image
     assert max_error(warm, cold) < 1e-4
 
