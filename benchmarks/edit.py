@@ -6,16 +6,18 @@ and the tenth edit). Every run has the same noise, so PSNR and SSIM inside the e
 say what the saving costs. The runs take turns in one process; look at the ratios.
 
 `--model tiny` runs the shipped model. `--random_weights` with `--model sdxl` runs the real sizes
-without a checkpoint, where the pictures mean nothing and the times do.
+without a checkpoint, where the pictures mean nothing and the times do; all runs share one set of
+weights (14 GB in fp32), and a session's recordings come on top.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +43,7 @@ PROMPTS = {
     Task.INPAINTING: "a photograph of a horse on a grassland",
     Task.SDEDIT: "A fantasy landscape, trending on artstation",
 }
+EXAMPLES = ("inpainting", "sdedit 0", "sdedit 1")
 RUNS = ("dense", "published", "fast")
 HEAD = ("edit", "run", "total s", "encode", "sample", "decode", "faster", "PSNR", "SSIM")
 
@@ -58,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10)")
     parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")
     parser.add_argument("--W", type=int, default=None, help="width (default: of the model)")
+    parser.add_argument("--examples", nargs="+", choices=EXAMPLES, default=EXAMPLES)
     parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="pictures and mask")
     parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
@@ -98,31 +102,47 @@ def make_edits(assets: Path, size: tuple[int, int]) -> dict[str, Edit]:
     return edits
 
 
-def load(spec: ModelSpec, args: argparse.Namespace, run: str, device: torch.device) -> Pipeline:
-    """The networks of a run, from the checkpoint or with random weights."""
+def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dict[str, Pipeline]:
+    """The networks of all runs by their names; they share one set of weights, from the checkpoint
+    or random."""
     sparse = RunType.SIGE_TURBO if args.turbo else RunType.SIGE
-    run_type = sparse.dense if run == "dense" else sparse
-    preset = Preset.FAST if run == "fast" else Preset.PUBLISHED
-    precision = Precision(args.precision)
-    configs = ROOT / "configs"
-    if not args.random_weights:
-        return Pipeline.load(
-            spec, run_type, configs, args.weight_path, device, precision, Backend.AUTO, preset
-        )
-    engine = build_model(configs / spec.config_file(run_type, preset=preset))
-    generator = torch.Generator().manual_seed(0)
-    dtype = runtime.dtype_of(precision)
-    weights = {
-        name: torch.randn(t.shape, generator=generator).div_(max(1, t[0].numel()) ** 0.5).to(dtype)
-        if t.ndim > 1
-        else torch.full(t.shape, float(name.endswith("weight")), dtype=dtype)
-        for name, t in engine.state_dict().items()
-    }
-    engine.load_state_dict(weights, assign=True)
-    networks = Networks(engine.to(device).eval().to(memory_format=torch.channels_last))
-    networks.set_backend(Backend.AUTO.value)
-    turbo = spec.turbo if args.turbo else None
-    return Pipeline(networks, precision, run_type.sparse, turbo, preset)
+    precision, turbo = Precision(args.precision), spec.turbo if args.turbo else None
+    pipelines: dict[str, Pipeline] = {}
+    for run in RUNS:
+        run_type = sparse.dense if run == "dense" else sparse
+        preset = Preset.FAST if run == "fast" else Preset.PUBLISHED
+        if not (pipelines or args.random_weights):
+            configs, backend = ROOT / "configs", Backend.AUTO
+            pipelines[run] = Pipeline.load(
+                spec, run_type, configs, args.weight_path, device, precision, backend, preset
+            )
+            continue
+        engine = build_model(ROOT / "configs" / spec.config_file(run_type, preset=preset))
+        if pipelines:
+            weights = pipelines["dense"].networks.engine.state_dict()
+        else:
+            weights = random_weights(engine.state_dict(), device, runtime.dtype_of(precision))
+        engine.load_state_dict(weights, assign=True)
+        networks = Networks(engine.eval().to(memory_format=torch.channels_last))
+        networks.set_backend(Backend.AUTO.value)
+        pipelines[run] = Pipeline(networks, precision, run_type.sparse, turbo, preset)
+    return pipelines
+
+
+def random_weights(
+    shapes: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Weights that keep activations near one."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def weight(name: str, shape: torch.Size) -> torch.Tensor:
+        if len(shape) < 2:
+            value = float(name.endswith("weight"))
+            return torch.full(shape, value, dtype=dtype, device=device)
+        made = torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+        return made.div_(shape[1:].numel() ** 0.5)
+
+    return {name: weight(name, t.shape) for name, t in shapes.items()}
 
 
 def timed(make: Callable[[], EditResult], device: torch.device) -> tuple[EditResult, float]:
@@ -200,8 +220,9 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     spec = MODELS[args.model]
     height, width = (512, 1024) if args.model == "sdxl" else spec.trained_size
     size = (args.H or height, args.W or width)
-    pipelines = {run: load(spec, args, run, device) for run in RUNS}
+    pipelines = load(spec, args, device)
     edits = make_edits(args.assets, size)
+    edits = {name: edit for name, edit in edits.items() if name in args.examples}
     runs = len(edits) * (4 + len(args.refresh))
     with tqdm(total=runs, desc="editing", unit="run") as bar:
         results = {
@@ -221,6 +242,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "versions": runtime.versions(),
         "commit": commit(),
         "peak_device_bytes": peak,
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "edits": results,
     }
 

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import edit
 
 QUICK = ["--random_weights", "--steps", "2", "--edits", "2", "--refresh", "1", "2"]
+ONE = ["--edits", "2", "--examples", "sdedit 0"]
 SMALL = ["--H", "64", "--W", "128", "--device", "cpu"]
 
 
@@ -31,8 +32,9 @@ def test_every_run_of_every_edit_is_timed(
 
 def test_turbo_takes_four_steps_and_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "edit.json"
-    assert edit.main(["--turbo", *QUICK[:1], *SMALL, "--edits", "2", "--output", str(path)]) == 0
-    assert json.loads(path.read_text())["steps"] == 4
+    assert edit.main(["--turbo", *QUICK[:1], *SMALL, *ONE, "--output", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["steps"] == 4 and list(figures["edits"]) == ["sdedit 0"]
     with pytest.raises(SystemExit, match="2"):
         edit.main(["--edits", "1"])
     assert edit.main(["--weight_path", str(tmp_path), *SMALL, "--output", str(path)]) == 2
