@@ -18,7 +18,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -198,6 +198,10 @@ def measure_edit(
             add(f"fast, warm, edit {number}", lambda: warm(session, edit))
         else:
             warm(session, edit)
+    if not args.random_weights:  # what the prompt of a recording is worth
+        own = replace(params, prompt=edit.prompt)
+        same = EditSession(fast, edit.image, own, strength, noise=noise)
+        add("fast, warm, recorded under its prompt", lambda: warm(same, edit))
     return {
         "runs": {run: asdict(timing) for run, timing in rows.items()},
         "record_seconds": recording,
@@ -223,7 +227,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     pipelines = load(spec, args, device)
     edits = make_edits(args.assets, size)
     edits = {name: edit for name, edit in edits.items() if name in args.examples}
-    runs = len(edits) * (4 + len(args.refresh))
+    runs = len(edits) * (4 + len(args.refresh) + (not args.random_weights))
     with tqdm(total=runs, desc="editing", unit="run") as bar:
         results = {
             name: measure_edit(name, edit, pipelines, args, bar) for name, edit in edits.items()

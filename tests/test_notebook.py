@@ -38,8 +38,8 @@ def test_it_runs_on_the_tiny_family(
     resources = {"metadata": {"path": str(tmp_path)}}
     done = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
     shown = json.dumps([cell.get("outputs") for cell in done.execute().cells])
-    # The mask, two edits, and the extensions; two tables.
-    assert shown.count('"image/png"') == 4 and shown.count('"text/markdown"') == 3
+    # The mask, two edits, a session, and the extensions; two tables.
+    assert shown.count('"image/png"') == 5 and shown.count('"text/markdown"') == 3
     assert "| unet" in shown and "| encoder" in shown
     made = {path.name for path in (tmp_path / "outputs").glob("*.png")}
     assert {"Original.png", "SIGE.png", "SIGE, fast.png"} <= made
