@@ -1,37 +1,53 @@
 """Draws the README's pictures, `assets/results/*.png`: `python -m tools.make_figures`.
 
-The examples of the README's commands by the tiny model, dense and sparse at the same noise; with
-the refiner and in few steps also with the remedy for seams, `--preset fast`.
+The examples of the README's commands by the tiny model at the same noise: dense, sparse as
+published, and sparse with `--preset fast`, which leaves no seam.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from sgm import runtime
 from sgm.errors import UserError
 from sgm.imageio import save_picture
+from sgm.inference.held import held_noise
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
 from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
-from tools.compare import ROOT, Edit, likeness, load_pipelines
+from tools.compare import ROOT, Edit, likeness
 from tools.demo import NAMES as TASKS
-from tools.demo import SPEC, figure_row, notes, run_all, shipped_edits
+from tools.demo import SPEC, shipped_edits
 from tools.figure import Panel, Row, draw_figure, overlay
 
-BASE_NAMES = ("inpainting", "sdedit0", "sdedit1")
-EXTENSIONS = {
-    "refiner": ((RunType.ORIGINAL, RunType.SIGE), True, "Base and refiner"),
-    "turbo": ((RunType.TURBO, RunType.SIGE_TURBO), False, "Few steps"),
+DENSE_AND_SPARSE = (RunType.ORIGINAL, RunType.SIGE)
+TURBO = (RunType.TURBO, RunType.SIGE_TURBO)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a figure shows: some of the shipped edits, by which run types, with a refiner or not."""
+
+    title: str
+    edits: tuple[int, ...]
+    run_types: tuple[RunType, RunType] = DENSE_AND_SPARSE
+    refined: bool = False
+
+
+FIGURES = {
+    "inpainting": Drawn("Base", (0,)),
+    "sdedit0": Drawn("Base", (1,)),
+    "sdedit1": Drawn("Base", (2,)),
+    "refiner": Drawn("Base and refiner", (0, 1), refined=True),
+    "turbo": Drawn("Few steps", (0, 1), TURBO),
 }
 # Of the refiner's inpainting. With the README's 53 the tiny refiner leaves the grass empty.
 REFINER_SEED = 42
@@ -49,28 +65,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
     parser.add_argument("--output", type=Path, default=ROOT / "assets/results", help="a folder")
     parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
-    every = (*BASE_NAMES, *EXTENSIONS)
+    every = tuple(FIGURES)
     parser.add_argument("--only", nargs="+", choices=every, default=every, help="some of them")
     return parser
 
 
-def draw_base(names: Sequence[str], args: argparse.Namespace) -> None:
-    """The figures of the base model, with time and MACs of a pass."""
-    if not names:
-        return
-    pipelines = load_pipelines(SPEC, ROOT / "configs", args.weight_path, DEVICE, Precision.FP32)
-    edits = dict(zip(BASE_NAMES, shipped_edits(), strict=True))
-    outcomes = run_all(pipelines, [edits[name] for name in names], args.steps)
-    for name, outcome in zip(names, outcomes, strict=True):
-        heading = f"Tiny model, {args.steps} steps, fp32 on {runtime.describe_device(DEVICE)}"
-        figure = draw_figure(heading, [figure_row(outcome)], notes([outcome])[1:])
-        _save(figure, args.output / f"{name}.png")
-
-
-def extension_result(
+def result(
     edit: Edit, kind: RunType, preset: Preset, refined: bool, args: argparse.Namespace
 ) -> EditResult:
-    """One edit with the refiner or in a few steps."""
+    """One edit. All steps have one noise, as those of preset `fast`, so that pictures compare."""
 
     def load(refiner: bool) -> Pipeline:
         files = (ROOT / "configs", args.weight_path, DEVICE, Precision.FP32, Backend.AUTO)
@@ -79,40 +82,47 @@ def extension_result(
     inpainting = edit.edited is None
     wanted = Inpainting(edit.image, edit.mask) if inpainting else SDEdit(edit.image, edit.edited)
     steps = None if kind.turbo else args.steps
-    params, noise = SamplingParams(edit.prompt, seed=edit.seed, steps=steps), NamedNoise(edit.seed)
+    params = SamplingParams(edit.prompt, seed=edit.seed, steps=steps)
+    noise = held_noise(NamedNoise(edit.seed))
     if refined:
         return refined_edit(load, wanted, params, noise)
     return load(False).edit(wanted, params, noise)
 
 
-def extension_row(name: str, edit: Edit, args: argparse.Namespace) -> Row:
+def row(drawn: Drawn, edit: Edit, args: argparse.Namespace) -> Row:
     """Input, edit, dense, sparse, and sparse with the preset that leaves no seam."""
-    (dense, sparse), refined, title = EXTENSIONS[name]
+    dense, sparse = drawn.run_types
     image, inpainting = (edit.image + 1) / 2, edit.edited is None
     shown = overlay(image, edit.mask) if inpainting else (edit.edited + 1) / 2
+    reference = result(edit, dense, Preset.PUBLISHED, drawn.refined, args)
     panels = [
         Panel(image, "Input", f"{image.shape[2]} x {image.shape[1]} pixels"),
         Panel(shown, "Mask" if inpainting else "Edit", f"{edit.mask.float().mean():.1%} of it"),
+        Panel(reference.image, "Original (dense)", seconds(reference)),
     ]
-    reference = extension_result(edit, dense, Preset.PUBLISHED, refined, args).image
-    panels.append(Panel(reference, "Original (dense)", ""))
     for preset in Preset:
-        picture = extension_result(edit, sparse, preset, refined, args).image
-        alike = likeness(reference, picture, edit.mask)
-        caption = f"PSNR {alike.psnr_inside:.1f} dB"
-        panels.append(Panel(picture, f"SIGE, --preset {preset}", caption))
-    explanation = f'{title}, "{edit.prompt}", seed {edit.seed}'
-    return Row(TASKS[edit.task], explanation, panels)
+        found = result(edit, sparse, preset, drawn.refined, args)
+        alike = likeness(reference.image, found.image, edit.mask)
+        caption = f"{seconds(found)}, PSNR {alike.psnr_inside:.1f} dB"
+        panels.append(Panel(found.image, f"SIGE, --preset {preset}", caption))
+    return Row(TASKS[edit.task], f'{drawn.title}, "{edit.prompt}", seed {edit.seed}', panels)
 
 
-def draw_extension(name: str, args: argparse.Namespace) -> None:
-    """The figure of the refiner or of turbo: an inpainting and an SDEdit."""
-    edits = shipped_edits()[:2]
-    if name == "refiner":
-        edits[0] = replace(edits[0], seed=REFINER_SEED)
-    rows = [extension_row(name, edit, args) for edit in edits]
-    steps = "4 steps" if name == "turbo" else f"{args.steps} steps each"
-    figure = draw_figure(f"Tiny model, {EXTENSIONS[name][2].lower()}, {steps}", rows, [REMARK])
+def seconds(made: EditResult) -> str:
+    """How long an edit took, end to end."""
+    return f"{sum(made.seconds.values()):.1f} s"
+
+
+def draw(name: str, args: argparse.Namespace) -> None:
+    """One figure."""
+    drawn, edits = FIGURES[name], shipped_edits()
+    chosen = [edits[number] for number in drawn.edits]
+    if drawn.refined:
+        chosen[0] = replace(chosen[0], seed=REFINER_SEED)
+    rows = [row(drawn, edit, args) for edit in chosen]
+    steps = "4 steps" if drawn.run_types is TURBO else f"{args.steps} steps"
+    each = " each" if drawn.refined else ""
+    figure = draw_figure(f"Tiny model, {drawn.title.lower()}, {steps}{each}", rows, [REMARK])
     _save(figure, args.output / f"{name}.png")
 
 
@@ -126,10 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args(argv)
     try:
-        draw_base([name for name in BASE_NAMES if name in args.only], args)
-        for name in EXTENSIONS:
-            if name in args.only:
-                draw_extension(name, args)
+        for name in args.only:
+            draw(name, args)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
