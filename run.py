@@ -2,8 +2,15 @@
 
 import sys
 
-from sgm.cli import main
 from sgm.program import run_program
+
+
+def main() -> int:
+    """The command of the process; imported late, so that Ctrl-C is heard meanwhile."""
+    from sgm.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
     sys.exit(run_program("run.py", main))

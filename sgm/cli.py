@@ -14,9 +14,10 @@ from sgm import checks
 from sgm.errors import UserError
 from sgm.generate import generate
 from sgm.inputs import read_inputs
+from sgm.memory import memory_scope
 from sgm.options import build_parser, read
 from sgm.profile import profile
-from sgm.specs import Backend, RunOptions, SamplingParams
+from sgm.specs import Backend, Precision, RecordingMemory, RunOptions, SamplingParams
 
 __all__ = ["build_parser", "main", "parse"]
 
@@ -86,13 +87,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, 0.
 
     Raises:
-        UserError: bad options, files or pictures; one sentence.
+        UserError: bad options, files or pictures, or too little memory; one sentence.
     """
     options = parse(sys.argv[1:] if argv is None else argv)
     started = time.perf_counter()
-    inputs = read_inputs(options)
-    if options.mode.profiles:
-        profile(options, inputs)
-    else:
-        generate(options, inputs, started)
+    with memory_scope(options.device, f"use {less_memory(options)}"):
+        inputs = read_inputs(options)
+        if options.mode.profiles:
+            profile(options, inputs)
+        else:
+            generate(options, inputs, started)
     return 0
+
+
+def less_memory(options: RunOptions) -> str:
+    """The flags with which a run takes less memory, of those that it does not have yet."""
+    flags = ["a smaller --H and --W"]
+    if options.precision in (Precision.FP32, Precision.TF32):
+        flags.append("--precision bf16")
+    if options.recording_memory in (RecordingMemory.DEVICE, RecordingMemory.HOST):
+        flags.append("--recording_memory disk")
+    if options.mode.profiles and not options.macs_only:
+        flags.append("--macs_only")
+    elif options.run_type.sparse and options.record is None and options.recording is None:
+        flags.append(f"--run_type {options.run_type.dense}")  # it keeps no recording
+    if not options.device.startswith("cpu"):
+        flags.append("--device cpu")
+    return " or ".join(flags)

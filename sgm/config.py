@@ -24,28 +24,35 @@ PACKAGE = "sgm"
 FOREIGN_TARGETS = frozenset({"torch.nn.Identity"})
 ENTRY_KEYS = ("target", "params")
 EXTENDS = "extends"
+# Bytes of a file, and how often it may refer to something else. The files here have 3000 and none.
+# (libyaml overflows the stack on a file of 50,000 opening brackets.)
+MAX_BYTES = 20_000
+MAX_REFERENCES = 16
 
 
 class ConfigError(UserError):
     """A configuration file or entry that cannot be used; the message is one sentence."""
 
 
-def load_config(path: str | Path) -> dict[str, Any]:
+def load_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML file into plain dicts, lists and scalars, interpolations resolved.
 
     A file may name another of its folder under `extends`, and then holds only what differs.
 
     Args:
         path: the file.
+        children: the files that extend it, so that none is its own ancestor.
 
     Returns:
         The mapping at the top level of the file; empty for an empty file.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, holds no mapping or refers to a
-            value that is not there.
+        ConfigError: the file cannot be read, is not YAML, is too large, holds no mapping or
+            refers to a value that is not there.
     """
+    path = Path(path)
     try:
+        _check_bounds(path)
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except yaml.YAMLError as error:
         raise ConfigError(
@@ -53,6 +60,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"Config file {path} cannot be used: {_first_line(error)}.") from error
+    except ConfigError:
+        raise
     except UnicodeDecodeError as error:
         raise ConfigError(f"Config file {path} is not text in UTF-8.") from error
     except OSError as error:
@@ -68,12 +77,33 @@ def load_config(path: str | Path) -> dict[str, Any]:
     parent = config.pop(EXTENDS, None)
     if parent is None:
         return config
-    if not isinstance(parent, str) or Path(parent).name != parent or parent == Path(path).name:
+    children = (*children, path)
+    usable = isinstance(parent, str) and Path(parent).name == parent
+    if not usable or parent in {child.name for child in children}:
         raise ConfigError(
-            f"Config file {path} extends {parent!r}; expected another file of the same folder."
+            f"Config file {path} extends {parent!r}; expected another file of the same folder, "
+            "which does not extend this one."
         )
-    base = OmegaConf.create(load_config(Path(path).parent / parent))
+    base = OmegaConf.create(load_config(path.parent / parent, children))
     return OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.create(config)), resolve=True)
+
+
+def _check_bounds(path: Path) -> None:
+    """ConfigError for a file that could unfold to far more than it says: n aliases or
+    interpolations, each of which repeats one that repeats another, make up to 3^(n / 3) copies."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"Config file {path} has more than {MAX_BYTES} bytes; it is no config.")
+    references = content.count(b"${")
+    if content.count(b"*") + references > MAX_REFERENCES:  # some of these are no aliases
+        tokens = yaml.scan(content, Loader=yaml.SafeLoader)
+        references += sum(isinstance(token, yaml.AliasToken) for token in tokens)
+    if references > MAX_REFERENCES:
+        raise ConfigError(
+            f"Config file {path} holds {references} aliases and interpolations, and at most "
+            f"{MAX_REFERENCES} are read; write the values out."
+        )
 
 
 def get_obj_from_str(target: str) -> type:

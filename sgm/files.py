@@ -56,32 +56,44 @@ def check_writable(path: Path) -> None:
         writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     except OSError as error:
         raise UserError(f"Output {path} cannot be written: {error.strerror}.") from error
+    _check_ordinary(path)
     if not writable:
         kind = "is not writable" if folder.is_dir() else "is not a folder"
         raise UserError(f"Output {path} cannot be written, since {folder} {kind}; choose another.")
 
 
+def _check_ordinary(path: Path) -> None:
+    """UserError for a device or a pipe, which a new file would take the place of."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"Output {path} is no ordinary file; name another.")
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name in the same folder, then rename it over `path`.
 
-    The file appears complete or not at all; missing folders are created.
+    The file appears complete or not at all; missing folders are created. A link stays one.
 
     Args:
         path: the file; replaced if it is there.
         write: called once with a new binary file open for writing.
 
     Raises:
-        UserError: the system refuses; nothing is left behind then, nor after any other error.
+        UserError: the system or the file's format refuses, or there is something else than a file.
+            Nothing is left behind then, nor after any other error or an interrupt.
     """
+    target = Path(os.path.realpath(path))
     # The process id keeps two runs that write the same file apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_ordinary(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
+        os.replace(temporary, target)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # Pillow: sizes that a format cannot hold
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UserError(f"{path} cannot be written: {reason}; choose another place.") from error
     finally:
         # After the rename there is nothing to remove; the folder itself may be missing or a file.

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sgm import report
-from sgm.errors import UserError
 from sgm.inputs import Inputs, advise_on_size
 from sgm.record import edit_recorded, record
 from sgm.specs import RunOptions, Task
@@ -29,7 +28,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
         started: `time.perf_counter()` when the command began.
 
     Raises:
-        UserError: the networks cannot be loaded, memory runs out, or the result is no picture.
+        UserError: the networks cannot be loaded, or the result is no picture.
     """
     if options.record is not None:
         record(options, inputs, load_pipeline(options), started)
@@ -61,15 +60,12 @@ def edit(
         `sample`, `decode`), and the share of edited pixels (None where unknown).
 
     Raises:
-        UserError: the networks cannot be loaded, memory runs out, or the result is no picture.
+        UserError: the networks cannot be loaded, or the result is no picture.
     """
-    import torch
-
     from sgm import imageio
     from sgm.inference.refined import refined_edit
 
-    device, wanted = torch.device(options.device), edit_of(options, inputs)
-    load_seconds = []
+    wanted, load_seconds = edit_of(options, inputs), []
 
     def load(refiner: bool) -> "Pipeline":
         started = time.perf_counter()
@@ -77,18 +73,12 @@ def edit(
         load_seconds.append(time.perf_counter() - started)
         return pipe
 
-    try:
-        if options.refined:
-            result = refined_edit(load, wanted, options.sampling, progress=True)
-        elif options.recording is not None:
-            result = edit_recorded(options, inputs, load(False))
-        else:
-            result = load(False).edit(wanted, options.sampling, progress=True)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"The memory of {device} is not enough for this picture; use a smaller --H and --W, "
-            "--precision bf16, or --device cpu."
-        ) from error
+    if options.refined:
+        result = refined_edit(load, wanted, options.sampling, progress=True)
+    elif options.recording is not None:
+        result = edit_recorded(options, inputs, load(False))
+    else:
+        result = load(False).edit(wanted, options.sampling, progress=True)
     size = (inputs.source.height, inputs.source.width)
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     return picture, {"load": sum(load_seconds), **result.seconds}, result.edit_ratio

@@ -1,7 +1,11 @@
 """Masks: arrays and pictures to a boolean tensor, white or True meaning repaint."""
 
+import io
 import logging
+import math
+import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -18,6 +22,16 @@ logger = logging.getLogger(__name__)
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 # The key numpy gives an unnamed array; `mask` is what people call a named one.
 ARCHIVE_KEYS = ("mask", "arr_0")
+# Names of an archive's arrays that a message lists.
+MAX_NAMES = 8
+# Values of an array that is read: as many as Pillow takes for safe in the pixels of a picture.
+MAX_VALUES = 178_956_970
+# Bytes in which the header of a mask must end: the most that version 1 of the format can have.
+MAX_HEADER = 2**16 + 10
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
@@ -84,11 +98,6 @@ def _from_picture(path: Path) -> np.ndarray:
 def _from_array(path: Path) -> np.ndarray:
     """bool [h, w] of an array file."""
     values = _read_array(path)
-    if values.dtype.kind not in "buif":
-        raise UserError(
-            f"Mask {path} holds {values.dtype} values; expected bool, 0/1, 0/255 or "
-            "floats in [0, 1]."
-        )
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
         raise UserError(
             f"Mask {path} has shape {values.shape}; expected (height, width), "
@@ -113,8 +122,8 @@ def _reduced(level: np.ndarray) -> np.ndarray:
 
 
 def _levels(values: np.ndarray, path: Path) -> np.ndarray:
-    """Values of an array as float64 of the same shape in [0, 1]; UserError if they are no mask."""
-    level = values.astype(np.float64)
+    """Values of an array as floats of the same shape in [0, 1]; UserError if they are no mask."""
+    level = values.astype(np.float64 if values.dtype.kind == "f" else np.float32)
     if not np.isfinite(level).all():
         raise UserError(f"Mask {path} holds NaN or infinite values; expected numbers in [0, 1].")
     low, high = level.min(), level.max()
@@ -133,20 +142,56 @@ def _levels(values: np.ndarray, path: Path) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     """The array of a `.npy` or `.npz` file, without ever unpickling."""
     try:
-        with path.open("rb") as file:  # numpy leaves a damaged file open
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            names = list(loaded.files)
-            key = names[0] if len(names) == 1 else next((k for k in ARCHIVE_KEYS if k in names), "")
-            if key:
-                return loaded[key]
-    # numpy reports damaged files by many types (zipfile.BadZipFile, EOFError, ...).
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+            file.seek(0)
+            if not zipped:
+                return _read_checked(file, path)
+            with zipfile.ZipFile(file) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                key = _key_of(names)
+                if key:
+                    with archive.open(archive.namelist()[names.index(key)]) as member:
+                        return _read_checked(member, path)
+    except UserError:
+        raise
+    # numpy and zipfile report damaged files by many types (BadZipFile, EOFError, zlib.error, ...).
     except Exception as error:
-        reason = "it holds Python objects" if "allow_pickle" in str(error) else "it is damaged"
         raise UserError(
-            f"Mask {path} cannot be read as a numpy array ({reason}); save it again with "
+            f"Mask {path} cannot be read as a numpy array (it is damaged); save it again with "
             "numpy.save as bool."
         ) from error
-    found = ", ".join(names) or "none"
-    raise UserError(f"Mask {path} must hold one array or one named 'mask'; its arrays: {found}.")
+    found = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    raise UserError(
+        f"Mask {path} must hold one array or one named 'mask'; its arrays: {found or 'none'}."
+    )
+
+
+def _key_of(names: list[str]) -> str:
+    """Which of the arrays of an archive is the mask; empty where that is not clear."""
+    return names[0] if len(names) == 1 else next((k for k in ARCHIVE_KEYS if k in names), "")
+
+
+def _read_checked(file: IO[bytes], path: Path) -> np.ndarray:
+    """An array, read only if its header promises a mask of a size that pictures have.
+
+    A file may claim any size, and an archive of a megabyte unpack to gigabytes.
+    """
+    head = io.BytesIO(file.read(MAX_HEADER))  # a header may claim to be of any length, too
+    shape, _, dtype = _HEADERS[np.lib.format.read_magic(head)](head)
+    if dtype.hasobject:
+        raise UserError(
+            f"Mask {path} cannot be read as a numpy array (it holds Python objects); save it again "
+            "with numpy.save as bool."
+        )
+    if dtype.kind not in "buif":
+        raise UserError(
+            f"Mask {path} holds {dtype} values; expected bool, 0/1, 0/255 or floats in [0, 1]."
+        )
+    if math.prod(shape) > MAX_VALUES:
+        raise UserError(
+            f"Mask {path} claims {math.prod(shape):,} values, and more than {MAX_VALUES:,} are not "
+            "safe to read; make it smaller first."
+        )
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
@@ -47,7 +48,7 @@ def sparse(
     return nullcontext() if masks is None else state_of(network).sparse(masks, update)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """The autoencoder returned values that are no numbers, as half precision can: SDXL's own
     activations pass the largest float16."""
 
@@ -154,4 +155,6 @@ class Networks:
 def _check_finite(x: Tensor) -> None:
     """NonFiniteError unless every value is a number; without data there is nothing to check."""
     if not x.is_meta and not x.isfinite().all():
-        raise NonFiniteError(f"The autoencoder overflowed in {x.dtype}.")
+        raise NonFiniteError(
+            f"The autoencoder overflowed in {x.dtype}; use --precision fp32, or check the checkpoint."
+        )

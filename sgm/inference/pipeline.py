@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sgm import runtime
 from sgm.checkpoint import build_model, load_weights
 from sgm.errors import UserError
+from sgm.inference.finite import FiniteWatch
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import Networks, NonFiniteError
 from sgm.inference.noise import Noise, sequential_noise
@@ -166,10 +167,11 @@ class Pipeline:
         try:
             try:
                 return run()
-            except NonFiniteError as error:
-                if next(first_stage.parameters()).dtype is torch.float32:
+            except NonFiniteError:
+                dtype = next(first_stage.parameters()).dtype
+                if dtype is torch.float32:
                     raise
-                logger.warning("%s It runs in float32 from here on.", error)
+                logger.warning("The autoencoder overflowed in %s; it runs in float32 now.", dtype)
                 self.networks.forget()
                 first_stage.float()
                 return run()
@@ -208,18 +210,28 @@ class Pipeline:
 
         Returns:
             The plan with its latents denoised.
+
+        Raises:
+            UserError: the latents stopped being numbers; says at which step.
         """
         networks, solver = self.networks, self.solver(params.steps)
         with stage("encode"):
             c, uc = networks.condition(params.prompt, params.negative_prompt, size)
         distilled = self.turbo is not None and self.turbo.distilled
         denoise = networks.denoiser(c, c if distilled else uc, params.scale)
-        count = plan.steps(networks, solver)
+        count, watch = plan.steps(networks, solver), FiniteWatch(networks.device)
         with (
             stage("sample"),
             tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar,
         ):
-            return plan.denoise(networks, denoise, solver, noise, lambda i, x: bar.update())
+
+            def on_step(i: int, x: Tensor) -> None:
+                watch(i, x)
+                bar.update()
+
+            done = plan.denoise(networks, denoise, solver, noise, on_step)
+        watch.check(self.precision)
+        return done
 
     def edit(
         self,

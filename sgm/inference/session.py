@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sgm import runtime
 from sgm.inference.ahead import Ahead
+from sgm.inference.finite import FiniteWatch
 from sgm.inference.held import HeldPlan, Kept, held_draw
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import recording, sparse, state_of
@@ -70,7 +71,7 @@ class EditSession:
     Raises:
         ValueError: the pipeline is not sparse with preset `fast`, the picture's size is wrong, or
             the strength is too small for a step.
-        UserError: the recordings cannot be kept.
+        UserError: the recordings cannot be kept, or the networks' values are no numbers.
     """
 
     def __init__(
@@ -158,9 +159,10 @@ class EditSession:
         step_bytes, steps = 0, len(self.sigmas) - 1
         if not steps:
             raise ValueError(f"Strength {self.strength} is too small for a single step.")
-        for name, known, sigma in self._levels():
+        watch = FiniteWatch(self.networks.device)
+        for number, (name, known, sigma) in enumerate(self._levels()):
             with recording(self.networks.unet) as record:
-                denoise(known, sigma)
+                watch(number, denoise(known, sigma))
             if not step_bytes:
                 step_bytes = record.size_in_bytes()
                 rest = encoder.size_in_bytes() + decoder.size_in_bytes()
@@ -169,6 +171,7 @@ class EditSession:
         self.store.put(ENCODER, encoder)
         self.store.put(DECODER, decoder)
         self._put_latents()
+        watch.check(self.pipeline.precision)
         return SessionReport({}, step_bytes, steps, self.store.place)
 
     def _put_latents(self) -> None:
