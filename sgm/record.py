@@ -9,6 +9,7 @@ import json
 import logging
 import struct
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,12 @@ from sgm.inputs import Inputs
 from sgm.specs import RecordingMemory, RunOptions, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from PIL import Image
 
     from sgm.inference.pipeline import EditResult, Pipeline
+    from sgm.inference.session import SessionReport
     from sgm.inference.stores import DiskStore, Store
 
 logger = logging.getLogger(__name__)
@@ -35,43 +37,35 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
     """Record the unedited picture into the folder of `--record`; the prompt is the base prompt.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written. Nothing of this recording is left there then, nor
+            after any other error or an interrupt.
     """
     import torch
 
     from sgm import imageio
     from sgm.inference.places import make_store
     from sgm.inference.session import EditSession
-    from sgm.inference.stores import DiskStore, Store
+    from sgm.inference.stores import DiskStore
 
     folder = options.record
     assert folder is not None and inputs.init is not None  # by `check_together`
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"Folder {folder} cannot be written: {error.strerror}.") from error
-    device = torch.device(options.device)
+    device, picture = torch.device(options.device), imageio.to_tensor(inputs.init)
+    stores: list[DiskStore] = []
 
-    def on_disk(size: int) -> Store:
+    def on_disk(size: int) -> DiskStore:
         logger.info("The recording will take %.2f GB in %s.", size / 1e9, folder)
-        return make_store(size, device, RecordingMemory.DISK, folder)
+        store = make_store(size, device, RecordingMemory.DISK, folder)
+        assert isinstance(store, DiskStore)
+        stores.append(store)
+        return store
 
-    picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
-    session = EditSession(pipe, picture, options.sampling, make_store=on_disk, progress=True)
-    made, store = session.report, session.store
-    assert isinstance(store, DiskStore)
-    manifest = {
-        "version": VERSION,
-        "key": key_of(options, inputs.init),
-        "prompt": options.sampling.prompt,
-        "steps_recorded": made.steps,
-        "bytes_per_step": made.step_bytes,
-        "seconds": {**made.seconds, "total": time.perf_counter() - started},
-        "checksums": store.checksums,
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    files.write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+    with _whole_or_nothing(folder, stores):
+        padded = imageio.pad_to_multiple(picture)
+        session = EditSession(pipe, padded, options.sampling, make_store=on_disk, progress=True)
+        made = session.report
+        manifest = _manifest(options, inputs.init, made, stores[0], started)
+        text = json.dumps(manifest, indent=2) + "\n"
+        files.write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
     logger.info(
         "Recorded %d steps of %.1f MB in %.1f s.",
         made.steps,
@@ -79,6 +73,50 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
         made.seconds["record"],
     )
     report.publish(manifest, f"{folder}\n", options.json_path)
+
+
+def _manifest(
+    options: RunOptions,
+    picture: "Image.Image",
+    made: "SessionReport",
+    store: "DiskStore",
+    started: float,
+) -> dict[str, object]:
+    return {
+        "version": VERSION,
+        "key": key_of(options, picture),
+        "prompt": options.sampling.prompt,
+        "steps_recorded": made.steps,
+        "bytes_per_step": made.step_bytes,
+        "seconds": {**made.seconds, "total": time.perf_counter() - started},
+        "checksums": store.checksums,
+    }
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path, stores: "list[DiskStore]") -> "Iterator[None]":
+    """Scope that makes a recording in a folder; what ends early takes its files along, which are
+    gigabytes and of no use.
+
+    Args:
+        stores: where it is kept, once that is known.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Folder {folder} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    except BaseException:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for store in stores:
+            store.remove()
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "EditResult":
@@ -141,12 +179,12 @@ def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":
     assert folder is not None
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        key, checksums = manifest["key"], dict(manifest["checksums"])
+        key, checksums = dict(manifest["key"]), dict(manifest["checksums"])
     except FileNotFoundError as error:
         raise UserError(
             f"There is no recording in {folder}, or it was interrupted; make one with --record."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged; record again.") from error
     _compare(folder, key, key_of(options, picture))
     store = DiskStore(folder, torch.device(options.device))

@@ -156,5 +156,5 @@ def _check_finite(x: Tensor) -> None:
     """NonFiniteError unless every value is a number; without data there is nothing to check."""
     if not x.is_meta and not x.isfinite().all():
         raise NonFiniteError(
-            f"The autoencoder overflowed in {x.dtype}; use --precision fp32, or check the checkpoint."
+            f"The autoencoder overflowed in {x.dtype}; check the weights or use --precision fp32."
         )

@@ -100,7 +100,8 @@ class DiskStore(Store):
             self.checksums[name] = _checksum(part)
             os.replace(part, path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"Recording {path} cannot be written: {error}.") from error
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise UserError(f"Recording {path} cannot be written: {reason}.") from error
         finally:
             part.unlink(missing_ok=True)
         self._checked.add(name)
@@ -114,13 +115,20 @@ class DiskStore(Store):
             self._checked.add(name)
             tensors = load_file(path, device=str(self.device))
             return _unflat(tensors, _sizes(path))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"Recording {path} is missing or damaged; record again.") from error
 
     def size_in_bytes(self) -> int:
         """Of all files; one that is missing counts nothing, and is named when it is read."""
-        paths = [self.folder / f"{name}.safetensors" for name in self.checksums]
-        return sum(path.stat().st_size for path in paths if path.is_file())
+        return sum(path.stat().st_size for path in self._paths() if path.is_file())
+
+    def remove(self) -> None:
+        """Delete all files."""
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return [self.folder / f"{name}.safetensors" for name in self.checksums]
 
 
 def _copied_to_host(tensor: Tensor, pinned: bool) -> Tensor:
