@@ -1,12 +1,11 @@
 """Convert a checkpoint: `python convert_weights.py SRC DST`, or look at one with `--check FILE`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sgm.errors import UserError
-from sgm.program import run_program
+from sgm.program import start
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,4 +53,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("convert_weights.py", main))
+    start("convert_weights.py", main)

@@ -1,8 +1,6 @@
 """Edit a picture with SDXL, or measure a network: see `python run.py --help`."""
 
-import sys
-
-from sgm.program import run_program
+from sgm.program import start
 
 
 def main() -> int:
@@ -13,4 +11,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("run.py", main))
+    start("run.py", main)

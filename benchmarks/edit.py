@@ -13,9 +13,7 @@ weights (14 GB in fp32), and a session's recordings come on top.
 from __future__ import annotations
 
 import argparse
-import logging
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +25,6 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, ROOT, commit, machine, write_figures
 from sgm import runtime
 from sgm.checkpoint import build_model
-from sgm.errors import UserError
 from sgm.files import check_writable, write_atomically
 from sgm.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.inference.held import held_noise
@@ -36,6 +33,7 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
 from sgm.maskio import load_mask
+from sgm.program import start
 from sgm.specs import MODELS, Backend, ModelSpec, Precision, Preset, RunType, SamplingParams, Task
 from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
 
@@ -271,7 +269,6 @@ def table(figures: dict[str, object]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write JSON and Markdown, print the table; the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.edits < 2 or any(refresh < 1 for refresh in args.refresh):
@@ -279,19 +276,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.steps = (4 if args.turbo else 50) if args.steps is None else args.steps
     kind = "turbo" if args.turbo else "base"
     output = args.output or RESULTS / f"edit_{args.model}_{kind}.json"
-    try:
-        check_writable(output)
-        figures = measure(args)
-        write_figures(output, figures)
-        text = table(figures)
-        write_atomically(output.with_suffix(".md"), lambda f: f.write(f"{text}\n".encode()))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    check_writable(output)
+    figures = measure(args)
+    write_figures(output, figures)
+    text = table(figures)
+    write_atomically(output.with_suffix(".md"), lambda f: f.write(f"{text}\n".encode()))
     print(text)
     print(f"\n{output}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("benchmarks.edit", main)

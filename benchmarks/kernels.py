@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from benchmarks.common import RESULTS, commit, machine, write_figures
 from sgm import runtime
 from sgm.checkpoint import build_model
 from sgm.errors import UserError
-from sgm.program import run_program
+from sgm.program import start
 from sgm.sparse.active import CONV1X1, CONV3X3, ActiveSet, Geometry, block_active_set
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
@@ -347,4 +346,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("benchmarks.kernels", main))
+    start("benchmarks.kernels", main)

@@ -34,7 +34,7 @@ from benchmarks.synthetic import published_entries, write_checkpoint
 from sgm import runtime
 from sgm.errors import UserError
 from sgm.files import check_writable
-from sgm.program import run_program
+from sgm.program import start
 from tools.compare import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -318,4 +318,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program("benchmarks.load", main))
+    start("benchmarks.load", main)

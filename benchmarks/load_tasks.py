@@ -23,7 +23,7 @@ from sgm.convert import DTYPES, convert, plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import NamedNoise
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.program import run_program
+from sgm.program import start
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, Precision
 
 PROMPT = "a photograph of a horse on a grassland"
@@ -157,4 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program("benchmarks.load_tasks", main))
+    start("benchmarks.load_tasks", main)

@@ -16,10 +16,8 @@ and decoded again, says what any run could at best keep.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +30,6 @@ from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, commit, write_figures
 from sgm import runtime
-from sgm.errors import UserError
 from sgm.files import check_writable
 from sgm.imageio import to_picture, to_tensor
 from sgm.inference.held import held_noise
@@ -40,6 +37,7 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.recipes import FAST, PUBLISHED, Recipe
 from sgm.metrics import psnr
+from sgm.program import start
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
 from tools.compare import (
     Edit,
@@ -263,22 +261,17 @@ def cell(value: float | None, digits: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the JSON file, print the table; the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.pairs < 1 or args.steps < 1 or args.seed < 0:
         parser.error("--pairs and --steps must be at least 1, and --seed at least 0.")
-    try:
-        check_writable(args.output)
-        figures = measure(args)
-        write_figures(args.output, figures)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    check_writable(args.output)
+    figures = measure(args)
+    write_figures(args.output, figures)
     print(table(figures))
     print(f"\n{args.output}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("benchmarks.quality", main)

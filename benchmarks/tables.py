@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from sgm.errors import UserError
 from sgm.files import check_writable, write_atomically
 from sgm.inputs import read_inputs
 from sgm.profile import DENSE, SPARSE, measure
-from sgm.program import run_program
+from sgm.program import start
 from sgm.specs import Precision, Preset
 from tools.compare import markdown_table
 
@@ -301,4 +300,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("tables", main))
+    start("tables", main)

@@ -5,7 +5,7 @@ Nothing here imports torch, numpy or Pillow, so that a wrong path is refused at 
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +13,9 @@ from sgm.errors import UserError, suggestion
 
 # Kinds of picture that can be written; `imageio` holds the options of each.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+# What deletes the files that are being made just now.
+_unfinished: list[Callable[[], object]] = []
 
 
 def check_input_file(path: Path) -> None:
@@ -87,15 +90,41 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         _check_ordinary(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, target)
+        with unfinished(lambda: temporary.unlink(missing_ok=True)):
+            with temporary.open("wb") as file:
+                write(file)
+            os.replace(temporary, target)
     except UserError:
         raise
     except (OSError, ValueError) as error:  # Pillow: sizes that a format cannot hold
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UserError(f"{path} cannot be written: {reason}; choose another place.") from error
+
+
+@contextlib.contextmanager
+def unfinished(remove: Callable[[], object]) -> Iterator[None]:
+    """Scope that makes files which are of no use before it ends.
+
+    Args:
+        remove: deletes what is there of them; called if the scope ends in an error, or if the
+            process is stopped in it.
+    """
+    _unfinished.append(remove)
+    try:
+        yield
+    except BaseException:
+        _removed(remove)
+        raise
     finally:
-        # After the rename there is nothing to remove; the folder itself may be missing or a file.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _unfinished.remove(remove)
+
+
+def remove_unfinished() -> None:
+    """Delete what the scopes of `unfinished` have made so far, as the process ends in them."""
+    for remove in reversed(_unfinished):
+        _removed(remove)
+
+
+def _removed(remove: Callable[[], object]) -> None:
+    with contextlib.suppress(OSError):  # a folder that is gone, or that is a file
+        remove()

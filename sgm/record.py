@@ -9,7 +9,6 @@ import json
 import logging
 import struct
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from sgm.inputs import Inputs
 from sgm.specs import RecordingMemory, RunOptions, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from PIL import Image
 
@@ -59,7 +58,16 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
         stores.append(store)
         return store
 
-    with _whole_or_nothing(folder, stores):
+    def remove() -> None:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for store in stores:
+            store.remove()
+        if new:
+            folder.rmdir()
+
+    new = not folder.exists()
+    _emptied(folder)
+    with files.unfinished(remove):
         padded = imageio.pad_to_multiple(picture)
         session = EditSession(pipe, padded, options.sampling, make_store=on_disk, progress=True)
         made = session.report
@@ -93,30 +101,13 @@ def _manifest(
     }
 
 
-@contextmanager
-def _whole_or_nothing(folder: Path, stores: "list[DiskStore]") -> "Iterator[None]":
-    """Scope that makes a recording in a folder; what ends early takes its files along, which are
-    gigabytes and of no use.
-
-    Args:
-        stores: where it is kept, once that is known.
-    """
-    new = not folder.exists()
+def _emptied(folder: Path) -> None:
+    """Make the folder, and a recording that is there none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"Folder {folder} cannot be written: {error.strerror}.") from error
-    try:
-        yield
-    except BaseException:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for store in stores:
-            store.remove()
-        if new:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "EditResult":

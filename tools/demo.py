@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
-from sgm.errors import UserError
 from sgm.files import check_output_path
 from sgm.imageio import load_picture, save_picture, to_tensor
 from sgm.inference.noise import Noise, sequential_noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.maskio import load_mask
+from sgm.program import start
 from sgm.specs import MODELS, Precision, RunType, Task
 from tools.compare import (
     ROOT,
@@ -243,18 +243,13 @@ def demonstrate(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args(argv)
     if not 2 <= args.steps <= 1000:
         parser.error("--steps must be from 2 to 1000.")
-    try:
-        demonstrate(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    demonstrate(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("tools.demo", main, logging.WARNING)

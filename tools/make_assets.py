@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sgm.program import start
 from tools.tiny.scenes import PlacedObject, Scene, draw_crude, render
 
 HEIGHT, WIDTH = 512, 1024
@@ -135,4 +136,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("tools.make_assets", main)

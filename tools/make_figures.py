@@ -6,7 +6,6 @@ published, and sparse with `--preset fast`, which leaves no seam.
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sgm.errors import UserError
 from sgm.imageio import save_picture
 from sgm.inference.held import held_noise
 from sgm.inference.inpainting import Inpainting
@@ -22,6 +20,7 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
+from sgm.program import start
 from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
 from tools.compare import ROOT, Edit, likeness
 from tools.demo import NAMES as TASKS
@@ -133,16 +132,11 @@ def _save(figure: Image.Image, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the edits and write one figure each; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args(argv)
-    try:
-        for name in args.only:
-            draw(name, args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    for name in args.only:
+        draw(name, args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("tools.make_figures", main, logging.WARNING)

@@ -123,8 +123,8 @@ class DiskStore(Store):
         return sum(path.stat().st_size for path in self._paths() if path.is_file())
 
     def remove(self) -> None:
-        """Delete all files."""
-        for path in self._paths():
+        """Delete all files, also one that is being written."""
+        for path in [*self._paths(), *self.folder.glob("*.part")]:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:

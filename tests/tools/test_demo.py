@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from benchmarks import quality
 from benchmarks.common import plain
 from sgm.config import instantiate_from_config, load_config
+from sgm.program import run_program
 from sgm.specs import MODELS, RunType, Task
 from tools import compare, demo
 from tools.figure import Panel, Row, draw_figure, overlay
@@ -54,10 +55,11 @@ def test_demo_writes_the_figure_and_prints_the_table(weights, tmp_path, capsys, 
 
 def test_demo_refuses_in_one_sentence(weights, tmp_path, capsys):
     output = ["--output", str(tmp_path / "demo.png"), "--device", "cpu"]
-    assert demo.main(["--weight_path", str(tmp_path), *output]) == 2
+    assert run_program("demo", lambda: demo.main(["--weight_path", str(tmp_path), *output])) == 2
     error = capsys.readouterr().err
     assert "tiny_base.safetensors does not exist" in error and error.count("\n") == 1
-    assert demo.main(["--weight_path", str(weights), "--output", "demo.txt"]) == 2
+    text = ["--weight_path", str(weights), "--output", "demo.txt"]
+    assert run_program("demo", lambda: demo.main(text)) == 2
     assert "'.txt'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         demo.main(["--steps", "0"])
@@ -87,7 +89,7 @@ def test_quality_writes_figures_of_every_pair(weights, tmp_path, capsys):
 
 def test_quality_without_weights(tmp_path, capsys):
     arguments = ["--weight_path", str(tmp_path), "--output", str(tmp_path / "quality.json")]
-    assert quality.main([*arguments, "--device", "cpu"]) == 2
+    assert run_program("quality", lambda: quality.main([*arguments, "--device", "cpu"])) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
