@@ -1,6 +1,5 @@
 """The one exception a user meets, and the suggestion that goes with a mistyped name."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -22,5 +21,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     Returns:
         `" (did you mean <nearest>?)"`, or an empty string where nothing known is near.
     """
+    import difflib  # here, as every program begins by importing this module
+
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""

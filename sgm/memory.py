@@ -3,20 +3,24 @@
 Nothing here imports torch: its errors are known by name and text.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sgm.errors import UserError
 
-# How PyTorch's allocators, its libraries, numpy and the system speak of it.
+# How PyTorch's allocators, the libraries below it and the system speak of it.
 _SHORTAGE = re.compile(
-    r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED|unable to allocate",
-    re.IGNORECASE,
+    r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE
 )
 _BYTES = re.compile(r"allocate (\d+) bytes", re.IGNORECASE)  # PyTorch on a CPU
 _UNITS = re.compile(r"allocate ([\d.]+ [KMGT]?i?B)", re.IGNORECASE)  # on a GPU, and numpy
 _FREE = re.compile(r"of which ([\d.]+ [KMGT]?i?B) is free", re.IGNORECASE)
+
+
+class OutOfMemory(UserError):
+    """Too little memory; one sentence that says what was needed and what needs less."""
 
 
 @contextmanager
@@ -28,31 +32,37 @@ def memory_scope(place: str, advice: str) -> Iterator[None]:
         advice: what needs less, as the end of a sentence.
 
     Raises:
-        UserError: in place of MemoryError, of `torch.OutOfMemoryError`, and of the RuntimeError of
-            PyTorch's CPU allocator.
+        OutOfMemory: in place of MemoryError, of `torch.OutOfMemoryError`, of the RuntimeError of
+            PyTorch's CPU allocator, and of whatever these were taken for on the way: a reader may
+            call a file damaged that did not fit.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_shortage(error):
+    except OutOfMemory:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not is_shortage(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
             raise
-        raise UserError(
-            f"The memory of {place} is not enough{_wanted(error)}; {advice}."
-        ) from error
+        sentence = f"The memory of {place} is not enough{_wanted(str(cause))}; {advice}."
+        raise OutOfMemory(sentence) from error
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     return isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None
 
 
-def _wanted(error: BaseException) -> str:
-    """What was asked for last, and what was free, as far as the error says."""
-    text = str(error)
+def _wanted(text: str) -> str:
+    """What was asked for at last, and what was free, as far as an error says."""
     if found := _BYTES.search(text):
-        size = f"{int(found[1]) / 1e9:.2f} GB"
+        size = f"{int(found[1]) / 2**20:,.2f} MiB"
     elif found := _UNITS.search(text):
         size = found[1]
     else:
