@@ -146,13 +146,14 @@ def _read_array(path: Path) -> np.ndarray:
             zipped = file.read(2) == b"PK"
             file.seek(0)
             if not zipped:
-                return _read_checked(file, path)
+                return _read_checked(file, path.stat().st_size, path)
             with zipfile.ZipFile(file) as archive:
-                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                parts = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                names = list(parts)
                 key = _key_of(names)
                 if key:
-                    with archive.open(archive.namelist()[names.index(key)]) as member:
-                        return _read_checked(member, path)
+                    with archive.open(parts[key]) as member:
+                        return _read_checked(member, parts[key].file_size, path)
     except UserError:
         raise
     # numpy and zipfile report damaged files by many types (BadZipFile, EOFError, zlib.error, ...).
@@ -172,10 +173,13 @@ def _key_of(names: list[str]) -> str:
     return names[0] if len(names) == 1 else next((k for k in ARCHIVE_KEYS if k in names), "")
 
 
-def _read_checked(file: IO[bytes], path: Path) -> np.ndarray:
-    """An array, read only if its header promises a mask of a size that pictures have.
+def _read_checked(file: IO[bytes], size: int, path: Path) -> np.ndarray:
+    """An array out of `size` bytes, read only if its header promises a mask of a size that pictures
+    have: a file may claim any, and an archive of a megabyte unpack to gigabytes.
 
-    A file may claim any size, and an archive of a megabyte unpack to gigabytes.
+    Raises:
+        UserError: it is no such mask.
+        ValueError: it is damaged; one of many types, see `_read_array`.
     """
     head = io.BytesIO(file.read(MAX_HEADER))  # a header may claim to be of any length, too
     shape, _, dtype = _HEADERS[np.lib.format.read_magic(head)](head)
@@ -193,5 +197,7 @@ def _read_checked(file: IO[bytes], path: Path) -> np.ndarray:
             f"Mask {path} claims {math.prod(shape):,} values, and more than {MAX_VALUES:,} are not "
             "safe to read; make it smaller first."
         )
+    if math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("it is cut short")
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)

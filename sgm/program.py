@@ -1,6 +1,5 @@
 """How a program ends: its exit code, and one sentence in place of a traceback."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -9,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import NoReturn
 
+from sgm import report
 from sgm.errors import UserError
 from sgm.files import remove_unfinished
 from sgm.memory import memory_scope
@@ -64,14 +64,5 @@ def run_program(name: str, main: Callable[[], int], level: int = logging.INFO) -
     except KeyboardInterrupt:
         words, code = "interrupted", 130
     sys.stderr.write(f"{name}: {words}\n")
-    _let_go_of_stdout()
+    report.let_go_of_stdout()
     return code
-
-
-def _let_go_of_stdout() -> None:
-    """What stdout could not take would be tried again, and end in a traceback, at the very end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

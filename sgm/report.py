@@ -1,6 +1,8 @@
 """The results of a command: a text for people on stdout, figures as JSON for programs."""
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip() + "\n")
     return "".join(lines)
+
+
+def let_go_of_stdout() -> None:
+    """What stdout could not take would be tried again, and end in a traceback, at the very end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _emit(text: str) -> None:

@@ -5,7 +5,14 @@ from collections.abc import Callable
 
 from hypothesis import settings
 
-from tests import test_fuzz, test_hard_inputs, test_masks_io, test_options, test_wrong_weights
+from tests import (
+    test_bombs,
+    test_fuzz,
+    test_hard_inputs,
+    test_masks_io,
+    test_options,
+    test_wrong_weights,
+)
 from tests.test_readme import section
 
 
@@ -25,6 +32,7 @@ def test_no_more_is_said_to_be_tried_than_is() -> None:
         "no masks": len(test_masks_io.BAD_ARRAYS),
         "options": len(test_options.REFUSED),
         "wrong weights": len(test_wrong_weights.WRONG) + len(test_wrong_weights.NO_CHECKPOINT),
+        "bombs": len(test_bombs.BOMBS),
         "damaged weights": examples(test_fuzz.test_weights),
         "damaged masks": examples(test_fuzz.test_arrays) + examples(test_fuzz.test_archives),
         "damaged configurations": examples(test_fuzz.test_configurations),
