@@ -148,6 +148,21 @@ def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
         shapes: its network and inputs are on the meta device.
         device: where to make them.
     """
+    network = shapes.network.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            _fill(parameter)
+    return _with_random_inputs(shapes, device)
+
+
+def with_weights(shapes: Pass, weights: Mapping[str, Tensor], device: torch.device) -> Pass:
+    """As `with_random_numbers`, on weights that are there already and are not copied."""
+    shapes.network.load_state_dict(weights, assign=True)
+    return _with_random_inputs(shapes, device)
+
+
+def _with_random_inputs(shapes: Pass, device: torch.device) -> Pass:
+    """A pass whose inputs and recording, if any, were of the meta device; random inputs."""
     made: dict[int, Tensor] = {}
 
     def numbers(x: Tensor) -> Tensor:
@@ -159,15 +174,11 @@ def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
 
     if isinstance(shapes.network, SparseNetwork):
         shapes.network.state.clear()
-    network = shapes.network.to_empty(device=device)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            _fill(parameter)
     inputs, recorded = (
         None if given is None else {name: numbers(x) for name, x in given.items()}
         for given in (shapes.inputs, shapes.recorded)
     )
-    return Pass(network, inputs, recorded, shapes.masks)
+    return replace(shapes, inputs=inputs, recorded=recorded)
 
 
 def _fill(parameter: Tensor) -> None:
