@@ -1,7 +1,7 @@
 """One pass of the UNet by everybody who can make it, in one process: `python -m benchmarks.rivals`.
 
 For each example of the README the rows are: dense; preset published by the compiled kernels of the
-published package (where it is installed, in fp32) and by ours; preset fast; and the dense rivals: the
+published package (where it is installed, in fp32) and by ours; preset fast; and dense rivals: the
 UNet of `diffusers` (where it is installed) and, on a CUDA device, the dense network compiled. There
 preset fast runs as CUDA graphs too. All rows share one set of random weights, so that the real size
 fits into memory; only the package has the convolutions a second time, in the layout that it likes.
