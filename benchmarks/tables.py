@@ -210,7 +210,8 @@ def table(figures: Mapping[str, object], model: str, task: str) -> str:
         own = " (own pictures)" if row["pictures"] == "own" else ""
         preset = "" if row["preset"] == "published" else ", fast"
         half = "" if row["precision"] == "fp32" else f", {row['precision']}"
-        title = f"{TITLES[row['network']]}, SIGE{example}{preset}{half}{own}"
+        package = ", package sige" if row["backend"] == "sige" else ""
+        title = f"{TITLES[row['network']]}, SIGE{example}{preset}{package}{half}{own}"
         # The published figures are those of the published preset.
         sparse = sparse if row["preset"] == "published" else None
         lines.append(_line(title, row, SPARSE, sparse, dense))

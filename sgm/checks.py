@@ -4,6 +4,7 @@ Only `check_device` imports torch; it comes last.
 """
 
 import argparse
+import importlib
 import importlib.util
 import logging
 from pathlib import Path
@@ -24,8 +25,11 @@ from sgm.specs import (
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-# Packages that a backend needs installed.
-BACKEND_PACKAGES = {Backend.TRITON: "triton", Backend.SIGE: "sige"}
+# Packages that a backend needs installed, and what to do without.
+BACKEND_PACKAGES = {
+    Backend.TRITON: ("triton", "use --backend auto"),
+    Backend.SIGE: ("sige", "run `python -m tools.install_sige`, or use --backend auto"),
+}
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -57,11 +61,11 @@ def check_together(values: argparse.Namespace) -> None:
     for flag in ("random_weights", "macs_only"):
         if getattr(values, flag) and not values.mode.profiles:
             raise UserError(f"--{flag} is for the profile modes; choose one with --mode.")
-    package = BACKEND_PACKAGES.get(values.backend)
+    package, advice = BACKEND_PACKAGES.get(values.backend, (None, ""))
     if package and importlib.util.find_spec(package) is None:
         raise UserError(
             f"--backend {values.backend} needs the package {package}, which is not installed; "
-            "use --backend auto."
+            f"{advice}."
         )
     if values.backend is Backend.SIGE and (
         values.preset is Preset.FAST or values.precision not in (None, Precision.FP32)
@@ -170,6 +174,20 @@ def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
         raise UserError(
             f"--backend triton needs a CUDA device and the device is {device}; use --backend auto."
         )
+    if values.backend is Backend.SIGE:
+        _check_kernels(device.type)
     precision = values.precision or runtime.best_precision(values.preset, device)
     runtime.check_precision(precision, device)
     return str(device), precision
+
+
+def _check_kernels(kind: str) -> None:
+    """UserError unless the published package has kernels for a type of device that load; they
+    need torch imported before them."""
+    try:
+        importlib.import_module(f"sige.{kind}")
+    except ImportError as error:
+        raise UserError(
+            f"--backend sige finds no kernels of the package sige for {kind} ({error}); build it "
+            "anew with `python -m tools.install_sige`, or use --backend auto."
+        ) from error

@@ -4,35 +4,27 @@ Everything heavy (torch, Pillow, the networks) is imported where it is needed, a
 that need none of it.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sgm import checks
-from sgm.errors import UserError
 from sgm.generate import generate
 from sgm.inputs import read_inputs
 from sgm.memory import memory_scope
 from sgm.options import build_parser, read
 from sgm.profile import profile
-from sgm.specs import Backend, Precision, RecordingMemory, RunOptions, SamplingParams
+from sgm.specs import Precision, RecordingMemory, RunOptions, SamplingParams
 
 __all__ = ["build_parser", "main", "parse"]
-
-# What is accepted and described but not there yet: a name, what to do instead, and the test.
-# Refused here and nowhere else; a row goes when the thing works.
-NOT_YET: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
-    ("--backend sige", "use --backend torch", lambda o: o.backend is Backend.SIGE),
-]
 
 
 def parse(argv: Sequence[str]) -> RunOptions:
     """Turn a command line into checked options, before any picture or weight is read.
 
-    Order: each option alone, options together, what is not implemented, files, the device (the
-    only check that imports torch).
+    Order: each option alone, options together, files, the device (the only check that imports
+    torch).
 
     Raises:
         UserError: one sentence on the first thing that is wrong.
@@ -40,9 +32,6 @@ def parse(argv: Sequence[str]) -> RunOptions:
     """
     values = read(argv)
     checks.check_together(values)
-    for name, advice, applies in NOT_YET:
-        if applies(values):
-            raise UserError(f"{name.format(**vars(values))} is not implemented yet; {advice}.")
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)
     return RunOptions(

@@ -94,14 +94,16 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
         parameters = sum(p.numel() for p in shapes.network.parameters())
         first = _first_steps(options, inputs)
         if options.macs_only:
-            backend = shapes.use_backend(options.backend.value, device)
+            chosen = shapes.on_backend(options.backend.value, device)
+            backend = chosen.backend or options.backend.value
             return Measured(parameters, backend, macs, first, {}, None)
         if options.random_weights:
             logger.warning("Random weights and inputs: the time does not depend on them.")
             real = with_random_numbers(shapes, device)
         else:
             real = caught_pass(options, inputs, load_pipeline(options, options.refined))
-        backend = real.use_backend(options.backend.value, device)
+        real = real.on_backend(options.backend.value, device)
+        backend = real.backend or options.backend.value
         if graphs and options.run_type.sparse and options.mode is Mode.PROFILE_UNET:
             real.network.state.use_graphs()
         return Measured(parameters, backend, macs, first, *_timed(options, real, device))

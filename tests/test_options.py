@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,7 +14,6 @@ from tests.conftest import ROOT
 
 pytest_plugins = ["tests.cli_folder"]
 
-NOT_YET = cli.NOT_YET  # as it is; the fixture `folder` empties it
 INPAINT = ["--prompt", "a horse", "--init_img", "init.png", "--mask_path", "mask.npy"]
 SDEDIT = ["--task", "sdedit", "--prompt", "a beach", "--edited_img", "edited.png"]
 PAIR = [*SDEDIT, "--init_img", "init.png"]
@@ -147,29 +147,19 @@ def test_backends_that_are_not_installed(folder: Path, monkeypatch: pytest.Monke
     for backend in ("triton", "sige"):
         with pytest.raises(UserError, match=f"needs the package {backend}"):
             cli.parse([*INPAINT, "--backend", backend])
+    with pytest.raises(UserError, match=r"run `python -m tools\.install_sige`"):
+        cli.parse([*INPAINT, "--backend", "sige"])
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
     for words in (["--preset", "fast"], ["--precision", "bf16"]):
         with pytest.raises(UserError, match="--preset published at fp32 only"):
             cli.parse([*INPAINT, "--backend", "sige", *words])
+    monkeypatch.setitem(sys.modules, "sige.cpu", None)  # importing it raises ImportError
+    with pytest.raises(UserError, match=r"no kernels of the package sige for cpu .* build it anew"):
+        cli.parse([*INPAINT, "--backend", "sige"])
+    monkeypatch.setitem(sys.modules, "sige.cpu", ModuleType("sige.cpu"))
     assert cli.parse([*INPAINT, "--backend", "sige"]).backend is Backend.SIGE
     with pytest.raises(UserError, match="needs a CUDA device and the device is cpu"):
         cli.parse([*INPAINT, "--backend", "triton", "--device", "cpu"])
-
-
-def test_not_yet_rows_refuse_in_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "NOT_YET", NOT_YET)
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
-    words = {
-        "--mode": ("profile_unet", "profile_encoder", "profile_decoder"),
-        "--preset": ("fast",),
-        "--backend": ("sige",),
-    }
-    listed = {name.split()[0] for name, _, _ in NOT_YET}
-    assert listed <= set(words)
-    for flag in listed:
-        for word in words[flag]:
-            with pytest.raises(UserError, match=f"^{flag}.* is not implemented yet; .*\\.$"):
-                cli.parse([*PAIR, flag, word])
 
 
 def test_unused_pictures_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

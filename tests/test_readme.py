@@ -8,7 +8,6 @@ from itertools import groupby
 
 import pytest
 
-from sgm.cli import NOT_YET
 from sgm.options import build_parser, read
 from tests.conftest import ROOT
 
@@ -80,10 +79,8 @@ def test_the_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize("words", RUNS, ids=lambda words: " ".join(words)[-60:])
-def test_every_command_parses_and_is_there_today(words: list[str]) -> None:
+def test_every_command_parses(words: list[str]) -> None:
     values = read(words)
-    refused = [name.format(**vars(values)) for name, _, applies in NOT_YET if applies(values)]
-    assert not refused
     for name in ("init_img", "edited_img", "mask_path"):
         given = getattr(values, name)
         assert given is None or (ROOT / given).is_file(), given
@@ -133,15 +130,3 @@ def test_the_table_of_edits_is_what_the_program_wrote() -> None:
 def test_linked_files_of_the_repository_exist() -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
     assert links and all((ROOT / link).exists() for link in links)
-
-
-def test_what_is_not_implemented_is_said() -> None:
-    limits = "".join(re.findall(r"^- Not yet.*?(?=^- )", section("Limits"), re.M | re.S))
-    for words in ("turbo", "--refined", "profile", "--preset fast", "--backend sige"):
-        assert (words in limits) is bool(_refusals(words)), words
-
-
-def _refusals(words: str) -> list[str]:
-    """Rows of the list of what is missing that a flag or word of the README stands for."""
-    flag = {"turbo": "--run_type", "profile modes": "--mode"}.get(words, words.split()[0])
-    return [name for name, _, _ in NOT_YET if name.split()[0] == flag]

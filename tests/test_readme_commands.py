@@ -40,6 +40,8 @@ NOT_RUN = {
     "wget https://huggingface.co/": "downloads 6 to 14 GB",
     "python convert_weights.py": "works on the download; tests/test_convert.py has its options",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
+    "python -m tools.install_sige": "downloads and compiles; tests/tools has its options",
+    "python -m benchmarks.": "measures real sizes; tests/benchmarks has the small ones",
 }
 # dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures:
 # found are 15.5 to 24, far below what 50 steps give; pictures of different scenes are at 10 to 13.

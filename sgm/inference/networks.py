@@ -61,6 +61,7 @@ class Networks:
         self.unet = engine.model.diffusion_model
         self.encoder = engine.first_stage_model.encoder
         self.decoder = engine.first_stage_model.decoder
+        self.layout = torch.channels_last
 
     @property
     def device(self) -> torch.device:
@@ -72,10 +73,13 @@ class Networks:
         return "aesthetic_score" in self.engine.conditioner.input_keys
 
     def set_backend(self, name: str) -> None:
-        """Choose who runs the sparse operators on this device; see `select_ops`."""
+        """Choose who runs the sparse operators on this device, and lay weights and maps out as it
+        likes them; see `select_ops`."""
         for network in (self.unet, self.encoder, self.decoder):
             if isinstance(network, SparseNetwork):
                 network.state.ops = select_ops(name, self.device)
+                self.layout = network.state.ops.memory_format
+        self.engine.to(memory_format=self.layout)
 
     def use_graphs(self) -> None:
         """Run sparse passes of the UNet as CUDA graphs; see `SparseState.use_graphs`."""
@@ -95,7 +99,7 @@ class Networks:
         """
         first_stage = self.engine.first_stage_model
         dtype = first_stage.quant_conv.weight.dtype
-        x = picture[None].to(self.device, dtype, memory_format=torch.channels_last)
+        x = picture[None].to(self.device, dtype, memory_format=self.layout)
         posterior = first_stage.posterior(x)
         _check_finite(posterior.mean)
         draw = noise(f"posterior/{name}", posterior.mean.shape)
@@ -109,7 +113,7 @@ class Networks:
             NonFiniteError: see there.
         """
         dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
-        x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=torch.channels_last))
+        x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=self.layout))
         _check_finite(x)
         picture = ((x[0].float() + 1) / 2).clamp(0, 1)
         return picture if picture.is_meta else picture.cpu()
@@ -146,10 +150,10 @@ class Networks:
         c, uc = ({k: v.to(dtype) for k, v in cond.items()} for cond in (c, uc))
         denoise = guided(self.engine.denoiser, self.engine.model, VanillaCFG(scale), c, uc)
 
-        def channels_last(x: Tensor, sigma: Tensor) -> Tensor:
-            return denoise(x.contiguous(memory_format=torch.channels_last), sigma)
+        def laid_out(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoise(x.contiguous(memory_format=self.layout), sigma)
 
-        return channels_last
+        return laid_out
 
 
 def _check_finite(x: Tensor) -> None:

@@ -51,13 +51,32 @@ class Pass:
         """The sparse pass on masks of one's own, recorded on the same inputs."""
         return replace(self, recorded=self.inputs, masks=masks)
 
-    def use_backend(self, name: str, device: torch.device) -> str:
-        """Have the sparse operators run by a backend; the name of what `auto` stands for, or as it
-        came for a dense network."""
+    def on_backend(self, name: str, device: torch.device) -> "Pass":
+        """The same pass with its sparse operators run by a backend, laid out as that likes it; a
+        dense one as it is. The network is changed in place."""
         if not isinstance(self.network, SparseNetwork):
-            return name
-        self.network.state.ops = select_ops(name, device)
-        return self.network.state.ops.name
+            return self
+        ops = self.network.state.ops = select_ops(name, device)
+        return self.laid_out(ops.memory_format)
+
+    @property
+    def backend(self) -> str | None:
+        """The name of who runs the sparse operators; None for a dense network."""
+        return self.network.state.ops.name if isinstance(self.network, SparseNetwork) else None
+
+    def laid_out(self, layout: torch.memory_format) -> "Pass":
+        """The same pass with weights (in place) and maps in a layout; what is in it already is
+        not copied."""
+        self.network.to(memory_format=layout)
+        inputs, recorded = (
+            given
+            and {
+                k: x.contiguous(memory_format=layout) if x.ndim == 4 else x
+                for k, x in given.items()
+            }
+            for given in (self.inputs, self.recorded)
+        )
+        return replace(self, inputs=inputs, recorded=recorded)
 
     def run(self) -> Tensor:
         """The pass as the run makes it; a sparse one inside of `with_recording`."""
@@ -82,9 +101,10 @@ class Pass:
 
     def by(self, network: nn.Module) -> "Pass":
         """The same call of another network, dense; it gets the weights of this one without a copy
-        (dense and sparse networks have the same keys)."""
+        (dense and sparse networks have the same keys), except where a backend wants them in a
+        layout that is not that of dense runs."""
         network.load_state_dict(self.network.state_dict(), assign=True)
-        return Pass(network, self.inputs)
+        return Pass(network, self.inputs).laid_out(torch.channels_last)
 
 
 class _Caught(Exception):
@@ -128,6 +148,21 @@ def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
         shapes: its network and inputs are on the meta device.
         device: where to make them.
     """
+    network = shapes.network.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            _fill(parameter)
+    return _with_random_inputs(shapes, device)
+
+
+def with_weights(shapes: Pass, weights: Mapping[str, Tensor], device: torch.device) -> Pass:
+    """As `with_random_numbers`, on weights that are there already and are not copied."""
+    shapes.network.load_state_dict(weights, assign=True)
+    return _with_random_inputs(shapes, device)
+
+
+def _with_random_inputs(shapes: Pass, device: torch.device) -> Pass:
+    """A pass whose inputs and recording, if any, were of the meta device; random inputs."""
     made: dict[int, Tensor] = {}
 
     def numbers(x: Tensor) -> Tensor:
@@ -139,15 +174,11 @@ def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
 
     if isinstance(shapes.network, SparseNetwork):
         shapes.network.state.clear()
-    network = shapes.network.to_empty(device=device)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            _fill(parameter)
     inputs, recorded = (
         None if given is None else {name: numbers(x) for name, x in given.items()}
         for given in (shapes.inputs, shapes.recorded)
     )
-    return Pass(network, inputs, recorded, shapes.masks)
+    return replace(shapes, inputs=inputs, recorded=recorded)
 
 
 def _fill(parameter: Tensor) -> None:

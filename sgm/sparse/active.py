@@ -122,6 +122,8 @@ class ActiveSet:
         padded: whether every list has one of a few lengths (`bucket`), so that the lists of
             another mask often fit in the same memory. Lists of pixels that are written or read
             then end in repetitions, which write or read the same values again.
+        geometry, corners: of a set of whole blocks their shape, and int64 [N, 2], row and column
+            of each block's first input; None for any other set.
     """
 
     in_size: tuple[int, int]
@@ -129,6 +131,8 @@ class ActiveSet:
     outputs: Tensor
     inputs: Tensor
     padded: bool = field(default=False, kw_only=True)
+    geometry: Geometry | None = field(default=None, kw_only=True)
+    corners: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def count(self) -> int:
@@ -190,15 +194,25 @@ class ActiveSet:
         table = torch.where(self.table == self.support.numel(), OUTSIDE, self.table)
         return self.support.int(), table.t().int().contiguous()
 
+    @cached_property
+    def corners32(self) -> tuple[Tensor, Tensor]:
+        """`corners` as int32, and the same of each block's first output; of sets of blocks only."""
+        assert self.geometry is not None and self.corners is not None
+        first = (self.corners + self.geometry.padding) // self.geometry.stride
+        # The result of `nonzero` may lie in memory column by column.
+        return self.corners.int().contiguous(), first.int().contiguous()
+
     def pad(self) -> Self:
-        """The same set with lists as long as their buckets.
+        """The same set with lists as long as their buckets; no longer one of whole blocks.
 
         The outputs that are added are `OUTSIDE` and read nothing: computed, never written.
         """
         more = bucket(self.count) - self.count
         outputs = F.pad(self.outputs, (0, more), value=OUTSIDE)
         inputs = F.pad(self.inputs, (0, 0, 0, more), value=OUTSIDE)
-        return replace(self, outputs=outputs, inputs=inputs, padded=True)
+        return replace(
+            self, outputs=outputs, inputs=inputs, padded=True, geometry=None, corners=None
+        )
 
     def resolve(self) -> Self:
         """Look up now what has to wait for the device, so that no step does; returns itself."""
@@ -242,4 +256,4 @@ def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:
     tap_rows = (rows[:, None, None] + tap[:, None]).expand(-1, g.kernel, g.kernel)
     tap_columns = (columns[:, None, None] + tap[None]).expand(-1, g.kernel, g.kernel)
     inputs = _flat(tap_rows, tap_columns, height, width).reshape(len(rows), g.kernel**2)
-    return ActiveSet((height, width), out_size, outputs, inputs)
+    return ActiveSet((height, width), out_size, outputs, inputs, geometry=g, corners=corners)

@@ -1,5 +1,6 @@
 """Choice of the backend that runs the sparse operators."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -51,10 +52,27 @@ def _triton_obstacle(device: torch.device) -> str | None:
     return None
 
 
-# In order of preference for "auto".
+def _make_sige() -> SparseOps:
+    from sgm.sparse.backends.published_sige import PublishedOps
+
+    return PublishedOps()
+
+
+def _sige_obstacle(device: torch.device) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"it needs a CPU or a CUDA device, and the device is {device.type}"
+    try:
+        importlib.import_module(f"sige.{device.type}")
+    except ImportError as error:
+        return f"its package is not there ({error}); run `python -m tools.install_sige`"
+    return None
+
+
+# In order of preference for "auto", which never takes the published package.
 BACKENDS: dict[str, BackendEntry] = {
     "triton": BackendEntry(_make_triton, _triton_obstacle, devices=("cuda",)),
     "torch": BackendEntry(TorchOps, lambda device: None),
+    "sige": BackendEntry(_make_sige, _sige_obstacle, devices=()),
 }
 
 

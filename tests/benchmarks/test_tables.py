@@ -60,7 +60,7 @@ def made_up(milliseconds: tuple[float, float], pictures: str = "published") -> d
         for gmacs, ms in zip((3000.0, 1000.0), milliseconds, strict=True)
     )
     row = {"model": "base", "network": "unet", "task": "inpainting", "example": "mask"}
-    row |= {"preset": "published", "precision": "fp32", "pictures": pictures}
+    row |= {"preset": "published", "precision": "fp32", "pictures": pictures, "backend": "torch"}
     return row | {"model_family": "sdxl", "dense": dense, "sparse": sparse}
 
 
@@ -73,6 +73,9 @@ def test_ratios_are_of_dense_to_sparse() -> None:
     dense = ["UNet, original", "3015.82", "3000.00", "3001.00", "319.99", "50.00", "-", "-"]
     sparse = ["UNet, SIGE", "974.42", "1000.00", "1001.00", "130.08", "20.00", "2.46x", "2.50x"]
     assert [cells(line) for line in lines[2:]] == [dense, sparse]
+    package = made_up((50.0, 25.0)) | {"backend": "sige"}
+    line = tables.table({"rows": [package]}, "base", "inpainting").splitlines()[-1]
+    assert cells(line)[0] == "UNet, SIGE, package sige" and cells(line)[-1] == "2.00x"
 
 
 def test_pictures_of_our_own_are_not_set_beside_published_figures() -> None:

@@ -76,9 +76,26 @@ def test_a_dense_pass_and_the_same_call_of_another_network() -> None:
     with torch.inference_mode():
         sparse = with_random_numbers(caught(blank(RunType.SIGE), inpainting(), "unet"), CPU)
         dense = sparse.by(blank(RunType.ORIGINAL).networks.unet)
-        assert dense.masks is None and dense.inputs is sparse.inputs
+        assert dense.masks is None and dense.inputs == sparse.inputs  # the very same tensors
         assert dense.network.out[2].weight.data_ptr() == sparse.network.out[2].weight.data_ptr()
         assert torch.equal(dense.run(), sparse.network(*by_position(sparse)))
+
+
+def test_a_pass_in_another_layout_has_the_same_result() -> None:
+    with torch.inference_mode():
+        one = with_random_numbers(caught(blank(RunType.SIGE), inpainting(), "unet"), CPU)
+        with one.with_recording():
+            expected = one.run()
+        moved = one.laid_out(torch.contiguous_format)
+        assert moved.recorded is not None and moved.inputs["context"] is one.inputs["context"]
+        for x in (moved.inputs[0], moved.recorded[0], moved.network.out[2].weight):
+            assert x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+        with moved.with_recording():
+            found = moved.run()
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+        dense = moved.by(blank(RunType.ORIGINAL).networks.unet)
+        assert dense.network.out[2].weight.is_contiguous(memory_format=torch.channels_last)
+        assert dense.inputs[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def by_position(one: Pass) -> list[Tensor]:

@@ -205,7 +205,9 @@ def test_every_backend_equals_torch(name: str) -> None:
     @given(masks(high=24), st.sampled_from(PUBLISHED), SEEDS)
     @settings(max_examples=15 * SCALE)
     def check(mask: Tensor, g: Geometry, seed: int) -> None:
-        active = block_active_set(mask, g).pad().to(device)
+        active = block_active_set(mask, g)
+        # Padded, as graphs want it; the published package knows whole blocks only.
+        active = (active if name == "sige" else active.pad()).to(device)
         generator = torch.Generator().manual_seed(seed)
         # Channels in the multiples that networks have.
         x = torch.randn(2, mask.numel(), 32, generator=generator).to(device)

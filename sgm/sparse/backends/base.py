@@ -7,6 +7,7 @@ Everything the engine computes is: read some rows, multiply them, write some row
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
@@ -27,9 +28,16 @@ class Prologue:
 
 
 class SparseOps(Protocol):
-    """Operators of one backend; dtypes are those of `x` unless said otherwise."""
+    """Operators of one backend; dtypes are those of `x` unless said otherwise.
+
+    Attributes:
+        name: as it is chosen by.
+        memory_format: the layout of weights and maps with which it is fastest. In any layout the
+            results are the same.
+    """
 
     name: str
+    memory_format: torch.memory_format
 
     def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
         """Rows at the active outputs of a map of the same size, through the prologue.

@@ -26,6 +26,7 @@ class TorchOps:
     """See `SparseOps` for the contract of each operator."""
 
     name = "torch"
+    memory_format = torch.channels_last
 
     def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
         outputs, positions = active.written

@@ -100,6 +100,7 @@ class TritonOps:
     """
 
     name = "triton"
+    memory_format = torch.channels_last
 
     def __init__(self, fuse_up_to: int = FUSE_UP_TO, split: int | None = None) -> None:
         self.fuse_up_to = fuse_up_to
