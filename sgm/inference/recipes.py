@@ -120,8 +120,8 @@ FAST = Recipe(
     sdedit_decoder=8,
     feather=8,
     refresh=2,  # costs a few tenths of a dB at 50 steps, more with fewer (benchmarks/edit.py)
-    sdedit_refresh=4,  # costs nothing at 50 steps: the unedited picture is stepped along
-    early=0.3,  # worth 3 dB (benchmarks/quality.py)
+    sdedit_refresh=3,  # costs nothing at 50 steps: the unedited picture is stepped along
+    early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,
 )
 RECIPES = MappingProxyType({Preset.PUBLISHED: PUBLISHED, Preset.FAST: FAST})
