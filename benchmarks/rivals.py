@@ -54,9 +54,6 @@ TITLES = {
 PRESETS = {PACKAGE: Preset.PUBLISHED, PUBLISHED: Preset.PUBLISHED, FAST: Preset.FAST}
 PRESETS[GRAPHS] = Preset.FAST
 TASKS = {example: task for task, examples in EXAMPLES.items() for example in examples}
-# Between the package's result and ours, relative to the largest value: sums in another order,
-# through some hundred layers.
-TOLERANCE = 1e-3
 HEAD = ("UNet pass", "GMAC", "ms", "p10", "p90", "than dense", "MAC ratio", "share", "than sige")
 
 
@@ -164,11 +161,7 @@ class Bench:
             yield name, one
 
     def measure(self, example: str) -> list[dict[str, object]]:
-        """The rows of one example.
-
-        Raises:
-            UserError: the package's result is not ours.
-        """
+        """The rows of one example."""
         gc.collect()  # networks are in cycles with their hooks
         if not self.dense:
             self.make_dense()
@@ -188,7 +181,8 @@ class Bench:
             row |= {"gmacs": macs.total / 1e9, "gmacs_with_attention": macs.with_attention / 1e9}
             row["latency_ms"] = found[name].figures()
             row |= ratios(name, macs, self.macs[DENSE], found)
-            row |= {"error": error} if name == PACKAGE else {}
+            if name == PACKAGE and error is not None:
+                row["error"] = f"{error:.1e}"  # JSON files are rounded to five digits
             rows.append(row)
         return rows
 
@@ -196,19 +190,12 @@ class Bench:
 def difference(passes: Mapping[str, Pass]) -> float | None:
     """How far the package's result is from ours, relative to the largest value; None without both.
 
-    Raises:
-        UserError: too far.
+    On the same numbers it is rounding: sums in another order.
     """
     if not {PACKAGE, PUBLISHED} <= passes.keys():
         return None
     ours, theirs = passes[PUBLISHED].run(), passes[PACKAGE].run()
-    error = ((ours - theirs).abs().max() / ours.abs().max()).item()
-    if not error <= TOLERANCE:
-        raise UserError(
-            f"The package sige and our backend differ by {error:.1e}, expected at most "
-            f"{TOLERANCE:.0e}; build the package anew with `python -m tools.install_sige`."
-        )
-    return error
+    return ((ours - theirs).abs().max() / ours.abs().max()).item()
 
 
 def ratios(
@@ -243,6 +230,11 @@ def notes(figures: Mapping[str, object]) -> str:
     device = processor if figures["device"] == "cpu" else figures["device"]
     text = f"{figures['model']}, {figures['precision']}, PyTorch {figures['versions']['torch']}, "
     text += f"commit {figures['commit']}, on {device}; pictures: {figures['pictures']}."
+    errors = [row["error"] for row in figures["rows"] if row.get("error") is not None]
+    if errors:
+        text += (
+            f"\nThe package's results differ from ours by {max(errors):.1e} of the largest value."
+        )
     for name, reason in figures["left_out"].items():
         text += f"\nLeft out: {TITLES[name]} ({reason})."
     return text
