@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from sgm.errors import UserError
 from sgm.files import check_writable, write_atomically
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEResBlock
 from sgm.profiling import latency
-from sgm.program import run_program
+from sgm.program import start
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
@@ -225,4 +224,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("published_sige", main))
+    start("published_sige", main)

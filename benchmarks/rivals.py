@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ from sgm.profile import DENSE, blank_pipeline, caught_pass
 from sgm.profiling import latency
 from sgm.profiling.macs import Macs, count_macs
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
-from sgm.program import run_program
+from sgm.program import start
 from sgm.sparse.ops import BACKENDS
 from sgm.specs import Precision, Preset, RunOptions
 from tools.compare import markdown_table
@@ -283,4 +282,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("rivals", main))
+    start("rivals", main)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sgm.errors import UserError
-from sgm.program import run_program
+from sgm.program import start
 
 logger = logging.getLogger(__name__)
 
@@ -106,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("install_sige", main))
+    start("install_sige", main)
