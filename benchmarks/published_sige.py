@@ -172,7 +172,8 @@ def measure(size: Size, masks: MaskPyramid, device: torch.device) -> dict[str, o
     theirs = published_block(trials["torch"], mask)
     expected, errors = theirs(), {}
     for name, trial in trials.items():
-        error = errors[name] = (trial.sparse(masks) - expected).abs().max().item()
+        error = (trial.sparse(masks) - expected).abs().max().item()
+        errors[name] = f"{error:.1e}"  # JSON files are rounded to five digits
         if not error <= TOLERANCE:
             raise UserError(
                 f"The {name} backend and the package differ by {error:.1e} in {size.name}, "

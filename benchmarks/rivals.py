@@ -229,11 +229,10 @@ def notes(figures: Mapping[str, object]) -> str:
     device = processor if figures["device"] == "cpu" else figures["device"]
     text = f"{figures['model']}, {figures['precision']}, PyTorch {figures['versions']['torch']}, "
     text += f"commit {figures['commit']}, on {device}; pictures: {figures['pictures']}."
-    errors = [row["error"] for row in figures["rows"] if row.get("error") is not None]
-    if errors:
-        text += (
-            f"\nThe package's results differ from ours by {max(errors):.1e} of the largest value."
-        )
+    for row in figures["rows"]:
+        if "error" in row:
+            text += f"\n{row['example']}: the package's result differs from ours by {row['error']} "
+            text += "of the largest value."
     for name, reason in figures["left_out"].items():
         text += f"\nLeft out: {TITLES[name]} ({reason})."
     return text

@@ -53,7 +53,7 @@ def test_a_trial_measures_every_row_on_one_set_of_weights(
         assert row["example"] == "mask" and row["latency_ms"]["median"] > 0
         assert (row["share"] is None) is (row["row"] == "dense")
         assert ("error" in row) is (row["row"] == "package")
-        assert row.get("error", 0) < 1e-4
+        assert float(row.get("error", 0)) < 1e-4
     assert list(figures["left_out"]) == ["diffusers"]
     printed = capsys.readouterr().out
     assert output.with_suffix(".md").read_text() in printed
