@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--random_weights", action="store_true", help="need no checkpoint")
     parser.add_argument("--turbo", action="store_true", help="the few-step model")
     parser.add_argument("--steps", type=int, default=None, help="default 50, turbo 4")
-    parser.add_argument("--refresh", type=int, nargs="*", default=[1, 2, 4], help="default 1 2 4")
+    parser.add_argument("--refresh", type=int, nargs="*", default=[1, 2, 3], help="default 1 2 3")
     parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10)")
     parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")
     parser.add_argument("--W", type=int, default=None, help="width (default: of the model)")
