@@ -1,6 +1,7 @@
 """The residual block beside the published package: its program, its table, and its refusal."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_ratios_are_of_dense() -> None:
 def test_without_the_package_it_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(published_sige.sys.modules, "sige.cpu", None)
+    monkeypatch.setitem(sys.modules, "sige.cpu", None)
     with pytest.raises(UserError, match=r"package cannot run here: .*tools\.install_sige"):
         published_sige.main(["--device", "cpu", "--output", str(tmp_path / "published.json")])
     assert not list(tmp_path.iterdir())
