@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sgm.files import write_atomically
@@ -65,3 +65,18 @@ def write_figures(path: Path, figures: Mapping[str, object]) -> None:
     """
     text = json.dumps(plain(figures), indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_results(
+    path: Path, figures: Mapping[str, object], describe: Callable[[Mapping[str, object]], str]
+) -> None:
+    """Write the figures of a program as JSON, then what `describe` makes of them as Markdown beside
+    it, and print that and the path. The figures are kept if the description fails.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    write_figures(path, figures)
+    text = describe(figures)
+    write_atomically(path.with_suffix(".md"), lambda file: file.write(f"{text}\n".encode()))
+    print(f"{text}\n\n{path}")

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, ROOT, commit, machine, write_figures
+from benchmarks.common import RESULTS, ROOT, commit, machine, write_results
 from sgm import runtime
 from sgm.checkpoint import build_model
-from sgm.files import check_writable, write_atomically
+from sgm.files import check_writable
 from sgm.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.inference.held import held_noise
 from sgm.inference.networks import Networks
@@ -121,7 +121,7 @@ def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dic
         else:
             weights = random_weights(engine.state_dict(), device, runtime.dtype_of(precision))
         engine.load_state_dict(weights, assign=True)
-        networks = Networks(engine.eval().to(memory_format=torch.channels_last))
+        networks = Networks(engine.eval())
         networks.set_backend(Backend.AUTO.value)
         pipelines[run] = Pipeline(networks, precision, run_type.sparse, turbo, preset)
     return pipelines
@@ -277,12 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind = "turbo" if args.turbo else "base"
     output = args.output or RESULTS / f"edit_{args.model}_{kind}.json"
     check_writable(output)
-    figures = measure(args)
-    write_figures(output, figures)
-    text = table(figures)
-    write_atomically(output.with_suffix(".md"), lambda f: f.write(f"{text}\n".encode()))
-    print(text)
-    print(f"\n{output}")
+    write_results(output, measure(args), table)
     return 0
 
 

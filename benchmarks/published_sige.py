@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, commit, machine, write_figures
+from benchmarks.common import RESULTS, commit, machine, write_results
 from sgm import runtime
 from sgm.errors import UserError
-from sgm.files import check_writable, write_atomically
+from sgm.files import check_writable
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEResBlock
 from sgm.profiling import latency
 from sgm.program import start
@@ -217,10 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": runtime.describe_device(device),
     }
     figures |= {"machine": machine(), "versions": runtime.versions(), "commit": commit()}
-    write_figures(args.output, figures | {"rows": rows})
-    text = f"{table(rows)}\n"
-    write_atomically(args.output.with_suffix(".md"), lambda file: file.write(text.encode()))
-    print(f"{text}\n{args.output}")
+    write_results(args.output, figures | {"rows": rows}, lambda f: table(f["rows"]))
     return 0
 
 

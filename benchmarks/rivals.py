@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, commit, machine, write_figures
+from benchmarks.common import RESULTS, commit, machine, write_results
 from benchmarks.published import EXAMPLES
 from benchmarks.rival_networks import compiled, diffusers_unet
 from benchmarks.tables import Case, driver, words_of
 from sgm import runtime
 from sgm.cli import parse
 from sgm.errors import UserError
-from sgm.files import check_writable, write_atomically
+from sgm.files import check_writable
 from sgm.inputs import Inputs, read_inputs
 from sgm.profile import DENSE, blank_pipeline, caught_pass
 from sgm.profiling import latency
@@ -272,11 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.quick:
         args.model, args.runs = "tiny", args.runs or 1
     check_writable(args.output)
-    figures = measure_all(args)
-    write_figures(args.output, figures)
-    text = f"{table(figures)}\n\n{notes(figures)}\n"
-    write_atomically(args.output.with_suffix(".md"), lambda file: file.write(text.encode()))
-    print(f"{text}\n{args.output}")
+    write_results(args.output, measure_all(args), lambda f: f"{table(f)}\n\n{notes(f)}")
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, ROOT, commit, machine, plain, write_figures
+from benchmarks.common import RESULTS, ROOT, commit, machine, plain, write_results
 from benchmarks.published import EXAMPLES, INPAINTING, NETWORKS, PUBLISHED, Figure
 from sgm import runtime
 from sgm.cli import parse
@@ -290,13 +290,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = into_readme(readme.read_text(encoding="utf-8"), figures)
         write_atomically(readme, lambda file: file.write(text.encode()))
         return 0
-    markdown = args.output.with_suffix(".md")
     check_writable(args.output)
-    figures = plain(measure_all(args))
-    write_figures(args.output, figures)
-    text = "\n\n".join(tables(figures).values()) + f"\n\n{source(figures)}\n"
-    write_atomically(markdown, lambda file: file.write(text.encode()))
-    print(f"{text}\n{args.output}")
+    write_results(
+        args.output,
+        plain(measure_all(args)),
+        lambda figures: "\n\n".join([*tables(figures).values(), source(figures)]),
+    )
     return 0
 
 

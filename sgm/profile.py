@@ -53,7 +53,6 @@ def profile(options: RunOptions, inputs: Inputs) -> None:
     Raises:
         UserError: there is no edit to measure, or the networks cannot be loaded.
     """
-
     options = _checked(options, inputs)
     measured = measure(options, inputs)
     ratio = edit_of(options, inputs).ratio
@@ -111,13 +110,14 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
 
 def _first_steps(options: RunOptions, inputs: Inputs) -> "tuple[float, Macs] | None":
     """See `Measured.first_steps`."""
+    from sgm.inference.recipes import RECIPES
     from sgm.profiling.macs import count_macs
 
-    pipeline = blank_pipeline(options)
-    share = pipeline.recipe.early
+    share = RECIPES[options.preset].early
     edited_unet = options.task is Task.SDEDIT and options.mode is Mode.PROFILE_UNET
     if not (share and edited_unet and options.run_type.sparse):
         return None
+    pipeline = blank_pipeline(options)
     pipeline.recipe = replace(pipeline.recipe, early=1.0)
     one = caught_pass(options, inputs, pipeline)
     with one.with_recording():
@@ -152,8 +152,6 @@ def _timed(
 def blank_pipeline(options: RunOptions) -> "Pipeline":
     """The networks of a run on the meta device: shapes without weights, counted by the operators
     of the `torch` backend. With `--refined` those of the refiner."""
-    import torch
-
     from sgm import runtime
     from sgm.checkpoint import build_model
     from sgm.inference.networks import Networks
@@ -164,8 +162,7 @@ def blank_pipeline(options: RunOptions) -> "Pipeline":
     engine = build_model(
         options.config_path / options.spec.config_file(run_type, refined, preset)
     ).eval()
-    engine.to(runtime.dtype_of(options.precision)).to(memory_format=torch.channels_last)
-    networks = Networks(engine)
+    networks = Networks(engine.to(runtime.dtype_of(options.precision)))
     networks.set_backend("torch")
     turbo = options.spec.turbo if run_type.turbo and not refined else None
     return Pipeline(networks, Precision.FP32, run_type.sparse, turbo, preset)

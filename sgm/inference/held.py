@@ -84,15 +84,15 @@ class HeldPlan(Plan):
         for i in range(count):
             sigma = sigmas[i].to(z.device)
             known = z + draw * sigma
+            anew = self.kept is not None or i % self.refresh == 0
+            masks = self.masks.at(i, count) if anew else masks
             keep = self.keep
             if keep is None:
-                keep = 1 - self.masks.at(i, count)[z.shape[2], z.shape[3]].to(z)
+                keep = 1 - masks[z.shape[2], z.shape[3]].to(z)
             x = known * keep + (1 - keep) * x
             if self.kept is not None:
-                masks = self.masks.at(i, count)
                 state_of(networks.unet).use(self.kept.unet(count - i))
-            elif i % self.refresh == 0:
-                masks = self.masks.at(i, count)
+            elif anew:
                 with recording(networks.unet, masks):
                     denoise(known, sigma.expand(len(z)))
             with sparse(networks.unet, masks):

@@ -22,7 +22,7 @@ from sgm.inference.noise import Noise, sequential_noise
 from sgm.inference.plan import Edit, Plan
 from sgm.inference.recipes import RECIPES
 from sgm.inference.sdedit import SDEdit
-from sgm.modules.diffusionmodules.sampling import DPMPP2M, Solver, turbo_solver
+from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
 from sgm.specs import (
     DEFAULT_STEPS,
     TURBO_STEPS,
@@ -133,7 +133,7 @@ class Pipeline:
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
         load_weights(engine, path, device, runtime.dtype_of(precision), progress, exact)
-        networks = Networks(engine.eval().to(memory_format=torch.channels_last))
+        networks = Networks(engine.eval())
         networks.set_backend(backend.value)
         turbo = spec.turbo if run_type.turbo and not refiner else None
         return cls(networks, precision, run_type.sparse, turbo, preset)
@@ -194,6 +194,13 @@ class Pipeline:
             return turbo_solver(TURBO_STEPS if steps is None else steps, self.turbo.levels)
         return DPMPP2M(DEFAULT_STEPS if steps is None else steps)
 
+    def denoiser(self, params: SamplingParams, size: tuple[int, int]) -> Denoise:
+        """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
+        inside `scope`. A distilled turbo model gets the prompt in both halves (published)."""
+        c, uc = self.networks.condition(params.prompt, params.negative_prompt, size)
+        distilled = self.turbo is not None and self.turbo.distilled
+        return self.networks.denoiser(c, c if distilled else uc, params.scale)
+
     def denoise(
         self,
         plan: Plan,
@@ -216,9 +223,7 @@ class Pipeline:
         """
         networks, solver = self.networks, self.solver(params.steps)
         with stage("encode"):
-            c, uc = networks.condition(params.prompt, params.negative_prompt, size)
-        distilled = self.turbo is not None and self.turbo.distilled
-        denoise = networks.denoiser(c, c if distilled else uc, params.scale)
+            denoise = self.denoiser(params, size)
         count, watch = plan.steps(networks, solver), FiniteWatch(networks.device)
         with (
             stage("sample"),

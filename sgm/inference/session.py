@@ -137,12 +137,9 @@ class EditSession:
         with runtime.seeded(self.params.seed), self.pipeline.scope():
             yield Stopwatch(self.networks.device)
 
-    def _denoiser(self, prompt: str, negative_prompt: str) -> Denoise:
-        size = (self.picture.shape[1], self.picture.shape[2])
-        c, uc = self.networks.condition(prompt, negative_prompt, size)
-        turbo = self.pipeline.turbo
-        distilled = turbo is not None and turbo.distilled
-        return self.networks.denoiser(c, c if distilled else uc, self.params.scale)
+    def _denoiser(self) -> Denoise:
+        """Under the base prompt."""
+        return self.pipeline.denoiser(self.params, (self.picture.shape[1], self.picture.shape[2]))
 
     def _levels(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, noised picture and level of every step."""
@@ -155,7 +152,7 @@ class EditSession:
     def _record(self, make_store: MakeStore, encoder: Recording) -> SessionReport:
         with recording(self.networks.decoder) as decoder:
             self.networks.decode(self.z)
-        denoise = self._denoiser(self.params.prompt, self.params.negative_prompt)
+        denoise = self._denoiser()
         step_bytes, steps = 0, len(self.sigmas) - 1
         if not steps:
             raise ValueError(f"Strength {self.strength} is too small for a single step.")
@@ -276,7 +273,7 @@ class EditSession:
             latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
             self.z = torch.where(latent_mask, z, self.z)
             self._update(DECODER, networks.decoder, masks, lambda: networks.decode(self.z))
-            denoise = self._denoiser(self.params.prompt, self.params.negative_prompt)
+            denoise = self._denoiser()
             for name, known, sigma in self._levels():
                 self._update(name, networks.unet, masks, lambda x=known, s=sigma: denoise(x, s))
             self._put_latents()

@@ -93,7 +93,7 @@ class DiskStore(Store):
     def put(self, name: str, recording: Recording) -> None:
         """See `Store.put`; written beside and then renamed."""
         tensors, sizes = _flat(recording)
-        path = self.folder / f"{name}.safetensors"
+        path = self._path(name)
         part = path.with_suffix(".part")
         try:
             save_file(tensors, part, metadata={"sizes": json.dumps(sizes)})
@@ -108,7 +108,7 @@ class DiskStore(Store):
 
     def get(self, name: str) -> Recording:
         """See `Store.get`; the checksum is compared when a file is first read."""
-        path = self.folder / f"{name}.safetensors"
+        path = self._path(name)
         try:
             if name not in self._checked and _checksum(path) != self.checksums[name]:
                 raise UserError(f"Recording {path} is damaged; record again.")
@@ -120,15 +120,16 @@ class DiskStore(Store):
 
     def size_in_bytes(self) -> int:
         """Of all files; one that is missing counts nothing, and is named when it is read."""
-        return sum(path.stat().st_size for path in self._paths() if path.is_file())
+        paths = map(self._path, self.checksums)
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
     def remove(self) -> None:
         """Delete all files, also one that is being written."""
-        for path in [*self._paths(), *self.folder.glob("*.part")]:
+        for path in [*map(self._path, self.checksums), *self.folder.glob("*.part")]:
             path.unlink(missing_ok=True)
 
-    def _paths(self) -> list[Path]:
-        return [self.folder / f"{name}.safetensors" for name in self.checksums]
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 def _copied_to_host(tensor: Tensor, pinned: bool) -> Tensor:
