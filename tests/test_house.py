@@ -36,6 +36,7 @@ LAYERS: dict[str, str] = {
     r"sgm\.models\b.*": "models",
     r"sgm\.modules\.(.*\.)?(sige|fast)_\w+": "sige modules",
     r"sgm\.modules\b.*": "modules",
+    r"sgm\.products": "arithmetic",  # of tensors, whoever multiplies
     r"sgm\.sparse\.backends\b.*": "sparse.backends",
     r"sgm\.sparse\.ops": "sparse.ops",
     r"sgm\.sparse\.(state|network)": "sparse.state",
@@ -47,14 +48,15 @@ SPARSE = {"sparse data", "sparse.ops", "sparse.state"}
 # What a layer may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "base": set(),
+    "arithmetic": set(),
     "sparse data": set(),
-    "sparse.backends": {"sparse data"},
+    "sparse.backends": {"sparse data", "arithmetic"},
     "sparse.ops": {"sparse.backends", "sparse data"},
     "sparse.state": {"sparse.ops", "sparse data"},
     "sparse.modules": SPARSE,
-    "modules": {"base"},
+    "modules": {"base", "arithmetic"},
     "models": {"modules", "base"},
-    "sige modules": {"modules", "base", "sparse.modules"} | SPARSE,
+    "sige modules": {"modules", "base", "arithmetic", "sparse.modules"} | SPARSE,
     "sige models": {"models", "sige modules", "modules", "base"},
     "inference": {"models", "modules", "base"} | SPARSE,
     "profiling": {"inference", "models", "modules", "base"} | SPARSE,

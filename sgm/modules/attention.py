@@ -3,10 +3,14 @@
 Layout follows SDXL (Podell et al., 2023, section 2.1) and its published checkpoint keys.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from sgm.products import Linear, columns, has_few_rows
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -34,22 +38,26 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out * 2)
+        self.proj = Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if has_few_rows(x):
+            out = self._in_pieces(x.reshape(-1, x.shape[-1]).t(), columns, dim=0)
+            return out.t().reshape(*x.shape[:-1], len(out))
         if x.device.type == "cpu":
-            return self._in_pieces(x)
+            return self._in_pieces(x, F.linear, dim=-1)
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
-    def _in_pieces(self, x: Tensor) -> Tensor:
+    def _in_pieces(self, x: Tensor, product: Callable[..., Tensor], dim: int) -> Tensor:
+        """Of outputs, which are the dimension `dim` of what `product` makes."""
         (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         parts = (t.split(CPU_PIECE) for t in (value, value_bias, gate, gate_bias))
         pieces = [
-            F.linear(x, v, v_bias) * F.gelu(F.linear(x, g, g_bias))
+            product(x, v, v_bias) * F.gelu(product(x, g, g_bias))
             for v, v_bias, g, g_bias in zip(*parts, strict=True)
         ]
-        return torch.cat(pieces, dim=-1)
+        return torch.cat(pieces, dim)
 
 
 class FeedForward(nn.Module):
@@ -58,7 +66,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         # The identity keeps the published key numbering (net.0, net.2): dropout stood there.
-        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim))
+        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -72,10 +80,10 @@ class CrossAttention(nn.Module):
         inner = heads * dim_head
         context_dim = query_dim if context_dim is None else context_dim
         self.heads = heads
-        self.to_q = nn.Linear(query_dim, inner, bias=False)
-        self.to_k = nn.Linear(context_dim, inner, bias=False)
-        self.to_v = nn.Linear(context_dim, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, query_dim))
+        self.to_q = Linear(query_dim, inner, bias=False)
+        self.to_k = Linear(context_dim, inner, bias=False)
+        self.to_v = Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, query_dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x [B, N, query_dim], context [B, M, context_dim] -> [B, N, query_dim]."""
@@ -127,8 +135,8 @@ class SpatialTransformer(nn.Module):
         self.norm = self.norm_cls(norm_groups, channels, eps=1e-6)
         self.use_linear = use_linear
         if use_linear:
-            self.proj_in: nn.Module = nn.Linear(channels, inner)
-            self.proj_out: nn.Module = nn.Linear(inner, channels)
+            self.proj_in: nn.Module = Linear(channels, inner)
+            self.proj_out: nn.Module = Linear(inner, channels)
         else:
             self.proj_in = nn.Conv2d(channels, inner, 1)
             self.proj_out = nn.Conv2d(inner, channels, 1)

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sgm.modules.attention import BasicTransformerBlock, SpatialTransformer, attend
+from sgm.products import linear
 from sgm.sparse.active import CONV1X1
 from sgm.sparse.modules import as_map, as_rows, conv_rows, scatter_map
 from sgm.sparse.network import SparseModule
@@ -78,5 +79,5 @@ class SIGESpatialTransformer(SparseModule, SpatialTransformer):
             tokens = site.ops.scatter(site.tensor(f"tokens{depth}", x), active, rows)
             rows = block.forward_active(rows, tokens)  # [B, n, D]
         weight = self.proj_out.weight[:, :, 0, 0]
-        rows = torch.nn.functional.linear(rows, weight, self.proj_out.bias)  # [B, n, C]
+        rows = linear(rows, weight, self.proj_out.bias)  # [B, n, C]
         return scatter_map(site, site.tensor("out", x), active, rows, x)

@@ -6,6 +6,7 @@ import torch
 from sgm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from sgm.modules.attention import CPU_PIECE, GEGLU
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
+from sgm.products import FEW_ROWS
 from tests.conftest import max_error, rule_weights
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute
@@ -85,9 +86,11 @@ def test_ddconfig_is_strict(golden):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("rows", [5, FEW_ROWS])
 @pytest.mark.parametrize("width", [8, CPU_PIECE, CPU_PIECE + 24])
-def test_the_gated_layer_in_pieces_is_one_layer(width: int) -> None:
-    layer, x = GEGLU(12, width), torch.randn(2, 5, 12)
-    value, gate = layer.proj(x).chunk(2, dim=-1)
+def test_the_gated_layer_in_pieces_is_one_layer(width: int, rows: int) -> None:
+    layer, x = GEGLU(12, width), torch.randn(2, rows, 12)  # the batch makes FEW_ROWS many
+    proj = layer.proj
+    value, gate = torch.nn.functional.linear(x, proj.weight, proj.bias).chunk(2, dim=-1)
     expected = value * torch.nn.functional.gelu(gate)
     assert torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-6)

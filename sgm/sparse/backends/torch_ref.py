@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgm.products import linear
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.base import Prologue
 
@@ -40,7 +41,7 @@ class TorchOps:
     ) -> Tensor:
         out_channels, channels, kernel, _ = weight.shape
         if kernel == 1:
-            return F.linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
+            return linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
         support = active.support
         rows = apply(prologue, x if support is None else x.index_select(1, support))  # [B, m, C]
         rows = F.pad(rows, (0, 0, 0, 1))  # row m: the zero that padding reads
@@ -51,7 +52,7 @@ class TorchOps:
         parts = []
         for table in active.table.split(step):
             patches = rows.index_select(1, table.flatten()).view(len(x), len(table), -1)
-            parts.append(F.linear(patches, matrix, bias))
+            parts.append(linear(patches, matrix, bias))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def scatter(
