@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.common import RESULTS, commit, machine, write_results
 from benchmarks.published import EXAMPLES
@@ -244,7 +245,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, object]:
     bench = Bench(args, device, wanted(args, device))
     rows: list[dict[str, object]] = []
     with torch.inference_mode(), runtime.precision_scope(precision, device):
-        for example in args.examples:
+        for example in tqdm(args.examples, desc="measuring", unit="example"):
             rows += bench.measure(example)
         peak = latency.peak_memory_mb(lambda: None, device)
     return {
