@@ -1,11 +1,12 @@
-"""One pass of the UNet by everybody who can make it, in one process: `python -m benchmarks.rivals`.
+"""One pass by everybody who can make it, in one process: `python -m benchmarks.rivals`.
 
-For each example of the README the rows are: dense; preset published by the compiled kernels of the
-published package (where it is installed, in fp32) and by ours; preset fast; and dense rivals: the
-UNet of `diffusers` (where it is installed) and, on a CUDA device, the dense network compiled. There
-preset fast runs as CUDA graphs too. All rows share one set of random weights, so that the real size
-fits into memory; only the package has the convolutions a second time, in the layout that it likes.
-The passes take turns, so that whatever else the machine does meets all of them.
+The network is the UNet, or with `--network` the encoder or the decoder. For each example of the
+README the rows are: dense; preset published by the compiled kernels of the published package (where
+it is installed, in fp32) and by ours; preset fast; and dense rivals: the UNet of `diffusers` (where
+it is installed) and, on a CUDA device, the dense network compiled. There the UNet of preset fast
+runs as CUDA graphs too. All rows share one set of random weights, so that the real size fits into
+memory; only the package has the convolutions a second time, in the layout that it likes. The passes
+take turns, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, commit, machine, write_results
-from benchmarks.published import EXAMPLES
+from benchmarks.published import EXAMPLES, NETWORKS
 from benchmarks.rival_networks import compiled, diffusers_unet
+from benchmarks.tables import TITLES as NETWORK_TITLES
 from benchmarks.tables import Case, driver, words_of
 from sgm import runtime
 from sgm.cli import parse
@@ -39,6 +41,7 @@ from sgm.sparse.ops import BACKENDS
 from sgm.specs import Precision, Preset, RunOptions
 from tools.compare import markdown_table
 
+UNET = "unet"
 # Rows by name: what they are called in the table.
 COMPILED, DIFFUSERS = "compiled", "diffusers"
 PACKAGE, PUBLISHED, FAST, GRAPHS = "package", "published", "fast", "graphs"
@@ -54,15 +57,16 @@ TITLES = {
 PRESETS = {PACKAGE: Preset.PUBLISHED, PUBLISHED: Preset.PUBLISHED, FAST: Preset.FAST}
 PRESETS[GRAPHS] = Preset.FAST
 TASKS = {example: task for task, examples in EXAMPLES.items() for example in examples}
-HEAD = ("UNet pass", "GMAC", "ms", "p10", "p90", "than dense", "MAC ratio", "share", "than sige")
+HEAD = ("GMAC", "ms", "p10", "p90", "than dense", "MAC ratio", "share", "than sige")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rivals",
-        description="One pass of the UNet: dense, sparse, and others that make it.",
+        description="One pass of a network: dense, sparse, and others that make it.",
     )
+    parser.add_argument("--network", choices=NETWORKS, default=UNET, help=f"default {UNET}")
     parser.add_argument("--quick", action="store_true", help="tiny model, one run: only a trial")
     parser.add_argument("--model", choices=("tiny", "sdxl"), default="sdxl")
     parser.add_argument("--examples", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
@@ -72,14 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default="auto", help="of our rows")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: the best)")
     parser.add_argument("--runs", type=int, help="of each pass (default: what fits into 10 s)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "rivals.json")
+    parser.add_argument("--output", type=Path, help="default: rivals.json, or by the network")
     return parser
 
 
 def run_of(example: str, preset: str, args: argparse.Namespace) -> tuple[RunOptions, Inputs]:
     """The profile run of `run.py` for an example."""
     words = argparse.Namespace(**{**vars(args), "quick": args.model == "tiny", "macs_only": False})
-    case = Case("base", "unet", TASKS[example], example, preset)
+    case = Case("base", args.network, TASKS[example], example, preset)
     options = parse(words_of(case, words))
     return options, read_inputs(options)
 
@@ -96,6 +100,8 @@ def wanted(args: argparse.Namespace, device: torch.device) -> list[str]:
         obstacle = f"the package knows no {args.precision}"
     if obstacle is not None:
         obstacles[PACKAGE] = obstacle
+    if args.network != UNET:
+        obstacles |= dict.fromkeys((DIFFUSERS, GRAPHS), "there is one of the UNet only")
     if device.type != "cuda":
         obstacles |= dict.fromkeys((COMPILED, GRAPHS), "it needs a CUDA device")
     for name in args.rows or ():
@@ -148,8 +154,9 @@ class Bench:
             blank = blank_pipeline(options)
             if preset in first:
                 # A second network on the same numbers, so that results can be compared.
-                blank.networks.unet.load_state_dict(self.weights, assign=True)
-                one = replace(first[preset], network=blank.networks.unet)
+                network = getattr(blank.networks, self.args.network)
+                network.load_state_dict(self.weights, assign=True)
+                one = replace(first[preset], network=network)
             else:
                 shapes = caught_pass(options, inputs, blank)
                 with shapes.with_recording():
@@ -221,7 +228,8 @@ def table(figures: Mapping[str, object]) -> str:
         line += [f"{row['share']:.2f}" if sparse else "-"]
         line += ["-" if package is None else f"{package:.2f}x"]
         lines.append(tuple(line))
-    return markdown_table(HEAD, lines)
+    network = NETWORK_TITLES[figures.get("network", UNET)]
+    return markdown_table((f"{network} pass", *HEAD), lines)
 
 
 def notes(figures: Mapping[str, object]) -> str:
@@ -251,6 +259,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, object]:
     return {
         "benchmark": "rivals",
         "model": args.model,
+        "network": args.network,
         "precision": args.precision,
         "pictures": "published" if args.data else "our own, but for the mask",
         "device": runtime.describe_device(device),
@@ -272,8 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--runs is {args.runs}; give a number of at least 1.")
     if args.quick:
         args.model, args.runs = "tiny", args.runs or 1
-    check_writable(args.output)
-    write_results(args.output, measure_all(args), lambda f: f"{table(f)}\n\n{notes(f)}")
+    name = "rivals" if args.network == UNET else f"rivals_{args.network}"
+    output = args.output or RESULTS / f"{name}.json"
+    check_writable(output)
+    write_results(output, measure_all(args), lambda f: f"{table(f)}\n\n{notes(f)}")
     return 0
 
 

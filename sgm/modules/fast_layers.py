@@ -36,7 +36,7 @@ class FastGroupNorm(SparseModule, nn.GroupNorm):
 
     def _record(self, x: Tensor) -> Tensor:
         size, rows = (x.shape[2], x.shape[3]), as_rows(x)
-        if self.site.state.record.masks is not None:  # nothing else will be read
+        if self.site.own_masks:  # nothing else will be read
             active = self.site.state.active(PIXELS, size, x.device)
             rows = self.site.ops.gather(rows, active, PLAIN)
         self.site.put(size=size, rows=rows, moments=moments_of(x))
@@ -49,7 +49,7 @@ class FastGroupNorm(SparseModule, nn.GroupNorm):
         """The moments of the whole map, of which x holds the active rows."""
         site, size = self.site, self.site.size(x)
         old, active = site.tensor("rows", x), site.state.active(PIXELS, size, x.device)
-        if site.state.record.masks is None:
+        if not site.own_masks:
             old = site.ops.gather(old, active, PLAIN)
         recorded, pixels = site.moments("moments", x), size[0] * size[1]
         moments = recorded.replaced(old, as_rows(x), pixels, active.inside)
@@ -67,14 +67,14 @@ class FastConvNorm(FastGroupNorm):
     """
 
     def _record(self, x: Tensor) -> Tensor:
-        if self.site.state.record.masks is not None:
+        if self.site.own_masks:
             around = self._around((x.shape[2], x.shape[3]), x)
             self.site.put(around=as_rows(x).index_select(1, around))
         return super()._record(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
         site = self.site
-        if site.state.record.masks is None:
+        if not site.own_masks:
             around = site.tensor("rows", x).index_select(1, self._around(site.size(x), x))
         else:
             around = site.tensor("around", x)
@@ -114,7 +114,7 @@ class _PixelConv(SparseModule):
     def _record(self, x: Tensor) -> Tensor:
         site, size = self.site, (x.shape[2], x.shape[3])
         rows = as_rows(x)
-        if site.state.record.masks is not None:  # nothing else will be read
+        if site.own_masks:  # nothing else will be read
             rows = rows.index_select(1, pixel_set(site, self.geometry, size, x).around)
         site.put(size=size, around=rows)
         return self._dense(x)
@@ -123,7 +123,7 @@ class _PixelConv(SparseModule):
         site, size = self.site, self.site.size(x)
         active = pixel_set(site, self.geometry, size, x)
         around = site.tensor("around", x)
-        if site.state.record.masks is None:
+        if not site.own_masks:
             around = around.index_select(1, active.around)
         short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
         if site.state.updates:
@@ -206,11 +206,9 @@ def replaced(layer: SparseModule, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
     keys, values = site.tensor("key", k), site.tensor("value", v)
     active = site.state.active_by_area(PIXELS, keys.shape[1], k.device)
     site.update(active, key=k, value=v)
-    # A recording for these masks alone is never read at the active pixels: no copy is needed.
-    own = site.state.record.masks is not None
     return (
-        site.ops.scatter(keys, active, k, in_place=own),
-        site.ops.scatter(values, active, v, in_place=own),
+        site.ops.scatter(keys, active, k, in_place=site.own_masks),
+        site.ops.scatter(values, active, v, in_place=site.own_masks),
     )
 
 

@@ -76,7 +76,8 @@ class SIGESpatialTransformer(SparseModule, SpatialTransformer):
         active = site.active(CONV1X1, x)
         rows = conv_rows(site, x, active, self.proj_in, Prologue(site.affine("norm", x)))
         for depth, block in enumerate(self.transformer_blocks):
-            tokens = site.ops.scatter(site.tensor(f"tokens{depth}", x), active, rows)
+            known = site.tensor(f"tokens{depth}", x)
+            tokens = site.ops.scatter(known, active, rows, in_place=site.own_masks)
             rows = block.forward_active(rows, tokens)  # [B, n, D]
         weight = self.proj_out.weight[:, :, 0, 0]
         rows = linear(rows, weight, self.proj_out.bias)  # [B, n, C]

@@ -37,9 +37,10 @@ def conv_rows(
 def scatter_map(
     site: Site, base: Tensor, active: ActiveSet, rows: Tensor, residual: Tensor | None = None
 ) -> Tensor:
-    """A copy of the map `base` with `rows` (+ the map `residual`) at the active outputs."""
+    """The recorded map `base` with `rows` (+ the map `residual`) at the active outputs."""
     residual = None if residual is None else as_rows(residual)
-    return as_map(site.ops.scatter(as_rows(base), active, rows, residual), active.out_size)
+    rows = site.ops.scatter(as_rows(base), active, rows, residual, in_place=site.own_masks)
+    return as_map(rows, active.out_size)
 
 
 def conv_map(
@@ -51,11 +52,18 @@ def conv_map(
     prologue: Prologue = PLAIN,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """A copy of the map `base` with `conv` of the map x (+ the map `residual`) at the active
+    """The recorded map `base` with `conv` of the map x (+ the map `residual`) at the active
     outputs."""
     residual = None if residual is None else as_rows(residual)
     rows = site.ops.conv_scatter(
-        as_rows(x), active, conv.weight, conv.bias, prologue, as_rows(base), residual
+        as_rows(x),
+        active,
+        conv.weight,
+        conv.bias,
+        prologue,
+        as_rows(base),
+        residual,
+        in_place=site.own_masks,
     )
     return as_map(rows, active.out_size)
 

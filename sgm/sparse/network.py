@@ -29,6 +29,12 @@ class Site:
     def ops(self) -> SparseOps:
         return self.state.ops
 
+    @property
+    def own_masks(self) -> bool:
+        """Whether the recording is for the masks of the pass alone. Its maps are then never read
+        where a pass writes, so that they can be written into: no copy is needed."""
+        return self.state.record.masks is not None
+
     def put(self, **values: Recorded) -> None:
         """See `SparseState.put`."""
         self.state.put(self.name, **values)
@@ -37,7 +43,8 @@ class Site:
         """Put rows [B, n, C] at the active outputs of recorded maps, if the scope asks for it."""
         if self.state.updates:
             for key, value in rows.items():
-                self.ops.scatter(self.tensor(key, value), active, value, in_place=True)
+                known = self.tensor(key, value)
+                self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
         """A recorded tensor; see `SparseState.get`."""

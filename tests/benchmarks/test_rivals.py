@@ -24,6 +24,18 @@ INSTALLED = BACKENDS["sige"].obstacle(CPU) is None
 QUICK = ["--quick", "--device", "cpu", "--examples", "mask"]
 
 
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+def test_the_autoencoder_has_rivals_too(network: str, tmp_path: Path) -> None:
+    output = tmp_path / "rivals.json"
+    assert rivals.main([*QUICK, "--network", network, "--output", str(output)]) == 0
+    figures = json.loads(output.read_text())
+    names = ["dense", *["package"] * INSTALLED, "published", "fast"]
+    assert [row["row"] for row in figures["rows"]] == names
+    assert network in output.with_suffix(".md").read_text()
+    with pytest.raises(UserError, match="of the UNet only"):
+        rivals.main([*QUICK, "--network", network, "--rows", "diffusers"])
+
+
 def arguments(*words: str):
     return rivals.build_parser().parse_args(words)
 

@@ -64,6 +64,27 @@ def test_sparse_pass_equals_the_reference(recorded, mask):
 
 
 @torch.inference_mode()
+def test_a_recording_for_one_mask_alone_serves_any_number_of_passes(golden):
+    """Sparse passes write into its maps, and only where each of them writes again."""
+    data = golden("unet_base")
+    unet, masks = load_unet(data), inpainting_pyramid(pixel_mask(data, "rect"))
+    args = (data["timesteps"], data["context"], data["y"])
+    with unet.state.recording():
+        unet(data["x0"], *args)
+    with unet.state.sparse(masks):
+        expected = unet(data["rect/x1"], *args)
+    with unet.state.recording(masks):
+        unet(data["x0"], *args)
+    with unet.state.sparse(masks):
+        first = unet(data["rect/x1"], *args)
+        other = unet(data["x0"], *args)
+        again = unet(data["rect/x1"], *args)
+    assert not torch.equal(first, other)
+    assert torch.equal(first, expected)
+    assert torch.equal(again, expected)
+
+
+@torch.inference_mode()
 def test_sparse_pass_ignores_the_context_and_all_but_the_middle_the_time(recorded):
     data, unet, _ = recorded
     x1, y = data["rect/x1"], data["y"]

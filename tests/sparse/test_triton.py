@@ -213,9 +213,15 @@ def test_what_the_kernels_cannot_do_is_refused() -> None:
     active = block_active_set(mask_of(3, 4), CONV1X1)
     with pytest.raises(TypeError, match="float64"):
         FUSED.gather(draw(1, 12, 4).double(), active, PLAIN)
-    rows = FUSED.gather(draw(1, 12, 4), active, PLAIN)
-    with pytest.raises(ValueError, match="contiguous"):
-        FUSED.scatter(draw(1, 12, 8)[:, :, :4], active, rows, in_place=True)
+
+
+def test_a_map_with_gaps_is_written_into_a_copy() -> None:
+    active = block_active_set(mask_of(3, 4), CONV1X1)
+    base, rows = draw(1, 12, 8)[:, :, :4], draw(1, active.count, 4)
+    before = base.clone()
+    out = FUSED.scatter(base, active, rows, in_place=True)
+    assert torch.equal(out, TORCH.scatter(before, active, rows))
+    assert torch.equal(base, before)
 
 
 def test_the_parts_of_a_product_fill_the_card(monkeypatch: pytest.MonkeyPatch) -> None:

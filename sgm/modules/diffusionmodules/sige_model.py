@@ -64,8 +64,9 @@ class SIGEAttnBlock(SparseModule, AttnBlock):
         q, k, v = (
             F.linear(h, layer.weight[:, :, 0, 0], layer.bias) for layer in (self.q, self.k, self.v)
         )
-        k = ops.scatter(site.tensor("key", x), active, k)  # [B, H*W, C]
-        v = ops.scatter(site.tensor("value", x), active, v)
+        known_k, known_v = site.tensor("key", x), site.tensor("value", x)
+        k = ops.scatter(known_k, active, k, in_place=site.own_masks)  # [B, H*W, C]
+        v = ops.scatter(known_v, active, v, in_place=site.own_masks)
         rows = attend_unfused(q, k, v, heads=1)
         rows = F.linear(rows, self.proj_out.weight[:, :, 0, 0], self.proj_out.bias)
         return scatter_map(site, site.tensor("out", x), active, rows, x)

@@ -78,10 +78,11 @@ class SparseOps(Protocol):
         """`base` with the active outputs replaced by `rows` (+ residual there).
 
         Args:
-            base: [B, P, C] with P = H * W of `active.out_size`; contiguous for `in_place`.
+            base: [B, P, C] with P = H * W of `active.out_size`.
             rows: [B, n, C]; rows of outputs outside the map are dropped.
             residual: [B, P, C], added at the active outputs only; other memory than `base`.
-            in_place: write into `base` itself; otherwise into a copy.
+            in_place: the map may be written into `base` itself, whose values are then lost; else
+                `base` stays as it is.
 
         Returns:
             [B, P, C].

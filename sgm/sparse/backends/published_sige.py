@@ -81,7 +81,7 @@ class PublishedOps:
         shape = (batch * len(corners), channels, side, side)
         by_block = rows.reshape(batch * len(corners), side * side, channels)
         blocks = by_block.transpose(1, 2).reshape(shape)
-        return self._put(base, active, blocks, residual, in_place)
+        return self._put(base, active, blocks, residual)
 
     def conv_scatter(
         self,
@@ -96,7 +96,7 @@ class PublishedOps:
         in_place: bool = False,
     ) -> Tensor:
         blocks = self._conv(x, active, weight, bias, prologue)
-        return self._put(base, active, blocks, residual, in_place)
+        return self._put(base, active, blocks, residual)
 
     @staticmethod
     def _cut(
@@ -120,17 +120,15 @@ class PublishedOps:
         return F.conv2d(blocks, weight, bias, geometry.stride)
 
     @staticmethod
-    def _put(
-        base: Tensor, active: ActiveSet, blocks: Tensor, residual: Tensor | None, in_place: bool
-    ) -> Tensor:
-        """The map `base` with blocks (+ residual) put in."""
+    def _put(base: Tensor, active: ActiveSet, blocks: Tensor, residual: Tensor | None) -> Tensor:
+        """A copy of the map `base` with blocks (+ residual) put in; the package always copies."""
         _, _, outputs = _blocks(active)
         size = active.out_size
         residual = None if residual is None else _map(residual, size)
         scatter = _kernels(base.device).scatter
         # Places are given as outputs, so there is no padding and no stride left to undo.
         made = scatter(blocks.contiguous(), _map(base, size), 0, 0, 1, 1, outputs, residual)
-        return base.copy_(_rows(made)) if in_place else _rows(made)
+        return _rows(made)
 
     @staticmethod
     def _unblocked(blocks: Tensor, batch: int) -> Tensor:

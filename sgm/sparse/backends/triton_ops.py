@@ -281,12 +281,10 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _target(base: Tensor, in_place: bool) -> Tensor:
-    """Where a scatter writes: `base` or a copy of it, contiguous [B, P, C]."""
-    if not in_place:
-        return base.clone(memory_format=torch.contiguous_format)
-    if not base.is_contiguous():
-        raise ValueError("A map that is written in place must be contiguous as rows [B, P, C].")
-    return base
+    """Where a scatter writes: `base` if it may be and lies right, or a copy; contiguous."""
+    if in_place and base.is_contiguous():
+        return base
+    return base.clone(memory_format=torch.contiguous_format)
 
 
 def _parts(
