@@ -86,8 +86,8 @@ def _check_recordings(values: argparse.Namespace) -> None:
             )
         if values.mode.profiles:
             raise UserError(f"--{flag} makes or edits pictures; leave --mode out.")
-    if len(given) > 1:
-        raise UserError(f"--{given[0]} and --{given[1]} exclude each other; leave one out.")
+    if "recording" in given and len(given) > 1:
+        raise UserError(f"--{given[0]} and --recording exclude each other; leave one out.")
     if values.refined and set(given) - {"refresh"}:
         raise UserError(f"--{given[0]} knows one model, not --refined; leave one out.")
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:

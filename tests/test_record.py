@@ -103,8 +103,20 @@ def test_an_interrupted_or_damaged_recording_is_none(folder: Path) -> None:
 
 
 def test_a_refreshed_edit(folder: Path) -> None:
-    refreshed = edit(folder, "refreshed.png", "--refresh", "2")
-    assert not np.array_equal(refreshed, edit(folder, "every.png", "--refresh", "1"))
+    """Of three steps the one between is recorded, or lies between."""
+    steps = ("--steps", "3")
+    refreshed = edit(folder, "refreshed.png", "--refresh", "2", *steps)
+    assert not np.array_equal(refreshed, edit(folder, "every.png", "--refresh", "1", *steps))
+
+
+def test_how_many_steps_are_recorded_can_be_chosen(folder: Path) -> None:
+    steps = ("--steps", "3")
+    for refresh, count in (("1", 3), ("2", 2)):
+        run(folder, "--prompt", "", "--record", refresh, "--refresh", refresh, *steps)
+        manifest = json.loads((folder / refresh / "recording.json").read_text())
+        assert manifest["steps_recorded"] == count
+        made = edit(folder, f"{refresh}.png", "--recording", refresh, *steps)
+        assert made.std() > 10
 
 
 @pytest.mark.parametrize(
@@ -117,6 +129,7 @@ def test_a_refreshed_edit(folder: Path) -> None:
         (("--refresh", "0"), "whole number from 1"),
         (("--recording", "x", "--run_type", "original"), "--recording is for sparse runs"),
         (("--recording", "x", "--record", "y"), "--record and --recording exclude each other"),
+        (("--recording", "x", "--refresh", "2"), "--refresh and --recording exclude each other"),
         (("--recording_memory", "host"), "add --recording"),
         (("--recording", "x", "--refined"), "--recording knows one model"),
         (("--record", "x", "--mode", "profile_unet"), "leave --mode out"),

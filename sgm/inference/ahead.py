@@ -9,15 +9,15 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from sgm.inference.stores import Store, each_tensor
-from sgm.sparse.recording import Recording
+from sgm.inference.stores import Store
+from sgm.sparse.recording import Recording, each_tensor
 
 
 class Ahead:
     """Reads recordings of a store in a known order, each while the one before is in use.
 
-    A thread fetches; on a GPU it copies on a stream of its own, beside the computation. Two
-    recordings are on the device at a time.
+    A thread fetches; on a GPU it copies on a stream of its own, beside the computation. One
+    recording more than those in use is on the device.
 
     Args:
         store: what to read.

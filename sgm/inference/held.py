@@ -1,8 +1,9 @@
 """The loop of preset `fast`: what is not edited follows the noised picture, with one fixed noise.
 
 At every noise level the unedited latents are z + noise * sigma, whatever was sampled before. So a
-recording at one level needs no other level, changes little from level to level, and can be kept:
-an edit may refresh it at every K-th step only, or read recordings that were made long ago.
+recording at one level needs no other level, changes smoothly from level to level, and can be kept:
+an edit may make it at every K-th step only (see `sgm.inference.between`), or read recordings that
+were made long ago.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sgm.inference.between import Between, spread
 from sgm.inference.networks import Networks, recording, sparse, state_of
 from sgm.inference.noise import Noise
 from sgm.inference.plan import OnStep, Plan
@@ -44,7 +46,7 @@ class HeldPlan(Plan):
         keep: 1 outside of what is sampled and 0 inside, [h, w]; None for what the masks compute.
         masks, decoder_masks: of UNet and decoder.
         strength: share of the schedule that is run.
-        refresh: steps from one recording to the next.
+        refresh: steps from one recording to the next, at most.
         kept: recordings to use instead of making any.
         x: latents of the result; None before the loop.
     """
@@ -75,26 +77,30 @@ class HeldPlan(Plan):
         on_step: OnStep,
     ) -> "HeldPlan":
         """The sampling loop: before every step the surroundings are put back; what a sparse step
-        reads of them is recorded anew every `refresh` steps, or was kept."""
-        z, masks = self.z, self.masks.late
+        reads of them is recorded at some steps and lies between these at others, or was kept."""
+        z = self.z
         sigmas = self._sigmas(networks, solver)
         draw = held_draw(noise, z)
         x, state = solver.start(self._first(draw, sigmas), sigmas), None
         count = len(sigmas) - 1
+
+        def record(step: int) -> Recording:
+            level, state = sigmas[step].to(z.device), state_of(networks.unet)
+            with state.recording(self.masks.late):
+                denoise(z + draw * level, level.expand(len(z)))
+            return state.kept()
+
+        # Without kept recordings the masks are the same at every step, as a mean needs.
+        between = Between(record, spread(count, self.refresh))
         for i in range(count):
-            sigma = sigmas[i].to(z.device)
-            known = z + draw * sigma
-            anew = self.kept is not None or i % self.refresh == 0
-            masks = self.masks.at(i, count) if anew else masks
+            known = z + draw * sigmas[i].to(z.device)
+            masks = self.masks.at(i, count)
             keep = self.keep
             if keep is None:
                 keep = 1 - masks[z.shape[2], z.shape[3]].to(z)
             x = known * keep + (1 - keep) * x
-            if self.kept is not None:
-                state_of(networks.unet).use(self.kept.unet(count - i))
-            elif anew:
-                with recording(networks.unet, masks):
-                    denoise(known, sigma.expand(len(z)))
+            found = between.at(i) if self.kept is None else self.kept.unet(count - i)
+            state_of(networks.unet).use(found)
             with sparse(networks.unet, masks):
                 x, state = solver.step(denoise, x, i, sigmas, state)
             on_step(i, x)

@@ -30,9 +30,11 @@ class Recipe:
         feather: width in pixels of the transition inside the edited region to the input, which
             stands unchanged outside; None leaves the network's picture everywhere.
         refresh: in inpainting the surroundings of an edit are held to the picture with one fixed
-            noise, and recorded every so many steps; None is the published loop, which draws noise
-            for every step and records at each.
-        sdedit_refresh: the same for SDEdit, where the unedited picture is stepped along.
+            noise, and recorded every so many steps; between these, recordings are means of two
+            (`sgm.inference.between`). None is the published loop, which draws noise for every step
+            and records at each.
+        sdedit_refresh: the same for SDEdit, where the unedited picture is stepped along and the
+            last recording stands until the next.
         early, sdedit_early: share of the steps, from the first, in which `sdedit` is
             `sdedit_early` instead: at high noise the layout is decided, and more has to give way.
     """
@@ -119,7 +121,7 @@ FAST = Recipe(
     decoder_level=1,
     sdedit_decoder=8,
     feather=8,
-    refresh=2,  # costs a few tenths of a dB at 50 steps, more with fewer (benchmarks/edit.py)
+    refresh=4,  # costs about a tenth of a dB at 50 steps (benchmarks/quality.py)
     sdedit_refresh=3,  # costs nothing at 50 steps: the unedited picture is stepped along
     early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,

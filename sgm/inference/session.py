@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sgm import runtime
 from sgm.inference.ahead import Ahead
+from sgm.inference.between import Between, spread
 from sgm.inference.finite import FiniteWatch
 from sgm.inference.held import HeldPlan, Kept, held_draw
 from sgm.inference.inpainting import Inpainting
@@ -41,7 +42,7 @@ class SessionReport:
     Attributes:
         seconds: by stage: `encode`, `record`.
         step_bytes: size of one step's recording.
-        steps: how many were recorded.
+        steps: how many were recorded; the others lie between these.
         place: where they are kept.
     """
 
@@ -54,7 +55,8 @@ class SessionReport:
 class EditSession:
     """A picture with its recordings.
 
-    The recordings are made once, under the base prompt of `params` and one fixed noise. An edit
+    The recordings are made once, under the base prompt of `params` and one fixed noise, at every
+    few steps (`refresh` of the pipeline's recipe; see `sgm.inference.between`). An edit
     has its own prompt: the text's keys and values are computed for it, everything else that is
     read around the edit is as recorded.
 
@@ -85,6 +87,7 @@ class EditSession:
         progress: bool = False,
     ) -> None:
         self._set(pipeline, picture, params, strength, noise, progress)
+        self.made = spread(self.steps, pipeline.recipe.refresh)
         with self._scope() as stage:
             with stage("encode"), recording(self.networks.encoder) as encoder:
                 self.z = self.networks.encode(picture, self.noise, "init")
@@ -106,7 +109,8 @@ class EditSession:
         """A session whose recordings are in a store already; arguments as those of the class."""
         session = cls.__new__(cls)
         session._set(pipeline, picture, params, strength, noise, progress)
-        session.store = store
+        session.store, names = store, store.names()
+        session.made = [n for n in range(session.steps) if session._name(n) in names]
         latents = store.get(LATENTS).values["", "z"]
         assert isinstance(latents, Tensor)
         session.z = latents
@@ -131,6 +135,7 @@ class EditSession:
         self.solver = pipeline.solver(params.steps)
         discretization = self.networks.engine.denoiser.discretization
         self.sigmas = self.solver.sigmas(discretization, strength)
+        self.steps = len(self.sigmas) - 1
 
     @contextmanager
     def _scope(self) -> Iterator[Stopwatch]:
@@ -141,25 +146,28 @@ class EditSession:
         """Under the base prompt."""
         return self.pipeline.denoiser(self.params, (self.picture.shape[1], self.picture.shape[2]))
 
+    def _name(self, step: int) -> str:
+        """Of the recording of a step, counted from the first."""
+        return step_name(self.steps - step)
+
     def _levels(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, noised picture and level of every step."""
-        draw, count = held_draw(self.noise, self.z), len(self.sigmas) - 1
-        bar = tqdm(range(count), desc="recording", unit="step", disable=not self.progress)
-        for i in bar:
+        """Name, noised picture and level of every recorded step."""
+        draw = held_draw(self.noise, self.z)
+        for i in tqdm(self.made, desc="recording", unit="step", disable=not self.progress):
             sigma = self.sigmas[i].to(self.z.device)
-            yield step_name(count - i), self.z + draw * sigma, sigma.expand(len(self.z))
+            yield self._name(i), self.z + draw * sigma, sigma.expand(len(self.z))
 
     def _record(self, make_store: MakeStore, encoder: Recording) -> SessionReport:
         with recording(self.networks.decoder) as decoder:
             self.networks.decode(self.z)
         denoise = self._denoiser()
-        step_bytes, steps = 0, len(self.sigmas) - 1
-        if not steps:
+        step_bytes, steps = 0, len(self.made)
+        if not self.steps:
             raise ValueError(f"Strength {self.strength} is too small for a single step.")
         watch = FiniteWatch(self.networks.device)
-        for number, (name, known, sigma) in enumerate(self._levels()):
+        for step, (name, known, sigma) in zip(self.made, self._levels(), strict=True):
             with recording(self.networks.unet) as record:
-                watch(number, denoise(known, sigma))
+                watch(step, denoise(known, sigma))
             if not step_bytes:
                 step_bytes = record.size_in_bytes()
                 rest = encoder.size_in_bytes() + decoder.size_in_bytes()
@@ -181,9 +189,10 @@ class EditSession:
         """The recordings as an edit reads them."""
         get = self.store.get
         encoder, decoder = get(ENCODER), get(DECODER)
-        steps = [step_name(remaining) for remaining in range(len(self.sigmas) - 1, 0, -1)]
-        with Ahead(self.store, steps, self.networks.device) as ahead:
-            yield Kept(lambda remaining: ahead.get(step_name(remaining)), encoder, decoder)
+        names = [self._name(step) for step in self.made]
+        with Ahead(self.store, names, self.networks.device) as ahead:
+            between = Between(lambda step: ahead.get(self._name(step)), self.made)
+            yield Kept(lambda remaining: between.at(self.steps - remaining), encoder, decoder)
 
     def has_steps_of(self, strength: float) -> bool:
         """Whether every noise level of a run of this strength was recorded."""

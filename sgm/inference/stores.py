@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.recording import Recorded, Recording, tensors_of, with_tensors
+from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
 from sgm.specs import RecordingMemory
 
 KINDS = {"affine": Affine, "moments": Moments}
@@ -33,6 +32,10 @@ class Store(ABC):
     @abstractmethod
     def put(self, name: str, recording: Recording) -> None:
         """Keep a recording; one of the same name is replaced."""
+
+    @abstractmethod
+    def names(self) -> set[str]:
+        """Of all that is kept."""
 
     @abstractmethod
     def get(self, name: str) -> Recording:
@@ -56,6 +59,10 @@ class DeviceStore(Store):
         again."""
         self._kept[name] = each_tensor(recording, Tensor.clone)
 
+    def names(self) -> set[str]:
+        """See `Store.names`."""
+        return set(self._kept)
+
     def get(self, name: str) -> Recording:
         """See `Store.get`."""
         return self._kept[name]
@@ -74,6 +81,10 @@ class HostStore(Store):
         """See `Store.put`."""
         pinned = self.device.type == "cuda"
         self._kept[name] = each_tensor(recording, lambda t: _copied_to_host(t, pinned))
+
+    def names(self) -> set[str]:
+        """See `Store.names`."""
+        return set(self._kept)
 
     def get(self, name: str) -> Recording:
         """See `Store.get`."""
@@ -106,6 +117,10 @@ class DiskStore(Store):
             part.unlink(missing_ok=True)
         self._checked.add(name)
 
+    def names(self) -> set[str]:
+        """See `Store.names`; of the manifest, where that was read."""
+        return set(self.checksums)
+
     def get(self, name: str) -> Recording:
         """See `Store.get`; the checksum is compared when a file is first read."""
         path = self._path(name)
@@ -135,14 +150,6 @@ class DiskStore(Store):
 def _copied_to_host(tensor: Tensor, pinned: bool) -> Tensor:
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
     return host.copy_(tensor)
-
-
-def each_tensor(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
-    """A recording of the results of `change` for every tensor."""
-    changed = Recording(recording.masks)
-    for key, value in recording.values.items():
-        changed.values[key] = with_tensors(value, lambda number, part: change(part))
-    return changed
 
 
 def _flat(recording: Recording) -> tuple[dict[str, Tensor], dict[str, list[int]]]:

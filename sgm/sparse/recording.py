@@ -33,6 +33,14 @@ def with_tensors(value: Recorded, change: Callable[[int, Tensor], Tensor]) -> Re
     return value
 
 
+def each_tensor(recording: "Recording", change: Callable[[Tensor], Tensor]) -> "Recording":
+    """A recording of the results of `change` for every tensor."""
+    changed = Recording(recording.masks)
+    for key, value in recording.values.items():
+        changed.values[key] = with_tensors(value, lambda number, part: change(part))
+    return changed
+
+
 class Recording:
     """What one full pass left for sparse ones.
 

@@ -15,7 +15,7 @@ from sgm.sparse.active import ActiveSet
 from sgm.sparse.graphs import Capture, StepGraphs
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import SparseOps, select_ops
-from sgm.sparse.recording import Recorded, Recording, tensors_of
+from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
 from sgm.sparse.static import StaticMemory
 
 
@@ -113,6 +113,11 @@ class SparseState:
         with self._in_mode(Mode.RECORD):
             self.record = Recording(masks)
             yield self.record
+
+    def kept(self) -> Recording:
+        """The present recording, to be used later on: a copy where the next one is written over
+        it."""
+        return self.record if self.static is None else each_tensor(self.record, Tensor.clone)
 
     def use(self, recording: Recording) -> None:
         """Make a recording that was kept the present one."""

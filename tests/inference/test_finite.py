@@ -94,7 +94,8 @@ def test_a_recording_of_no_numbers_is_refused() -> None:
     networks = networks_of("fast")
     networks.unet.register_forward_hook(Failing(2))
     pipe = Pipeline(networks, Precision.FP32, sparse=True, preset=Preset.FAST)
-    with pytest.raises(UserError, match="no numbers from step 2 of 3 on"):
+    # The second that is recorded.
+    with pytest.raises(UserError, match="no numbers from step 3 of 3 on"):
         EditSession(pipe, picture(SIZE), SamplingParams("", steps=3))
 
 
