@@ -7,7 +7,8 @@ say what the saving costs. The runs take turns in one process; look at the ratio
 
 `--model tiny` runs the shipped model. `--random_weights` with `--model sdxl` runs the real sizes
 without a checkpoint, where the pictures mean nothing and the times do; all runs share one set of
-weights (14 GB in fp32), and a session's recordings come on top.
+weights (14 GB in fp32), and a session's recordings come on top, those of the whole autoencoder
+among them: `--edits 0` leaves warm edits out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sgm.files import check_writable
 from sgm.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.inference.held import held_noise
 from sgm.inference.networks import Networks
-from sgm.inference.noise import NamedNoise
+from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
 from sgm.maskio import load_mask
@@ -55,8 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--random_weights", action="store_true", help="need no checkpoint")
     parser.add_argument("--turbo", action="store_true", help="the few-step model")
     parser.add_argument("--steps", type=int, default=None, help="default 50, turbo 4")
-    parser.add_argument("--refresh", type=int, nargs="*", default=[1, 2, 3], help="default 1 2 3")
-    parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10)")
+    parser.add_argument(
+        "--refresh", type=int, nargs="*", default=[1, 2, 3, 4], help="default 1 2 3 4"
+    )
+    parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10); 0 for none")
     parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")
     parser.add_argument("--W", type=int, default=None, help="width (default: of the model)")
     parser.add_argument("--examples", nargs="+", choices=EXAMPLES, default=EXAMPLES)
@@ -186,6 +189,20 @@ def measure_edit(
         fast.recipe = recipe.refreshed(refresh)
         add(f"fast, cold, K={refresh}", lambda: run_edit(fast, edit, args.steps, noise=noise))
     fast.recipe = recipe
+    found: dict[str, object] = {"edit_ratio": edit.mask.float().mean().item()}
+    if args.edits:
+        found |= measure_warm(edit, fast, args, noise, add)
+    return {"runs": {run: asdict(timing) for run, timing in rows.items()}, **found}
+
+
+def measure_warm(
+    edit: Edit,
+    fast: Pipeline,
+    args: argparse.Namespace,
+    noise: Noise,
+    add: Callable[[str, Callable[[], EditResult]], None],
+) -> dict[str, object]:
+    """Record the picture of an edit and add the warm runs; what recording took."""
     params = SamplingParams("", seed=edit.seed, steps=args.steps)
     began = time.perf_counter()
     strength = 1.0 if edit.edited is None else params.strength
@@ -200,12 +217,7 @@ def measure_edit(
         own = replace(params, prompt=edit.prompt)
         same = EditSession(fast, edit.image, own, strength, noise=noise)
         add("fast, warm, recorded under its prompt", lambda: warm(same, edit))
-    return {
-        "runs": {run: asdict(timing) for run, timing in rows.items()},
-        "record_seconds": recording,
-        "record": asdict(session.report),
-        "edit_ratio": edit.mask.float().mean().item(),
-    }
+    return {"record_seconds": recording, "record": asdict(session.report)}
 
 
 def warm(session: EditSession, edit: Edit) -> EditResult:
@@ -225,7 +237,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     pipelines = load(spec, args, device)
     edits = make_edits(args.assets, size)
     edits = {name: edit for name, edit in edits.items() if name in args.examples}
-    runs = len(edits) * (4 + len(args.refresh) + (not args.random_weights))
+    warm_runs = (2 + (not args.random_weights)) if args.edits else 0
+    runs = len(edits) * (2 + len(args.refresh) + warm_runs)
     with tqdm(total=runs, desc="editing", unit="run") as bar:
         results = {
             name: measure_edit(name, edit, pipelines, args, bar) for name, edit in edits.items()
@@ -261,7 +274,9 @@ def table(figures: dict[str, object]) -> str:
             if timing["psnr"] is not None:
                 quality = [f"{timing['psnr']:.1f}", f"{timing['ssim']:.3f}"]
             rows.append((name, run, *stages, f"{dense / seconds['total']:.2f}x", *quality))
-        record = found["record"]
+        record = found.get("record")
+        if record is None:
+            continue
         size = f"{record['step_bytes'] / 1e6:.0f} MB a step, {record['steps']} steps"
         rows.append((name, f"recording ({size})", f"{found['record_seconds']:.2f}", *["-"] * 6))
     return markdown_table(HEAD, rows)
@@ -271,8 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write JSON and Markdown, print the table; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.edits < 2 or any(refresh < 1 for refresh in args.refresh):
-        parser.error("--edits must be at least 2, and every --refresh at least 1.")
+    if args.edits < 0 or args.edits == 1 or any(refresh < 1 for refresh in args.refresh):
+        parser.error("--edits must be 0 or at least 2, and every --refresh at least 1.")
     args.steps = (4 if args.turbo else 50) if args.steps is None else args.steps
     kind = "turbo" if args.turbo else "base"
     output = args.output or RESULTS / f"edit_{args.model}_{kind}.json"

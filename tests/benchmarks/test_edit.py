@@ -36,7 +36,13 @@ def test_turbo_takes_four_steps_and_mistakes_are_named(tmp_path: Path) -> None:
     assert edit.main(["--turbo", *QUICK[:1], *SMALL, *ONE, "--output", str(path)]) == 0
     figures = json.loads(path.read_text())
     assert figures["steps"] == 4 and list(figures["edits"]) == ["sdedit 0"]
-    with pytest.raises(SystemExit, match="2"):
-        edit.main(["--edits", "1"])
+    cold = ["--random_weights", "--steps", "2", "--refresh", "1", "--examples", "sdedit 0"]
+    assert edit.main([*cold, "--edits", "0", *SMALL, "--output", str(path)]) == 0
+    [found] = json.loads(path.read_text())["edits"].values()
+    assert list(found["runs"]) == ["dense", "published", "fast, cold, K=1"]
+    assert "record" not in found and "recording" not in path.with_suffix(".md").read_text()
+    for number in ("1", "-1"):
+        with pytest.raises(SystemExit, match="2"):
+            edit.main(["--edits", number])
     absent = ["--weight_path", str(tmp_path), *SMALL, "--output", str(path)]
     assert run_program("edit", lambda: edit.main(absent)) == 2
