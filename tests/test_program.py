@@ -81,7 +81,7 @@ CONVERT = ["-c", SLOW, str(ROOT / "pretrained" / "tiny_base.safetensors"), "out/
 STOPPED = {
     "importing": (["-X", "importtime", *EDIT], r"\| +torch\.", signal.SIGINT),
     "sampling": (EDIT, r"sampling: ", signal.SIGINT),
-    "recording": ([*RUN, "--record", "out"], r" [1-9]\d*/1000", signal.SIGINT),
+    "recording": ([*RUN, "--refresh", "1", "--record", "out"], r" [1-9]\d*/1000", signal.SIGINT),
     "converting": (CONVERT, "halfway", signal.SIGINT),
     "writing": (["-c", WRITING], "halfway", signal.SIGINT),
     "terminated": (["-c", WRITING], "halfway", signal.SIGTERM),
