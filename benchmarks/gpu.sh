@@ -48,6 +48,9 @@ else
       "${data[@]}" --precision "$precision" --output "$OUT/gpu_tables_$precision.json"
     part "gpu_rivals_$precision" "$PYTHON" -m benchmarks.rivals --device cuda \
       "${data[@]}" --precision "$precision" --output "$OUT/gpu_rivals_$precision.json"
+    part "gpu_rivals_decoder_$precision" "$PYTHON" -m benchmarks.rivals --device cuda \
+      "${data[@]}" --network decoder --precision "$precision" \
+      --output "$OUT/gpu_rivals_decoder_$precision.json"
   done
   part gpu_tables_graphs "$PYTHON" -m benchmarks.tables --device cuda --precision bf16 --graphs \
     --networks unet --models base "${data[@]}" --output "$OUT/gpu_tables_graphs.json"

@@ -72,7 +72,8 @@ SWEEP: dict[str, Recipe] = {
     "sdedit, no early": replace(FAST, early=0.0),
     "sdedit, early 20": replace(FAST, sdedit_early=20),
     **{f"sdedit, early {n:.0%} of steps": replace(FAST, early=n) for n in (0.2, 0.3)},
-    "sdedit decoder 40": replace(FAST, sdedit_decoder=40),
+    "sparse decoder": replace(FAST, sparse_decode=True),
+    "sparse decoder, sdedit 40": replace(FAST, sparse_decode=True, sdedit_decoder=40),
     **{f"refresh {n}": FAST.refreshed(n) for n in (1, 2, 3, 4, 5, 8)},
 }
 

@@ -44,10 +44,12 @@ class HeldPlan(Plan):
         z: scaled latents of the unedited picture [1, C, h, w].
         start: latents that the edit starts from (SDEdit); None for noise alone (inpainting).
         keep: 1 outside of what is sampled and 0 inside, [h, w]; None for what the masks compute.
-        masks, decoder_masks: of UNet and decoder.
+        masks: of the UNet.
         strength: share of the schedule that is run.
         refresh: steps from one recording to the next, at most.
         kept: recordings to use instead of making any.
+        decoder_masks: to decode sparsely, from `kept` or a recording made for it; None to decode
+            the result alone, in full.
         x: latents of the result; None before the loop.
     """
 
@@ -55,10 +57,10 @@ class HeldPlan(Plan):
     start: Tensor | None
     keep: Tensor | None
     masks: StepMasks
-    decoder_masks: MaskPyramid
     strength: float = 1.0
     refresh: int = 1
     kept: Kept | None = None
+    decoder_masks: MaskPyramid | None = None
     x: Tensor | None = None
 
     def steps(self, networks: Networks, solver: Solver) -> int:
@@ -117,7 +119,7 @@ class HeldPlan(Plan):
         """See `Plan.decode`."""
         if self.kept is not None:
             state_of(networks.decoder).use(self.kept.decoder)
-        else:
+        elif self.decoder_masks is not None:
             with recording(networks.decoder, self.decoder_masks):
                 networks.decode(self.z)
         with sparse(networks.decoder, self.decoder_masks):

@@ -59,10 +59,16 @@ class Inpainting(Edit):
             kept: recordings to use instead of making any.
         """
         mask = self.mask.bool()
-        masks, decoder_masks = recipe.inpainting(mask), recipe.inpainting_decoder(mask)
-        refresh = recipe.refresh or 1
-        keep, steps = self._keep(z), StepMasks(masks)
-        return HeldPlan(z, None, keep, steps, decoder_masks, refresh=refresh, kept=kept)
+        sparse_decode = kept is not None or recipe.sparse_decode
+        return HeldPlan(
+            z,
+            None,
+            self._keep(z),
+            StepMasks(recipe.inpainting(mask)),
+            refresh=recipe.refresh or 1,
+            kept=kept,
+            decoder_masks=recipe.inpainting_decoder(mask) if sparse_decode else None,
+        )
 
     def _keep(self, z: Tensor) -> Tensor:
         """1 where the latents z stay, 0 where they are sampled: [h, w]."""

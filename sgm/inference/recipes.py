@@ -35,6 +35,9 @@ class Recipe:
             and records at each.
         sdedit_refresh: the same for SDEdit, where the unedited picture is stepped along and the
             last recording stands until the next.
+        sparse_decode: without kept recordings, decode by a full pass of the unedited picture, which
+            records, and a sparse one (published); or else by one full pass of the edited picture,
+            which is less work, and exact.
         early, sdedit_early: share of the steps, from the first, in which `sdedit` is
             `sdedit_early` instead: at high noise the layout is decided, and more has to give way.
     """
@@ -46,6 +49,7 @@ class Recipe:
     feather: int | None
     refresh: int | None
     sdedit_refresh: int = 1
+    sparse_decode: bool = True
     early: float = 0.0
     sdedit_early: int = 0
 
@@ -120,9 +124,10 @@ FAST = Recipe(
     sdedit=7,
     decoder_level=1,
     sdedit_decoder=8,
-    feather=8,
+    feather=4,
     refresh=4,  # costs about a tenth of a dB at 50 steps (benchmarks/quality.py)
     sdedit_refresh=3,  # costs nothing at 50 steps: the unedited picture is stepped along
+    sparse_decode=False,
     early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,
 )

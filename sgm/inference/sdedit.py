@@ -63,7 +63,7 @@ class SDEdit(Edit):
         with sparse(networks.encoder, masks):
             z_edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
-        decoder_masks = recipe.sdedit_decoder_masks(difference)
+        decoder_masks = recipe.sdedit_decoder_masks(difference) if recipe.sparse_decode else None
         refresh = recipe.sdedit_refresh
         steps = recipe.sdedit_steps(difference, masks)
         return SDEditPlan(z_edited, self.strength, z_init, steps, decoder_masks, refresh)
@@ -81,7 +81,9 @@ class SDEdit(Edit):
             edited = networks.encode(self.edited, noise, "edited")
         decoder_masks = recipe.sdedit_decoder_masks(difference)
         steps = recipe.sdedit_steps(difference, masks)
-        return HeldPlan(z, edited, None, steps, decoder_masks, self.strength, kept=kept)
+        return HeldPlan(
+            z, edited, None, steps, self.strength, kept=kept, decoder_masks=decoder_masks
+        )
 
     def _difference(self) -> Tensor:
         """Where the pictures differ, bool [H, W]; ValueError without the unedited one."""
@@ -105,7 +107,9 @@ class SDEditPlan(Plan):
         edited: scaled latents of the edited picture [1, C, h, w].
         strength: share of the schedule that is run.
         init: latents of the unedited picture; None in a dense run.
-        masks, decoder_masks: of UNet and decoder in a sparse run; None in a dense one.
+        masks: of the UNet in a sparse run; None in a dense one.
+        decoder_masks: to decode sparsely, after a full pass of `init` that records; None to decode
+            the result alone, in full.
         refresh: steps from one recording to the next.
     """
 
@@ -167,8 +171,8 @@ class SDEditPlan(Plan):
         return torch.where(inside, edited, init)
 
     def decode(self, networks: Networks) -> Tensor:
-        """See `Plan.decode`; a sparse run records the decoder on the unedited result."""
-        if self.init is not None:
+        """See `Plan.decode`."""
+        if self.decoder_masks is not None:
             with recording(networks.decoder, self.decoder_masks):
                 networks.decode(self.init)
         with sparse(networks.decoder, self.decoder_masks):

@@ -15,7 +15,7 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.recipes import FAST
 from sgm.sparse.masks import difference_mask
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
 from tests.conftest import ROOT, tiny_weights
 from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture, rectangle
 
@@ -71,6 +71,31 @@ def test_ten_edits_in_a_row_leave_the_rest_as_it_was(fast: Pipeline) -> None:
     before, after = bytes_of((first + 1) / 2), bytes_of((image + 1) / 2)
     assert torch.equal(before[:, ~touched], after[:, ~touched])
     assert not torch.equal(before[:, touched], after[:, touched])
+
+
+@pytest.mark.parametrize("task", Task)
+def test_an_edit_without_recordings_decodes_once_and_in_full(
+    fast: Pipeline, monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    first_stage, decoded = fast.networks.engine.first_stage_model, []
+    decode = first_stage.decode
+
+    def noted(z: Tensor) -> Tensor:
+        decoded.append((z, decode(z)))
+        return decoded[-1][1]
+
+    monkeypatch.setattr(first_stage, "decode", noted)
+    monkeypatch.setattr(fast, "recipe", replace(FAST, feather=None))
+    if task is Task.INPAINTING:
+        result = inpaint(fast, picture(SIZE), rectangle(SIZE))
+    else:
+        edited = drawn_on(picture(SIZE), rectangle(SIZE))
+        noise = NamedNoise(3)
+        result = fast.sdedit(picture(SIZE), edited, PROMPT, steps=2, noise=noise).image
+    [(z, x)] = decoded
+    with fast.scope():
+        assert torch.equal(decode(z), x)
+    assert torch.equal(result, (x[0].clamp(-1, 1) + 1) / 2)
 
 
 def test_bf16_makes_a_picture(fast: Pipeline) -> None:
