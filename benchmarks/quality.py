@@ -74,6 +74,8 @@ SWEEP: dict[str, Recipe] = {
     **{f"sdedit, early {n:.0%} of steps": replace(FAST, early=n) for n in (0.2, 0.3)},
     "sparse decoder": replace(FAST, sparse_decode=True),
     "sparse decoder, sdedit 40": replace(FAST, sparse_decode=True, sdedit_decoder=40),
+    "sdedit, no leading": replace(FAST, sdedit_leading=0.0),
+    "sdedit, no leading, refresh 3": replace(FAST, sdedit_leading=0.0, sdedit_refresh=3),
     **{f"refresh {n}": FAST.refreshed(n) for n in (1, 2, 3, 4, 5, 8)},
 }
 

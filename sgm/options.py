@@ -215,7 +215,7 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         "--refresh",
         metavar="K",
         type=whole(1, MAX_STEPS),
-        help="record the unedited picture at every K-th step only (default: 4, sdedit 3, turbo 1)",
+        help="record the unedited picture at every K-th step only (default: 4, sdedit 5, turbo 1)",
     )
     group.add_argument(
         "--record",

@@ -21,6 +21,13 @@ def spread(steps: int, every: int) -> list[int]:
     return sorted({(2 * part * last + parts) // (2 * parts) for part in range(parts + 1)})
 
 
+def leading(steps: int, every: int, first: float) -> list[int]:
+    """Which of so many steps get a recording of their own, where each stands until the next: all of
+    the share `first` (0 to 1) from the first, and of the others every `every`-th."""
+    dense = int(first * steps)
+    return [*range(dense), *range(dense, steps, every)]
+
+
 class Between:
     """The recording of any step, from those of some.
 

@@ -37,8 +37,10 @@ def opacity(mask: Tensor, feather: int) -> Tensor:
     """
     inside = depth(mask, feather + 1)
     size = 2 * feather + 1
-    deepest = F.max_pool2d(inside[None, None], size, stride=1, padding=feather)[0, 0]
-    return (inside / deepest.clamp(min=1)).clamp(max=1)
+    deepest = inside[None, None]
+    for window, padding in (((size, 1), (feather, 0)), ((1, size), (0, feather))):
+        deepest = F.max_pool2d(deepest, window, stride=1, padding=padding)
+    return (inside / deepest[0, 0].clamp(min=1)).clamp(max=1)
 
 
 def composite(edited: Tensor, source: Tensor, mask: Tensor, feather: int) -> Tensor:

@@ -35,6 +35,7 @@ class Recipe:
             and records at each.
         sdedit_refresh: the same for SDEdit, where the unedited picture is stepped along and the
             last recording stands until the next.
+        sdedit_leading: share of the steps, from the first, that are all recorded in SDEdit.
         sparse_decode: without kept recordings, decode by a full pass of the unedited picture, which
             records, and a sparse one (published); or else by one full pass of the edited picture,
             which is less work, and exact.
@@ -49,6 +50,7 @@ class Recipe:
     feather: int | None
     refresh: int | None
     sdedit_refresh: int = 1
+    sdedit_leading: float = 0.0
     sparse_decode: bool = True
     early: float = 0.0
     sdedit_early: int = 0
@@ -126,7 +128,8 @@ FAST = Recipe(
     sdedit_decoder=8,
     feather=4,
     refresh=4,  # costs about a tenth of a dB at 50 steps (benchmarks/quality.py)
-    sdedit_refresh=3,  # costs nothing at 50 steps: the unedited picture is stepped along
+    sdedit_refresh=5,
+    sdedit_leading=0.15,  # without these even every third step costs 1 dB (benchmarks/quality.py)
     sparse_decode=False,
     early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,

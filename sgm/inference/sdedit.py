@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sgm.inference.between import leading
 from sgm.inference.composite import composite
 from sgm.inference.held import HeldPlan, Kept
 from sgm.inference.networks import Networks, recording, sparse, state_of
@@ -64,9 +65,16 @@ class SDEdit(Edit):
             z_edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
         decoder_masks = recipe.sdedit_decoder_masks(difference) if recipe.sparse_decode else None
-        refresh = recipe.sdedit_refresh
         steps = recipe.sdedit_steps(difference, masks)
-        return SDEditPlan(z_edited, self.strength, z_init, steps, decoder_masks, refresh)
+        return SDEditPlan(
+            z_edited,
+            self.strength,
+            z_init,
+            steps,
+            decoder_masks,
+            refresh=recipe.sdedit_refresh,
+            leading=recipe.sdedit_leading,
+        )
 
     def held(self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept) -> Plan:
         """The plan of an edit that is held to a picture whose latents z and recordings are kept.
@@ -111,6 +119,7 @@ class SDEditPlan(Plan):
         decoder_masks: to decode sparsely, after a full pass of `init` that records; None to decode
             the result alone, in full.
         refresh: steps from one recording to the next.
+        leading: share of the steps, from the first, that are all recorded.
     """
 
     edited: Tensor
@@ -119,6 +128,7 @@ class SDEditPlan(Plan):
     masks: StepMasks | None = None
     decoder_masks: MaskPyramid | None = None
     refresh: int = 1
+    leading: float = 0.0
 
     def steps(self, networks: Networks, solver: Solver) -> int:
         """See `Plan.steps`."""
@@ -134,8 +144,8 @@ class SDEditPlan(Plan):
     ) -> "SDEditPlan":
         """The sampling loop over the last `strength` of the schedule. In a sparse run both latents
         get the same noise and are stepped side by side: a full pass on the unedited one, which
-        records, and a sparse pass on the edited one. The unedited one makes one step for every
-        `refresh` of the edited one, which it then brings back to itself outside of the masks."""
+        records, and a sparse pass on the edited one. The unedited one makes longer steps where
+        not all are recorded, and brings the edited one back to itself outside of the masks."""
         sigmas = solver.sigmas(networks.engine.denoiser.discretization, self.strength)
         draw = noise("start", self.edited.shape).to(self.edited)
         size = torch.sqrt(1 + sigmas[0] ** 2).to(draw)
@@ -145,16 +155,16 @@ class SDEditPlan(Plan):
 
         edited, edited_state = start(self.edited), None
         init, init_state = None if self.init is None else start(self.init), None
-        levels = torch.cat([sigmas[: -1 : self.refresh], sigmas[-1:]])  # of the unedited one
         count, masks = len(sigmas) - 1, None
+        made = leading(count, self.refresh, self.leading)
+        levels = sigmas[[*made, count]]  # of the unedited one
         for i in range(count):
-            if init is not None and self.masks is not None and i % self.refresh == 0:
+            if init is not None and self.masks is not None and i in made:
                 masks = self.masks.at(i, count)
                 edited = self._outside_of(init, edited)
                 with recording(networks.unet, masks):
-                    init, init_state = solver.step(
-                        denoise, init, i // self.refresh, levels, init_state
-                    )
+                    number = made.index(i)
+                    init, init_state = solver.step(denoise, init, number, levels, init_state)
             with sparse(networks.unet, masks):
                 edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
             on_step(i, edited)

@@ -43,11 +43,16 @@ def dilate(mask: Tensor, distance: int) -> Tensor:
     """
     if distance <= 0:
         return mask
-    size = 2 * distance + 1
-    values = mask[None, None].float()
-    rows = F.max_pool2d(values, (size, 1), stride=1, padding=(distance, 0))
-    columns = F.max_pool2d(values, (1, size), stride=1, padding=(0, distance))
-    return torch.maximum(rows, columns)[0, 0] > 0
+    return _reach(mask, distance) | _reach(mask.t(), distance).t()
+
+
+def _reach(mask: Tensor, distance: int) -> Tensor:
+    """Whether a pixel is within `distance` of a masked one in its own row, bool [H, W]."""
+    length = mask.shape[1]
+    before = F.pad(mask.cumsum(1), (1, 0))  # masked pixels left of each, and of the end
+    at = torch.arange(length, device=mask.device)
+    end = before.index_select(1, (at + distance + 1).clamp(max=length))
+    return end > before.index_select(1, (at - distance).clamp(min=0))
 
 
 def downsample_mask(mask: Tensor, dilation: int | Sequence[int]) -> dict[Resolution, Tensor]:

@@ -19,7 +19,7 @@ class Affine:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to a map [B, C, H, W]; the result is float32."""
-        return x * self.scale[:, :, None, None] + self.shift[:, :, None, None]
+        return torch.addcmul(self.shift[:, :, None, None], x, self.scale[:, :, None, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +31,16 @@ class Moments:
 
     def affine(self, norm: nn.GroupNorm) -> Affine:
         """The affine form of `norm` on a map with these moments."""
-        batch, channels = self.mean.shape
-        mean_c = self.mean.view(batch, norm.num_groups, -1)  # [B, G, C/G]
-        square_c = self.square.view(batch, norm.num_groups, -1)
-        mean = mean_c.mean(dim=2, keepdim=True)
+        groups = (norm.num_groups, -1)
+        mean_c = self.mean.unflatten(1, groups)  # [B, G, C/G]
+        square_c = self.square.unflatten(1, groups)
         # Within and between channels apart: less cancellation than one difference of large sums.
-        within = (square_c - mean_c.square()).mean(dim=2, keepdim=True)
-        between = (mean_c - mean).square().mean(dim=2, keepdim=True)
-        variance = (within + between).clamp(min=0)
-        inverse = torch.rsqrt(variance + norm.eps).expand_as(mean_c)
-        scale = inverse.reshape(batch, channels) * norm.weight.float()
-        shift = norm.bias.float() - mean.expand_as(mean_c).reshape(batch, channels) * scale
-        return Affine(scale, shift)
+        between, mean = torch.var_mean(mean_c, dim=2, correction=0, keepdim=True)
+        within = torch.addcmul(square_c, mean_c, mean_c, value=-1).mean(dim=2, keepdim=True)
+        inverse = torch.rsqrt((within + between).clamp(min=0) + norm.eps)
+        scale = norm.weight.float().unflatten(0, groups) * inverse
+        shift = torch.addcmul(norm.bias.float().unflatten(0, groups), mean, scale, value=-1)
+        return Affine(scale.flatten(1), shift.flatten(1))
 
     def replaced(
         self, old: Tensor, new: Tensor, pixels: int, counted: Tensor | None = None
@@ -57,8 +55,10 @@ class Moments:
         old, new = old.float(), new.float()
         if counted is not None:
             old, new = old * counted, new * counted
-        mean = self.mean + (new - old).sum(dim=1) / pixels
-        return Moments(mean, self.square + (new.square() - old.square()).sum(dim=1) / pixels)
+        change = new - old
+        squares = (change * (new + old)).sum(dim=1)  # of the new less those of the old
+        mean = torch.add(self.mean, change.sum(dim=1), alpha=1 / pixels)
+        return Moments(mean, torch.add(self.square, squares, alpha=1 / pixels))
 
 
 def moments_of(x: Tensor) -> Moments:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sgm.inference.between import Between, mean, spread
+from sgm.inference.between import Between, leading, mean, spread
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording
 
@@ -23,6 +23,22 @@ def test_recorded_steps_are_spread_evenly_from_the_first_to_the_last(
     assert all(1 <= gap <= every for gap in gaps)
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert len(gaps) == -(-(steps - 1) // every)  # as few as can be
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "first", "made"),
+    [
+        (40, 5, 0.15, [0, 1, 2, 3, 4, 5, 6, 11, 16, 21, 26, 31, 36]),
+        (8, 3, 0.0, [0, 3, 6]),
+        (4, 1, 0.5, [0, 1, 2, 3]),
+        (4, 9, 1.0, [0, 1, 2, 3]),
+        (1, 5, 0.15, [0]),
+    ],
+)
+def test_the_first_steps_are_all_recorded(
+    steps: int, every: int, first: float, made: list[int]
+) -> None:
+    assert leading(steps, every, first) == made
 
 
 def recording(step: float) -> Recording:

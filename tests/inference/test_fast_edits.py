@@ -15,6 +15,7 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.recipes import FAST
 from sgm.sparse.masks import difference_mask
+from sgm.sparse.state import Mode
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
 from tests.conftest import ROOT, tiny_weights
 from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture, rectangle
@@ -96,6 +97,25 @@ def test_an_edit_without_recordings_decodes_once_and_in_full(
     with fast.scope():
         assert torch.equal(decode(z), x)
     assert torch.equal(result, (x[0].clamp(-1, 1) + 1) / 2)
+
+
+def test_sdedit_makes_as_many_full_passes_as_its_recipe_says(
+    fast: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(FAST, sdedit_leading=0.5, sdedit_refresh=3, feather=None)
+    monkeypatch.setattr(fast, "recipe", recipe)
+    forward, modes = fast.networks.unet.forward, []
+
+    def counted(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        modes.append(fast.networks.unet.state.mode)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(fast.networks.unet, "forward", counted)
+    edited = drawn_on(picture(SIZE), rectangle(SIZE))
+    fast.sdedit(picture(SIZE), edited, PROMPT, steps=10, strength=0.8, noise=NamedNoise(3))
+    full, sparse = Mode.RECORD, Mode.SPARSE
+    # Seven steps: the first three are recorded, then every third.
+    assert modes == [full, sparse] * 4 + [sparse, sparse, full, sparse]
 
 
 def test_bf16_makes_a_picture(fast: Pipeline) -> None:
