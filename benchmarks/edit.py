@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--turbo", action="store_true", help="the few-step model")
     parser.add_argument("--steps", type=int, default=None, help="default 50, turbo 4")
     parser.add_argument(
-        "--refresh", type=int, nargs="*", default=[1, 2, 3, 4], help="default 1 2 3 4"
+        "--refresh", type=int, nargs="*", default=[1, 2, 4, 5], help="default 1 2 4 5"
     )
     parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10); 0 for none")
     parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")

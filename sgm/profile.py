@@ -180,6 +180,8 @@ def caught_pass(options: RunOptions, inputs: Inputs, pipeline: "Pipeline") -> "P
 
     params = replace(options.sampling, steps=1, strength=1.0)
     edit = edit_of(replace(options, sampling=params), inputs)
+    # The decoder's pass is that of an edit from a recording; others may decode in full.
+    pipeline.recipe = replace(pipeline.recipe, sparse_decode=True)
     network = getattr(pipeline.networks, options.mode.network)
     one = catch(network, lambda: pipeline.edit(edit, params))
     on_mask = options.run_type.sparse and options.mode is Mode.PROFILE_ENCODER

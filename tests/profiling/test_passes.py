@@ -1,6 +1,7 @@
 """Passes caught from runs: their inputs, masks and recordings; random numbers on shapes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ def test_a_sparse_pass_can_be_repeated_alone(
     part: str, edit: Callable[[], Inpainting | SDEdit], preset: Preset
 ) -> None:
     pipeline = blank(RunType.SIGE, preset)
+    pipeline.recipe = replace(pipeline.recipe, sparse_decode=True)
     with torch.inference_mode():
         one = caught(pipeline, edit(), part)
         shapes = {name: x.shape for name, x in one.inputs.items()}
