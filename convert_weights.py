@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.program import start
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: a file that cannot be read or written; one sentence.
     """
     args = build_parser().parse_args(argv)
-    from sgm import convert
-    from sgm.files import check_input_file
+    from sgm.io import convert
+    from sgm.io.files import check_input_file
 
     if args.check is not None:
         check_input_file(args.check)

@@ -25,16 +25,16 @@ from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, commit, machine, write_results
 from sgm import runtime
-from sgm.checkpoint import build_model
-from sgm.files import check_writable
-from sgm.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
+from sgm.cli.program import start
 from sgm.inference.held import held_noise
 from sgm.inference.networks import Networks
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
-from sgm.maskio import load_mask
-from sgm.program import start
+from sgm.io.checkpoint import build_model
+from sgm.io.files import check_writable
+from sgm.io.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
+from sgm.io.maskio import load_mask
 from sgm.specs import MODELS, Backend, ModelSpec, Precision, Preset, RunType, SamplingParams, Task
 from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, commit, machine, write_figures
 from sgm import runtime
-from sgm.checkpoint import build_model
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.program import start
+from sgm.io.checkpoint import build_model
 from sgm.sparse.active import CONV1X1, CONV3X3, ActiveSet, Geometry, block_active_set
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid

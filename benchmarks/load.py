@@ -32,9 +32,9 @@ from benchmarks.common import RESULTS, ROOT, commit, machine, write_figures
 from benchmarks.load_tasks import TASKS, Figures
 from benchmarks.synthetic import published_entries, write_checkpoint
 from sgm import runtime
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.files import check_writable
-from sgm.program import start
+from sgm.io.files import check_writable
 from tools.compare import markdown_table
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from benchmarks.memory import Watch
 from sgm import runtime
-from sgm.checkpoint import build_model, load_weights
-from sgm.convert import DTYPES, convert, plan
+from sgm.cli.program import start
 from sgm.inference.networks import Networks
 from sgm.inference.noise import NamedNoise
+from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.convert import DTYPES, convert, plan
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.program import start
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, Precision
 
 PROMPT = "a photograph of a horse on a grassland"

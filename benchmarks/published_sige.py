@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, commit, machine, write_results
 from sgm import runtime
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.files import check_writable
+from sgm.io.files import check_writable
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEResBlock
 from sgm.profiling import latency
-from sgm.program import start
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine

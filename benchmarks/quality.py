@@ -30,14 +30,13 @@ from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, commit, write_figures
 from sgm import runtime
-from sgm.files import check_writable
-from sgm.imageio import to_picture, to_tensor
+from sgm.cli.program import start
 from sgm.inference.held import held_noise
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.recipes import FAST, PUBLISHED, Recipe
-from sgm.metrics import psnr
-from sgm.program import start
+from sgm.io.files import check_writable
+from sgm.io.imageio import to_picture, to_tensor
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
 from tools.compare import (
     Edit,
@@ -48,6 +47,7 @@ from tools.compare import (
     run_edit,
     sdedit_edit,
 )
+from tools.metrics import psnr
 from tools.tiny.pairs import HELD_OUT, held_out_scene, inpainting_pair, sdedit_pair
 from tools.tiny.scenes import render
 

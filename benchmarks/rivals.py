@@ -28,15 +28,15 @@ from benchmarks.rival_networks import compiled, diffusers_unet
 from benchmarks.tables import TITLES as NETWORK_TITLES
 from benchmarks.tables import Case, driver, words_of
 from sgm import runtime
-from sgm.cli import parse
+from sgm.cli.inputs import Inputs, read_inputs
+from sgm.cli.main import parse
+from sgm.cli.profile import DENSE, blank_pipeline, caught_pass
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.files import check_writable
-from sgm.inputs import Inputs, read_inputs
-from sgm.profile import DENSE, blank_pipeline, caught_pass
+from sgm.io.files import check_writable
 from sgm.profiling import latency
 from sgm.profiling.macs import Macs, count_macs
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
-from sgm.program import start
 from sgm.sparse.ops import BACKENDS
 from sgm.specs import Precision, Preset, RunOptions
 from tools.compare import markdown_table

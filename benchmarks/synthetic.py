@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import torch
 
-from sgm.checkpoint import IGNORED_KEYS, build_model
-from sgm.convert import Entry, header, target_shape
-from sgm.files import write_atomically
+from sgm.io.checkpoint import IGNORED_KEYS, build_model
+from sgm.io.convert import Entry, header, target_shape
+from sgm.io.files import write_atomically
 
 # Elements of the random block that is written again and again. It is odd, so that no width of a
 # network is a multiple of it, and rows differ.

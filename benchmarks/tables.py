@@ -22,12 +22,12 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, ROOT, commit, machine, plain, write_results
 from benchmarks.published import EXAMPLES, INPAINTING, NETWORKS, PUBLISHED, Figure
 from sgm import runtime
-from sgm.cli import parse
+from sgm.cli.inputs import read_inputs
+from sgm.cli.main import parse
+from sgm.cli.profile import DENSE, SPARSE, measure
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.files import check_writable, write_atomically
-from sgm.inputs import read_inputs
-from sgm.profile import DENSE, SPARSE, measure
-from sgm.program import start
+from sgm.io.files import check_writable, write_atomically
 from sgm.specs import Precision, Preset
 from tools.compare import markdown_table
 

@@ -23,12 +23,12 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from sgm import convert
-from sgm.checkpoint import build_model, load_weights
 from sgm.config import load_config
 from sgm.errors import UserError
-from sgm.imageio import load_picture
-from sgm.maskio import load_mask
+from sgm.io import convert
+from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.imageio import load_picture
+from sgm.io.maskio import load_mask
 from tests.conftest import ROOT
 
 HANG = 60  # seconds after which a single file counts as a hang

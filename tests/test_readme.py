@@ -8,7 +8,7 @@ from itertools import groupby
 
 import pytest
 
-from sgm.options import build_parser, read
+from sgm.cli.options import build_parser, read
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

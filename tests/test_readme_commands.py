@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sgm import cli
-from sgm.cli import parse
-from sgm.imageio import load_picture, resize_picture, to_tensor
-from sgm.maskio import load_mask
-from sgm.metrics import psnr
-from sgm.options import read
+from sgm.cli import main as cli
+from sgm.cli.main import parse
+from sgm.cli.options import read
+from sgm.io.imageio import load_picture, resize_picture, to_tensor
+from sgm.io.maskio import load_mask
 from sgm.sparse.masks import difference_mask
 from sgm.specs import Mode, RunOptions, Task
 from tests.conftest import ROOT
 from tests.test_readme import blocks
 from tools.compare import far_from
+from tools.metrics import psnr
 
 SIZE = (128, 256)
 # Later options win, so these make any command small.

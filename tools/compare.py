@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from sgm import runtime
-from sgm.files import check_input_file
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import recording, sparse
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
-from sgm.metrics import psnr, ssim
+from sgm.io.files import check_input_file
 from sgm.profiling.macs import Macs, count_macs
 from sgm.sparse.masks import (
     SDEDIT_DECODER_DILATION,
@@ -34,6 +33,7 @@ from sgm.sparse.masks import (
     sdedit_pyramid,
 )
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, ModelSpec, Precision, RunType, Task
+from tools.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_TYPES = (RunType.ORIGINAL, RunType.SIGE)

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
-from sgm.files import check_output_path
-from sgm.imageio import load_picture, save_picture, to_tensor
+from sgm.cli.program import start
 from sgm.inference.noise import Noise, sequential_noise
 from sgm.inference.pipeline import EditResult, Pipeline
-from sgm.maskio import load_mask
-from sgm.program import start
+from sgm.io.files import check_output_path
+from sgm.io.imageio import load_picture, save_picture, to_tensor
+from sgm.io.maskio import load_mask
 from sgm.specs import MODELS, Precision, RunType, Task
 from tools.compare import (
     ROOT,

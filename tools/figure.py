@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sgm.imageio import to_picture
+from sgm.io.imageio import to_picture
 
 PAPER, INK, GREY, FRAME = (250, 249, 246), (32, 34, 38), (106, 110, 118), (206, 204, 198)
 OVERLAY = (0.93, 0.26, 0.30)  # colour of a mask, RGB in [0, 1]

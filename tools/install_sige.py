@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.program import start
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sgm.program import start
+from sgm.cli.program import start
 from tools.tiny.scenes import PlacedObject, Scene, draw_crude, render
 
 HEIGHT, WIDTH = 512, 1024

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sgm.imageio import save_picture
+from sgm.cli.program import start
 from sgm.inference.held import held_noise
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
-from sgm.program import start
+from sgm.io.imageio import save_picture
 from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
 from tools.compare import ROOT, Edit, likeness
 from tools.demo import NAMES as TASKS

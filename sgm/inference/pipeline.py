@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sgm import runtime
-from sgm.checkpoint import build_model, load_weights
 from sgm.errors import UserError
 from sgm.inference.finite import FiniteWatch
 from sgm.inference.inpainting import Inpainting
@@ -22,6 +21,7 @@ from sgm.inference.noise import Noise, sequential_noise
 from sgm.inference.plan import Edit, Plan
 from sgm.inference.recipes import RECIPES
 from sgm.inference.sdedit import SDEdit
+from sgm.io.checkpoint import build_model, load_weights
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
 from sgm.specs import (
     DEFAULT_STEPS,

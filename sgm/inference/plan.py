@@ -82,5 +82,5 @@ def check_sizes(inputs: Mapping[str, Tensor | None]) -> None:
     if len(set(sizes.values())) > 1 or not multiples:
         raise ValueError(
             f"Sizes (height, width) are {sizes}, but must be equal and multiples of "
-            f"{SIZE_MULTIPLE}; see sgm.imageio.pad_to_multiple."
+            f"{SIZE_MULTIPLE}; see sgm.io.imageio.pad_to_multiple."
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import edit
-from sgm.program import run_program
+from sgm.cli.program import run_program
 
 QUICK = ["--random_weights", "--steps", "2", "--edits", "2", "--refresh", "1", "2"]
 ONE = ["--edits", "2", "--examples", "sdedit 0"]

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks import load, load_tasks
 from benchmarks.memory import CLEAR, Watch
 from benchmarks.synthetic import BLOCK, published_entries, write_checkpoint
-from sgm.convert import Entry
 from sgm.errors import UserError
-from sgm.weights_file import DTYPES, open_weights
+from sgm.io.convert import Entry
+from sgm.io.weights_file import DTYPES, open_weights
 from tests.conftest import ROOT, SHARED
 
 MB = 2**20

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.published import PUBLISHED
-from sgm.cli import parse
+from sgm.cli.main import parse
 from sgm.errors import UserError
 from tests.conftest import ROOT
 

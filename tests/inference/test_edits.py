@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sgm.checkpoint import build_model
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.io.checkpoint import build_model
 from sgm.modules.diffusionmodules import sige_model, sige_openaimodel
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.modules.sige_attention import SIGESpatialTransformer

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sgm.checkpoint import build_model
 from sgm.errors import UserError
-from sgm.imageio import to_bytes, to_picture
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.recipes import FAST
+from sgm.io.checkpoint import build_model
+from sgm.io.imageio import to_bytes, to_picture
 from sgm.sparse.masks import difference_mask
 from sgm.sparse.state import Mode
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sgm.checkpoint import build_model
+from sgm.io.checkpoint import build_model
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.models.sige_autoencoder import SIGEAutoencoderKL
 from sgm.modules.diffusionmodules.openaimodel import UNetModel

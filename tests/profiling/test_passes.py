@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sgm.checkpoint import build_model
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import Networks
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.sdedit import SDEdit
+from sgm.io.checkpoint import build_model
 from sgm.profiling.passes import Pass, catch, with_random_numbers
 from sgm.specs import MODELS, Precision, Preset, RunType, SamplingParams
 from tests.conftest import ROOT

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sgm.checkpoint import build_model
+from sgm.io.checkpoint import build_model
 from sgm.modules.diffusionmodules.guiders import VanillaCFG
 from sgm.modules.diffusionmodules.sampling import guided
 from sgm.sparse.active import CONV3X3, OUTSIDE, block_active_set, bucket

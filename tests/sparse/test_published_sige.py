@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgm.checkpoint import build_model
 from sgm.inference.networks import Networks
+from sgm.io.checkpoint import build_model
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
 from sgm.sparse.backends.published_sige import PublishedOps
 from sgm.sparse.backends.torch_ref import TorchOps

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from benchmarks import quality
 from benchmarks.common import plain
+from sgm.cli.program import run_program
 from sgm.config import instantiate_from_config, load_config
-from sgm.program import run_program
 from sgm.specs import MODELS, RunType, Task
 from tools import compare, demo
 from tools.figure import Panel, Row, draw_figure, overlay

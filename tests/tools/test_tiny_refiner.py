@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgm.checkpoint import build_model
+from sgm.io.checkpoint import build_model
 from sgm.specs import MODELS
 from tests.conftest import ROOT
 from tools.tiny.checkpoints import read

@@ -1,0 +1,1 @@
+"""The commands: flags and their checks, edits, profiles, and how a program ends."""

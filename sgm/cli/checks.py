@@ -1,0 +1,193 @@
+"""Checks of a parsed command line: options together, the files they name, the machine.
+
+Only `check_device` imports torch; it comes last.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import logging
+from pathlib import Path
+
+from sgm.errors import UserError
+from sgm.io import files
+from sgm.specs import (
+    MODELS,
+    TURBO_STEPS,
+    Backend,
+    ModelSpec,
+    Precision,
+    Preset,
+    RecordingMemory,
+    Task,
+)
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+# Packages that a backend needs installed, and what to do without.
+BACKEND_PACKAGES = {
+    Backend.TRITON: ("triton", "use --backend auto"),
+    Backend.SIGE: ("sige", "run `python -m tools.install_sige`, or use --backend auto"),
+}
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def check_together(values: argparse.Namespace) -> None:
+    """Raise UserError for options that lack another one or contradict each other."""
+    _check_recordings(values)
+    if values.record is not None:
+        if values.init_img is None:
+            raise UserError("--record needs --init_img; name the picture to record.")
+    elif values.task is Task.INPAINTING:
+        if values.init_img is None:
+            raise UserError("Inpainting needs --init_img; name the picture to repaint.")
+        if values.mask_path is None:
+            raise UserError("Inpainting needs --mask_path; name a mask, white where to repaint.")
+        if values.edited_img is not None:
+            logger.warning("--edited_img is not used by inpainting.")
+    else:
+        if values.edited_img is None:
+            raise UserError("Sdedit needs --edited_img; name the picture that was drawn on.")
+        if values.run_type.sparse and values.init_img is None:
+            raise UserError(
+                f"Sdedit with --run_type {values.run_type} needs --init_img, the picture before "
+                "it was drawn on; name it or use a dense run type."
+            )
+        if values.mask_path is not None:
+            logger.warning("--mask_path is not used by sdedit.")
+    if values.run_type.turbo:
+        _check_turbo(values)
+    for flag in ("random_weights", "macs_only"):
+        if getattr(values, flag) and not values.mode.profiles:
+            raise UserError(f"--{flag} is for the profile modes; choose one with --mode.")
+    package, advice = BACKEND_PACKAGES.get(values.backend, (None, ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"--backend {values.backend} needs the package {package}, which is not installed; "
+            f"{advice}."
+        )
+    if values.backend is Backend.SIGE and (
+        values.preset is Preset.FAST or values.precision not in (None, Precision.FP32)
+    ):
+        raise UserError(
+            "--backend sige runs --preset published at fp32 only; change those or the backend."
+        )
+
+
+def _check_recordings(values: argparse.Namespace) -> None:
+    """UserError for options of preset fast that meet another preset, or each other."""
+    given = [f for f in ("refresh", "record", "recording") if getattr(values, f) is not None]
+    for flag in given:
+        if values.preset is not Preset.FAST or not values.run_type.sparse:
+            raise UserError(
+                f"--{flag} is for sparse runs of preset fast; add --preset fast and "
+                "--run_type sige."
+            )
+        if values.mode.profiles:
+            raise UserError(f"--{flag} makes or edits pictures; leave --mode out.")
+    if "recording" in given and len(given) > 1:
+        raise UserError(f"--{given[0]} and --recording exclude each other; leave one out.")
+    if values.refined and set(given) - {"refresh"}:
+        raise UserError(f"--{given[0]} knows one model, not --refined; leave one out.")
+    if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
+        raise UserError("--recording_memory says where --recording is kept; add --recording.")
+
+
+def _check_turbo(values: argparse.Namespace) -> None:
+    """UserError for steps that a turbo model has no levels for; names what has no effect."""
+    if values.steps is not None and values.steps > TURBO_STEPS:
+        raise UserError(
+            f"--steps {values.steps} came, but --run_type {values.run_type} knows {TURBO_STEPS} "
+            f"noise levels; give 1 to {TURBO_STEPS}, or leave --steps out."
+        )
+    distilled = MODELS[values.model].turbo.distilled
+    if values.negative_prompt and distilled and not values.refined:
+        # Both halves of the guidance get the prompt (published), so the scale cancels as well.
+        logger.warning("--negative_prompt and --scale have no effect with a turbo run type.")
+
+
+def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
+    """Check every file of a run; its paths by the names of `RunOptions`."""
+    paths: dict[str, Path | None] = {}
+    for name in ("init_img", "edited_img", "mask_path"):
+        given = getattr(values, name)
+        paths[name] = None if given is None else Path(given)
+        if paths[name] is not None:
+            files.check_input_file(paths[name])
+    default = f"outputs/{values.task}-{values.run_type}-{values.seed}.png"
+    output = Path(default if values.output_path is None else values.output_path)
+    files.check_output_path(output)
+    if values.json not in (None, "-"):
+        files.check_writable(Path(values.json))
+        if Path(values.json).absolute() == output.absolute():
+            raise UserError(f"--json and the picture are both {output}; name two files.")
+    configs, weights = _folder(values.config_path), _folder(values.weight_path)
+    spec = MODELS[values.model]
+    # A sparse run falls back to the dense network for a full mask, so both must be there.
+    for run_type in (values.run_type, values.run_type.dense):
+        for refiner in (False, True)[: 1 + values.refined]:
+            path = configs / spec.config_file(run_type, refiner, values.preset)
+            if not path.is_file():
+                raise UserError(f"Config file {path} does not exist; check --config_path.")
+    roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined
+    for role in roles:
+        path = weights / spec.weight_file(role)
+        if not (values.random_weights or values.macs_only):
+            _check_checkpoint(path, spec, role)
+    return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
+
+
+def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
+    """Raise UserError unless a weights file is there and opens; what is in it is seen later."""
+    try:
+        with path.open("rb"):
+            return
+    except FileNotFoundError as error:
+        page = spec.pages.get(role)
+        advice = f"download it from {page} to {path.parent}" if page else "check --weight_path"
+        other = "" if spec.name == "tiny" else ", or try --model tiny"
+        # With any ending but the expected one it is a pickle, whose opening can run anything.
+        pickled = [path.with_suffix(suffix).name for suffix in PICKLE_SUFFIXES]
+        found = [name for name in pickled if (path.parent / name).exists()]
+        instead = f" ({found[0]} does, but pickles are never opened)" if found else ""
+        raise UserError(f"Checkpoint {path} does not exist{instead}; {advice}{other}.") from error
+    except OSError as error:
+        raise UserError(
+            f"Checkpoint {path} cannot be opened: {error.strerror}; check --weight_path."
+        ) from error
+
+
+def _folder(given: str) -> Path:
+    """A folder as given; a relative one that is not here may lie beside `run.py`."""
+    beside = ROOT / given
+    return beside if not Path(given).exists() and beside.is_dir() else Path(given)
+
+
+def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
+    """Device name and precision of a run; UserError where the machine lacks them, or the device
+    is none for the backend."""
+    from sgm import runtime
+
+    device = runtime.pick_device(values.device)
+    if values.backend is Backend.TRITON and device.type != "cuda":
+        raise UserError(
+            f"--backend triton needs a CUDA device and the device is {device}; use --backend auto."
+        )
+    if values.backend is Backend.SIGE:
+        _check_kernels(device.type)
+    precision = values.precision or runtime.best_precision(values.preset, device)
+    runtime.check_precision(precision, device)
+    return str(device), precision
+
+
+def _check_kernels(kind: str) -> None:
+    """UserError unless the published package has kernels for a type of device that load; they
+    need torch imported before them."""
+    try:
+        importlib.import_module(f"sige.{kind}")
+    except ImportError as error:
+        raise UserError(
+            f"--backend sige finds no kernels of the package sige for {kind} ({error}); build it "
+            "anew with `python -m tools.install_sige`, or use --backend auto."
+        ) from error

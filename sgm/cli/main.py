@@ -1,0 +1,105 @@
+"""The command `run.py`: options to a checked run, pictures in, the edited picture or figures out.
+
+Everything heavy (torch, Pillow, the networks) is imported where it is needed, after the checks
+that need none of it.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgm.cli import checks
+from sgm.cli.generate import generate
+from sgm.cli.inputs import read_inputs
+from sgm.cli.memory import memory_scope
+from sgm.cli.options import build_parser, read
+from sgm.cli.profile import profile
+from sgm.specs import Precision, RecordingMemory, RunOptions, SamplingParams
+
+__all__ = ["build_parser", "main", "parse"]
+
+
+def parse(argv: Sequence[str]) -> RunOptions:
+    """Turn a command line into checked options, before any picture or weight is read.
+
+    Order: each option alone, options together, files, the device (the only check that imports
+    torch).
+
+    Raises:
+        UserError: one sentence on the first thing that is wrong.
+        SystemExit: code 0 after `--help`.
+    """
+    values = read(argv)
+    checks.check_together(values)
+    paths = checks.check_files(values)
+    device, precision = checks.check_device(values)
+    return RunOptions(
+        task=values.task,
+        run_type=values.run_type,
+        mode=values.mode,
+        model=values.model,
+        preset=values.preset,
+        precision=precision,
+        backend=values.backend,
+        device=device,
+        sampling=SamplingParams(
+            prompt=values.prompt,
+            negative_prompt=values.negative_prompt,
+            seed=values.seed,
+            steps=values.steps,
+            scale=values.scale,
+            strength=values.strength,
+        ),
+        height=values.H,
+        width=values.W,
+        refined=values.refined,
+        json_path=values.json,
+        random_weights=values.random_weights,
+        macs_only=values.macs_only,
+        compare=values.compare,
+        refresh=values.refresh,
+        record=None if values.record is None else Path(values.record),
+        recording=None if values.recording is None else Path(values.recording),
+        recording_memory=values.recording_memory,
+        **paths,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: words after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: bad options, files or pictures, or too little memory; one sentence.
+    """
+    options = parse(sys.argv[1:] if argv is None else argv)
+    started = time.perf_counter()
+    with memory_scope(options.device, f"use {less_memory(options)}"):
+        inputs = read_inputs(options)
+        if options.mode.profiles:
+            profile(options, inputs)
+        else:
+            generate(options, inputs, started)
+    return 0
+
+
+def less_memory(options: RunOptions) -> str:
+    """The flags with which a run takes less memory, of those that it does not have yet."""
+    flags = ["a smaller --H and --W"]
+    if options.precision in (Precision.FP32, Precision.TF32):
+        flags.append("--precision bf16")
+    if options.recording_memory in (RecordingMemory.DEVICE, RecordingMemory.HOST):
+        flags.append("--recording_memory disk")
+    if options.mode.profiles and not options.macs_only:
+        flags.append("--macs_only")
+    elif options.run_type.sparse and options.record is None and options.recording is None:
+        flags.append(f"--run_type {options.run_type.dense}")  # it keeps no recording
+    if not options.device.startswith("cpu"):
+        flags.append("--device cpu")
+    return " or ".join(flags)

@@ -1,0 +1,301 @@
+"""The flags of `run.py`: names, published defaults, help, and the checks of each value alone.
+
+Nothing here imports torch, so that `--help` and a wrong option answer at once. What an option
+means together with others is checked in `cli`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sgm.cli.option_types import braces, member, number, one_of, only, truth, whole
+from sgm.errors import UserError, suggestion
+from sgm.specs import (
+    DEFAULT_STEPS,
+    LATENT_CHANNELS,
+    LATENT_FACTOR,
+    MODELS,
+    TURBO_STEPS,
+    Backend,
+    Mode,
+    Name,
+    Precision,
+    Preset,
+    RecordingMemory,
+    RunType,
+    Task,
+)
+
+MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
+MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
+
+DESCRIPTION = """\
+Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture
+that was drawn on. With --run_type sige only the edited part is computed."""
+EPILOG = """\
+examples:
+  python run.py --prompt "a photograph of a horse on a grassland" --run_type sige \\
+      --init_img assets/inpainting/original/0.png --mask_path assets/inpainting/masks/0.npy
+  python run.py --task sdedit --prompt "A fantasy landscape, trending on artstation" \\
+      --edited_img assets/img2img/edited/0.png --seed 11
+
+The picture's path (or with --json - the figures) goes to stdout, everything else to stderr."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a `UserError` of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        text = message.removeprefix("argument ").rstrip(".")
+        # Converters below say what to do; argparse's own messages do not.
+        ending = "" if ";" in text else "; see `python run.py --help`"
+        raise UserError(f"{text}{ending}.")
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line, each option checked by itself.
+
+    Raises:
+        UserError: an unknown option (with the nearest known one), a value outside its range, or
+            no prompt.
+        SystemExit: code 0 after `--help`.
+    """
+    parser = build_parser()
+    values, rest = parser.parse_known_args(argv)
+    if rest:
+        came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
+        kind = "option" if came.startswith("-") else "word"
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(
+            f"Unknown {kind} {came!r}{suggestion(came, known)}; see `python run.py --help`."
+        )
+    # Not `required` in argparse: a mistyped --promt should be named rather than missed.
+    if values.prompt is None:
+        raise UserError("--prompt is missing; say what the edit should show, in quotes.")
+    return values
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `run.py`: every published flag with its published default, and ours."""
+    parser = Parser(
+        prog="run.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_task(parser)
+    _add_pictures(parser)
+    _add_sampling(parser)
+    _add_engine(parser)
+    _add_recordings(parser)
+    _add_files(parser)
+    _add_profiling(parser)
+    return parser
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to do")
+    _add_names(group, "--task", Task, Task.INPAINTING, "how the edit is described")
+    _add_names(
+        group, "--run_type", RunType, RunType.ORIGINAL, "dense or sparse, base or few-step model"
+    )
+    _add_names(
+        group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network"
+    )
+    group.add_argument("--prompt", metavar="TEXT", help="what the edit should show (required)")
+    group.add_argument(
+        "--negative_prompt",
+        metavar="TEXT",
+        default="",
+        help="what it should not show (default: none, and then unconditional text is zeroed)",
+    )
+    group.add_argument(
+        "--refined",
+        metavar="BOOL",
+        nargs="?",
+        const=True,
+        default=False,
+        type=truth,
+        help="run the refiner after the base; true/false/yes/no, or alone for true "
+        "(default: false)",
+    )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--init_img",
+        metavar="FILE",
+        help="the unedited picture (inpainting; sdedit with a sparse run type)",
+    )
+    group.add_argument("--edited_img", metavar="FILE", help="the picture drawn on (sdedit)")
+    group.add_argument(
+        "--mask_path",
+        metavar="FILE",
+        help="where to repaint, white or True (inpainting): .npy, .npz or any picture",
+    )
+    group.add_argument(
+        "--output_path",
+        metavar="FILE",
+        help="picture to write (default: outputs/<task>-<run_type>-<seed>.png)",
+    )
+    for flag, side in (("--H", "height"), ("--W", "width")):
+        group.add_argument(
+            flag,
+            metavar="PIXELS",
+            type=whole(1, MAX_SIDE),
+            help=f"resize picture and mask to this {side} (default: the picture's own)",
+        )
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=whole(0, MAX_SEED),
+        default=2,
+        help="of every random draw (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ddim_steps",
+        "--steps",
+        dest="steps",
+        metavar="N",
+        type=whole(1, MAX_STEPS),
+        help=f"sampler steps of the whole schedule (default: {DEFAULT_STEPS}); with a turbo run "
+        f"type 1 to {TURBO_STEPS} (default: {TURBO_STEPS})",
+    )
+    group.add_argument(
+        "--scale",
+        metavar="X",
+        type=number(0, MAX_SCALE),
+        default=6.0,
+        help="classifier-free guidance (default: %(default)s)",
+    )
+    group.add_argument(
+        "--strength",
+        metavar="X",
+        type=number(0, 1, above_low=True),
+        default=0.8,
+        help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ddim_eta",
+        metavar="0",
+        type=only(0, "the solver is deterministic"),
+        default=0.0,
+        help="published; only 0, as the solver is deterministic",
+    )
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("computation")
+    _add_names(group, "--preset", Preset, Preset.PUBLISHED, "how sparse a sparse run is")
+    group.add_argument(
+        "--precision",
+        metavar=braces(Precision),
+        type=member(Precision),
+        help="of the networks; fp32 is strict (default: fp32 with --preset published, with fast "
+        "the best of the device)",
+    )
+    _add_names(group, "--backend", Backend, Backend.AUTO, "who runs the sparse operations")
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)",
+    )
+
+
+def _add_recordings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("preset fast only")
+    group.add_argument(
+        "--refresh",
+        metavar="K",
+        type=whole(1, MAX_STEPS),
+        help="record the unedited picture at every K-th step only (default: 4, sdedit 5, turbo 1)",
+    )
+    group.add_argument(
+        "--record",
+        metavar="FOLDER",
+        help="make no edit, but record --init_img there; --prompt describes it, and may be empty",
+    )
+    group.add_argument(
+        "--recording",
+        metavar="FOLDER",
+        help="edit from what --record left there: no pass over the unedited picture",
+    )
+    text = "where --recording is kept while it is used; auto reads each step from disk ahead"
+    _add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and files")
+    group.add_argument(
+        "--model",
+        metavar=braces(MODELS),
+        type=one_of(tuple(MODELS)),
+        default="sdxl",
+        help="the published checkpoints, or the small one that comes along (default: %(default)s)",
+    )
+    for flag, folder, content in (
+        ("--config_path", "configs", "YAML files"),
+        ("--weight_path", "pretrained", "checkpoints"),
+    ):
+        group.add_argument(
+            flag,
+            metavar="FOLDER",
+            default=folder,
+            help=f"folder of the {content} (default: %(default)s)",
+        )
+    for flag, value, meaning in (
+        ("--C", LATENT_CHANNELS, "latent channels"),
+        ("--f", LATENT_FACTOR, "pixels per latent position"),
+    ):
+        group.add_argument(
+            flag,
+            metavar=str(value),
+            type=only(value, f"every model here has {value}"),
+            default=value,
+            help=f"{meaning}; published, only %(default)s",
+        )
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the run's figures as JSON; - for stdout, which then holds nothing else",
+    )
+
+
+def _add_profiling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("profile modes only")
+    group.add_argument(
+        "--random_weights",
+        action="store_true",
+        help="need no checkpoint: MACs and latency do not depend on the values",
+    )
+    group.add_argument(
+        "--macs_only",
+        action="store_true",
+        help="count, do not time; needs no checkpoint and little memory",
+    )
+    group.add_argument(
+        "--compare",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="sparse run types: measure the dense pass too (default: yes)",
+    )
+
+
+def _add_names(
+    group: argparse._ArgumentGroup, flag: str, kind: type[Name], default: Name, text: str
+) -> None:
+    """Add an option that takes one word of an enum."""
+    group.add_argument(
+        flag,
+        metavar=braces(kind),
+        type=member(kind),
+        default=default,
+        help=f"{text} (default: %(default)s)",
+    )

@@ -1,0 +1,221 @@
+"""Recordings from the shell: `--record` makes one of a picture, `--recording` edits from it.
+
+A recording is a folder: a safetensors file for every step, and `recording.json`, which is written
+last, so that an interrupted recording is none. It fits one run only; its key says which.
+"""
+
+import hashlib
+import json
+import logging
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sgm.cli import report
+from sgm.cli.inputs import Inputs
+from sgm.errors import UserError
+from sgm.io import files
+from sgm.specs import RecordingMemory, RunOptions, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from PIL import Image
+
+    from sgm.inference.pipeline import EditResult, Pipeline
+    from sgm.inference.session import SessionReport
+    from sgm.inference.stores import DiskStore, Store
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "recording.json"
+VERSION = 1
+
+
+def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float) -> None:
+    """Record the unedited picture into the folder of `--record`; the prompt is the base prompt.
+
+    Raises:
+        UserError: the folder cannot be written. Nothing of this recording is left there then, nor
+            after any other error or an interrupt.
+    """
+    import torch
+
+    from sgm.inference.places import make_store
+    from sgm.inference.session import EditSession
+    from sgm.inference.stores import DiskStore
+    from sgm.io import imageio
+
+    folder = options.record
+    assert folder is not None and inputs.init is not None  # by `check_together`
+    device, picture = torch.device(options.device), imageio.to_tensor(inputs.init)
+    stores: list[DiskStore] = []
+
+    def on_disk(size: int) -> DiskStore:
+        logger.info("The recording will take %.2f GB in %s.", size / 1e9, folder)
+        store = make_store(size, device, RecordingMemory.DISK, folder)
+        assert isinstance(store, DiskStore)
+        stores.append(store)
+        return store
+
+    def remove() -> None:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for store in stores:
+            store.remove()
+        if new:
+            folder.rmdir()
+
+    new = not folder.exists()
+    _emptied(folder)
+    with files.unfinished(remove):
+        padded = imageio.pad_to_multiple(picture)
+        session = EditSession(pipe, padded, options.sampling, make_store=on_disk, progress=True)
+        made = session.report
+        manifest = _manifest(options, inputs.init, made, stores[0], started)
+        text = json.dumps(manifest, indent=2) + "\n"
+        files.write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+    logger.info(
+        "Recorded %d steps of %.1f MB in %.1f s.",
+        made.steps,
+        made.step_bytes / 1e6,
+        made.seconds["record"],
+    )
+    report.publish(manifest, f"{folder}\n", options.json_path)
+
+
+def _manifest(
+    options: RunOptions,
+    picture: "Image.Image",
+    made: "SessionReport",
+    store: "DiskStore",
+    started: float,
+) -> dict[str, object]:
+    return {
+        "version": VERSION,
+        "key": key_of(options, picture),
+        "prompt": options.sampling.prompt,
+        "steps_recorded": made.steps,
+        "bytes_per_step": made.step_bytes,
+        "seconds": {**made.seconds, "total": time.perf_counter() - started},
+        "checksums": store.checksums,
+    }
+
+
+def _emptied(folder: Path) -> None:
+    """Make the folder, and a recording that is there none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Folder {folder} cannot be written: {error.strerror}.") from error
+
+
+def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "EditResult":
+    """The edit of a run, by sparse passes over the recording of `--recording`.
+
+    Raises:
+        UserError: the recording is damaged, or not of this run.
+    """
+    from sgm.inference.session import EditSession
+    from sgm.io import imageio
+
+    assert inputs.init is not None  # by `check_together`
+    store = _brought(open_recording(options, inputs.init), options.recording_memory)
+    picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
+    session = EditSession.resume(pipe, picture, options.sampling, 1.0, store, progress=True)
+    prompt, negative = options.sampling.prompt, options.sampling.negative_prompt
+    if options.task is Task.INPAINTING:
+        return session.inpaint(prompt, imageio.pad_to_multiple(inputs.mask), negative)
+    edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
+    strength = options.sampling.strength
+    if not session.has_steps_of(strength):
+        raise UserError(
+            f"--strength {strength} of a turbo model takes noise levels that --record does not "
+            "make; use --strength 1, or edit without --recording."
+        )
+    return session.sdedit(prompt, edited, strength, negative)
+
+
+def _brought(store: "DiskStore", memory: RecordingMemory) -> "Store":
+    """A recording where `--recording_memory` wants it. One edit reads every step once, which costs
+    nothing while the step before runs; so `auto` leaves it on disk.
+
+    Raises:
+        UserError: it does not fit there, or is damaged.
+    """
+    from sgm.inference.places import make_store
+
+    size = store.size_in_bytes()
+    if memory in (RecordingMemory.AUTO, RecordingMemory.DISK):
+        logger.info("The recording (%.2f GB) stays on disk; steps are read ahead.", size / 1e9)
+        return store
+    logger.info("The recording (%.2f GB) is kept in memory (%s).", size / 1e9, memory)
+    kept = make_store(size, store.device, memory)
+    for name in store.checksums:
+        kept.put(name, store.get(name))
+    return kept
+
+
+def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":
+    """The store of `--recording`, after its key has been compared with the run's.
+
+    Raises:
+        UserError: there is no whole recording, or a field of its key differs.
+    """
+    import torch
+
+    from sgm.inference.stores import DiskStore
+
+    folder = options.recording
+    assert folder is not None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        key, checksums = dict(manifest["key"]), dict(manifest["checksums"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no recording in {folder}, or it was interrupted; make one with --record."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged; record again.") from error
+    _compare(folder, key, key_of(options, picture))
+    store = DiskStore(folder, torch.device(options.device))
+    store.checksums = checksums
+    return store
+
+
+def _compare(
+    folder: Path, recorded: "Mapping[str, object]", wanted: "Mapping[str, object]"
+) -> None:
+    for field, value in wanted.items():
+        if recorded.get(field) != value:
+            raise UserError(
+                f"The recording in {folder} is for {field} {recorded.get(field)}, and this run has "
+                f"{value}; record again, or run with what was recorded."
+            )
+
+
+def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
+    """What a recording depends on; values as JSON gives them back."""
+    spec = options.spec
+    path = options.weight_path / spec.weight_file(spec.weight_role(options.run_type))
+    return {
+        "version": VERSION,
+        "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
+        "size": [picture.height, picture.width],
+        "seed": options.sampling.seed,
+        "steps": options.sampling.steps,
+        "run_type": options.run_type.value,
+        "model": options.model,
+        "weights": _weights_key(path),
+        "precision": options.precision.value,
+        "preset": options.preset.value,
+    }
+
+
+def _weights_key(path: Path) -> str:
+    """Size of a checkpoint and the SHA-256 of its header; the whole file takes too long to read."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(length)
+    return f"{path.stat().st_size} bytes, header {hashlib.sha256(header).hexdigest()[:16]}"

@@ -1,0 +1,58 @@
+"""The results of a command: a text for people on stdout, figures as JSON for programs."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sgm.io import files
+
+
+def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> None:
+    """Write a result where it was asked for.
+
+    Args:
+        figures: what `--json` gives; floats, strings, lists and dictionaries.
+        text: what a person reads, with its last line ended.
+        json_path: file for the figures; `-` puts them on stdout instead of the text; None drops
+            them.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if json_path is not None:
+        document = json.dumps(figures, indent=2) + "\n"
+        if json_path == "-":
+            _emit(document)
+            return
+        files.write_atomically(Path(json_path), lambda file: file.write(document.encode()))
+    _emit(text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as lines of text: the first column to the left, the others to
+    the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
+def let_go_of_stdout() -> None:
+    """What stdout could not take would be tried again, and end in a traceback, at the very end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _emit(text: str) -> None:
+    """Write to stdout: the only place of this package that does."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,231 @@
+"""Pictures: files to tensors and back, sizes, and writing without half-written files.
+
+Sizes are (height, width) in pixels everywhere. Notices go to the log, results are returned.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sgm.errors import UserError
+from sgm.io.files import check_input_file, check_output_path, write_atomically
+from sgm.specs import SIZE_MULTIPLE
+
+logger = logging.getLogger(__name__)
+
+# Options by extension (see `files.PICTURE_SUFFIXES`): nothing lost where the format can.
+SAVE_OPTIONS: dict[str, tuple[str, dict[str, object]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+}
+LFS_START = b"version https://git-lfs"
+
+
+def load_picture(path: str | Path) -> Image.Image:
+    """Read a picture as 8-bit RGB, upright.
+
+    EXIF rotation is applied; of an animation the first frame is taken (with a notice). Alpha is
+    dropped, not composited, as published: where a picture is transparent, the colours stored
+    there show.
+
+    Args:
+        path: any file that Pillow reads.
+
+    Returns:
+        The picture in mode RGB.
+
+    Raises:
+        UserError: no such file, a folder, not a picture, truncated or too large to be safe.
+    """
+    return to_rgb(open_picture(path))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture in its own mode: first frame, upright, fully decoded.
+
+    Raises:
+        UserError: as for `load_picture`.
+    """
+    path = Path(path)
+    check_input_file(path)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at half of what it refuses; big photographs are nothing to warn of.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
+            frames = getattr(image, "n_frames", 1)
+            # MPO is what phones write: a JPEG with previews behind it, not an animation.
+            if frames > 1 and image.format != "MPO":
+                logger.warning("%s has %d frames; the first one is used.", path, frames)
+                image.seek(0)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not a picture{_why_not(path)}.") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which is not "
+            "safe to open; make it smaller first."
+        ) from error
+    # Pillow's decoders raise many types (SyntaxError, struct.error, ...) on damaged files.
+    except Exception as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise UserError(
+            f"Picture {path} cannot be read ({reason}); it may be damaged or cut short, "
+            "so fetch or export it again."
+        ) from error
+
+
+def _why_not(path: Path) -> str:
+    """A likely reason why a file is no picture, as the end of a sentence."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_START)) == LFS_START:
+            return " but a Git LFS pointer; fetch the content with `git lfs pull`"
+    return " that Pillow can read; convert it to PNG or JPEG"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any Pillow mode to 8-bit RGB; alpha is dropped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(deep_to_uint8(image)).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # only None with inPlace=True
+        return converted
+    if image.mode in ("La", "PA"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    return image.convert("RGB")
+
+
+def deep_to_uint8(image: Image.Image) -> np.ndarray:
+    """Scale a one-channel picture of more than 8 bits to 8 bits, rounded.
+
+    16-bit modes are scaled by 65535. For 32-bit integers and floats the file does not say where
+    white is: the smallest of 1 (floats only), 255, 65535 and 2**31 - 1 that holds every value.
+
+    Args:
+        image: mode `I`, `F` or one of the `I;16` family.
+
+    Returns:
+        uint8 array [H, W].
+
+    Raises:
+        UserError: a float picture with NaN or infinity.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError("The picture holds NaN or infinite values; export it as 8 or 16 bits.")
+    top = values.max(initial=0)
+    if image.mode.startswith("I;16"):
+        white = 65535
+    else:
+        scales = (1, 255, 65535, 2**31 - 1) if image.mode == "F" else (255, 65535, 2**31 - 1)
+        white = next((scale for scale in scales if top <= scale), top)
+    return np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as float32 [3, H, W] in [-1, 1]: 2 * v / 255 - 1."""
+    return 2 * (to_bytes(image).float() / 255) - 1
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_uint8(picture: Tensor) -> Tensor:
+    """A picture in [0, 1] as bytes, clamped and rounded to the nearest (published: truncated).
+
+    Args:
+        picture: float [..., H, W] on any device.
+
+    Returns:
+        uint8 of the same shape on the CPU.
+
+    Raises:
+        ValueError: values that are NaN; infinite ones are clamped.
+    """
+    picture = picture.detach().to("cpu", torch.float32)
+    if picture.isnan().any():
+        raise ValueError("the picture holds NaN values")
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_picture(picture: Tensor) -> Image.Image:
+    """Float [3, H, W] in [0, 1] or uint8 [3, H, W] as an RGB picture."""
+    data = picture if picture.dtype == torch.uint8 else to_uint8(picture)
+    return Image.fromarray(data.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def resize_picture(image: Image.Image, size: tuple[int, int], name: str = "Picture") -> Image.Image:
+    """Resize a picture to (height, width) with Lanczos, saying so; unchanged at its own size."""
+    wanted = (size[1], size[0])  # Pillow's order: (width, height)
+    if image.size == wanted:
+        return image
+    logger.warning("%s resized from %dx%d to %dx%d (width x height).", name, *image.size, *wanted)
+    return image.resize(wanted, Image.Resampling.LANCZOS)
+
+
+def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
+    """Pad at the bottom and the right by reflection to the next multiple.
+
+    The edge itself is not repeated. A side shorter than its padding is reflected back and forth
+    as often as it takes; a side of 1 is repeated.
+
+    Args:
+        x: [..., H, W] of any dtype, both at least 1.
+        multiple: of pixels.
+
+    Returns:
+        [..., H', W'] with both sides multiples.
+    """
+    rows = _reflected(x.shape[-2], multiple, x.device)
+    columns = _reflected(x.shape[-1], multiple, x.device)
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _reflected(length: int, multiple: int, device: torch.device) -> Tensor:
+    """int64 [n * multiple]: source positions 0, 1, ..., length-1, length-2, ..., 0, 1, ..."""
+    positions = torch.arange(-(-length // multiple) * multiple, device=device)
+    if length == 1:
+        return torch.zeros_like(positions)
+    period = 2 * (length - 1)
+    positions = positions % period
+    return torch.minimum(positions, period - positions)
+
+
+def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `pad_to_multiple`: the top left (height, width) of [..., H, W]."""
+    return x[..., : size[0], : size[1]]
+
+
+def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
+    """Write a picture; the file appears complete or not at all. Folders are created.
+
+    Args:
+        picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB picture.
+        path: the extension decides the format, see `SAVE_OPTIONS`.
+
+    Raises:
+        UserError: unknown extension, or the file cannot be written.
+    """
+    path = Path(path)
+    check_output_path(path)
+    image = picture if isinstance(picture, Image.Image) else to_picture(picture)
+    kind, options = SAVE_OPTIONS[path.suffix.lower()]
+    write_atomically(path, lambda file: image.save(file, format=kind, **options))

@@ -1,0 +1,152 @@
+"""Recordings from the shell, with the shipped tiny model on a small picture."""
+
+import json
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgm.cli import main as cli
+from sgm.errors import UserError
+from tests.conftest import ROOT
+from tests.test_readme_commands import SMALL, lines
+
+SIZE = (64, 128)
+FAST = ["--model", "tiny", "--run_type", "sige", "--preset", "fast", "--steps", "2"]
+PATHS = {"--init_img", "--edited_img", "--mask_path", "--record", "--recording"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture, the same with a drawing, a mask, and a recording of the first."""
+    folder = tmp_path_factory.mktemp("record")
+    across, down = np.meshgrid(np.linspace(0, 255, SIZE[1]), np.linspace(0, 255, SIZE[0]))
+    pixels = np.stack([across, down, 255 - across], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "init.png")
+    pixels[20:40, 50:90] = 255
+    Image.fromarray(pixels).save(folder / "edited.png")
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[16:48, 40:100] = True
+    np.save(folder / "mask.npy", mask)
+    run(folder, "--prompt", "", "--record", "recording")
+    return folder
+
+
+def run(folder: Path, *words: str) -> None:
+    """`run.py` on the files of the folder."""
+    found = [str(folder / w) if before in PATHS else w for before, w in pairwise(("", *words))]
+    weights = ["--weight_path", str(ROOT / "pretrained"), "--config_path", str(ROOT / "configs")]
+    assert cli.main([*FAST, *weights, "--init_img", str(folder / "init.png"), *found]) == 0
+
+
+def edit(folder: Path, name: str, *words: str) -> np.ndarray:
+    """An inpainting; uint8 [H, W, 3]."""
+    path = folder / name
+    base = ["--prompt", "a horse", "--mask_path", "mask.npy", "--output_path", str(path)]
+    run(folder, *base, *words)
+    return np.asarray(Image.open(path))
+
+
+def test_edits_from_a_recording(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = edit(folder, "first.png", "--recording", "recording", "--json", "-")
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["changed_outside"] == 0 and figures["edit_ratio"] > 0
+    drawn = folder / "drawn.png"
+    words = ("--task", "sdedit", "--prompt", "a sun", "--edited_img", "edited.png")
+    run(folder, *words, "--recording", "recording", "--output_path", str(drawn))
+    with Image.open(drawn) as image:
+        assert image.size == (128, 64)
+    for memory in ("device", "disk"):
+        words = ("--recording", "recording", "--recording_memory", memory)
+        assert np.array_equal(edit(folder, "again.png", *words), first)
+    mask, source = np.load(folder / "mask.npy"), np.asarray(Image.open(folder / "init.png"))
+    assert np.array_equal(first[~mask], source[~mask])
+    assert not np.array_equal(first[mask], source[mask])
+
+
+def test_a_recording_says_what_it_is_for(folder: Path) -> None:
+    manifest = json.loads((folder / "recording" / "recording.json").read_text())
+    assert manifest["steps_recorded"] == 2 and manifest["bytes_per_step"] > 0
+    assert manifest["key"]["size"] == [64, 128] and manifest["key"]["precision"] == "fp32"
+    names = {path.stem for path in (folder / "recording").glob("*.safetensors")}
+    assert names == set(manifest["checksums"])
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("--seed", "9"), "seed 2, and this run has 9"),
+        (("--steps", "3"), "steps 2, and this run has 3"),
+        (("--precision", "bf16"), "precision fp32, and this run has bf16"),
+        (("--H", "128"), "picture "),
+        (("--init_img", "edited.png"), "picture "),
+    ],
+)
+def test_a_recording_that_does_not_fit_is_refused(
+    folder: Path, words: tuple[str, ...], field: str
+) -> None:
+    with pytest.raises(UserError, match=f"is for {field}"):
+        edit(folder, "refused.png", "--recording", "recording", *words)
+    assert not (folder / "refused.png").exists()
+
+
+def test_an_interrupted_or_damaged_recording_is_none(folder: Path) -> None:
+    with pytest.raises(UserError, match="no recording in"):
+        edit(folder, "refused.png", "--recording", "elsewhere")
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "recording.json").write_text('{"key": {}}')
+    with pytest.raises(UserError, match=r"recording\.json is damaged"):
+        edit(folder, "refused.png", "--recording", "damaged")
+
+
+def test_a_refreshed_edit(folder: Path) -> None:
+    """Of three steps the one between is recorded, or lies between."""
+    steps = ("--steps", "3")
+    refreshed = edit(folder, "refreshed.png", "--refresh", "2", *steps)
+    assert not np.array_equal(refreshed, edit(folder, "every.png", "--refresh", "1", *steps))
+
+
+def test_how_many_steps_are_recorded_can_be_chosen(folder: Path) -> None:
+    steps = ("--steps", "3")
+    for refresh, count in (("1", 3), ("2", 2)):
+        run(folder, "--prompt", "", "--record", refresh, "--refresh", refresh, *steps)
+        manifest = json.loads((folder / refresh / "recording.json").read_text())
+        assert manifest["steps_recorded"] == count
+        made = edit(folder, f"{refresh}.png", "--recording", refresh, *steps)
+        assert made.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("--refresh", "2", "--preset", "published"),
+            "--refresh is for sparse runs of preset fast",
+        ),
+        (("--refresh", "0"), "whole number from 1"),
+        (("--recording", "x", "--run_type", "original"), "--recording is for sparse runs"),
+        (("--recording", "x", "--record", "y"), "--record and --recording exclude each other"),
+        (("--recording", "x", "--refresh", "2"), "--refresh and --recording exclude each other"),
+        (("--recording_memory", "host"), "add --recording"),
+        (("--recording", "x", "--refined"), "--recording knows one model"),
+        (("--record", "x", "--mode", "profile_unet"), "leave --mode out"),
+    ],
+)
+def test_options_that_contradict(folder: Path, words: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        edit(folder, "refused.png", *words)
+
+
+def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line, comments=True)[2:] for line in lines() if "--record" in line]
+    assert len(commands) >= 4 and "--record" in commands[0]
+    for words in commands:
+        assert cli.main([*words, *SMALL]) == 0
+    pictures = sorted(Path("outputs").glob("*.png"))
+    assert len(pictures) == len(commands) - 1
+    assert all(np.asarray(Image.open(path)).std() > 10 for path in pictures)

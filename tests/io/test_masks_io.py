@@ -1,0 +1,191 @@
+"""Masks: every way to write one down gives the same booleans; nonsense is refused."""
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgm.errors import UserError
+from sgm.io.maskio import load_mask
+
+MASK = np.zeros((6, 8), dtype=bool)
+MASK[1:4, 2:7] = True
+SIZE = MASK.shape
+
+
+def saved(tmp_path: Path, values: np.ndarray) -> Path:
+    """A `.npy` file of an array."""
+    np.save(tmp_path / "mask.npy", values)
+    return tmp_path / "mask.npy"
+
+
+def same(mask: torch.Tensor) -> bool:
+    """Whether a loaded mask is MASK, as a bool tensor."""
+    return mask.dtype == torch.bool and np.array_equal(mask.numpy(), MASK)
+
+
+ARRAYS = {
+    "bool": MASK,
+    "0/1 bytes": MASK.astype(np.uint8),
+    "0/255 bytes": MASK.astype(np.uint8) * 255,
+    "0/255 as int64": MASK.astype(np.int64) * 255,
+    "0/255 as floats": MASK * 255.0,
+    "grey levels": np.where(MASK, 200, 90).astype(np.uint8),
+    "floats": np.where(MASK, 0.51, 0.5),
+    "half floats": MASK.astype(np.float16),
+    "big-endian": MASK.astype(">f4"),
+    "Fortran order": np.asfortranarray(MASK),
+    "one channel": MASK[..., None],
+    "three channels": np.repeat(MASK[..., None], 3, 2),
+    "opaque alpha": np.dstack([MASK * 255] * 3 + [np.full(SIZE, 255)]).astype(np.uint8),
+    "alpha": np.dstack([np.zeros(SIZE)] * 3 + [MASK]),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays(name: str, tmp_path: Path) -> None:
+    assert same(load_mask(saved(tmp_path, ARRAYS[name]), SIZE))
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"anything": MASK}, {"mask": MASK, "other": ~MASK}, {"arr_0": MASK, "x": ~MASK}]
+)
+def test_archives(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "m.npz", **arrays)
+    assert same(load_mask(tmp_path / "m.npz", SIZE))
+
+
+def test_archive_with_unclear_names_lists_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", first=MASK, second=MASK)
+    with pytest.raises(UserError, match="first, second"):
+        load_mask(tmp_path / "m.npz", SIZE)
+
+
+BAD_ARRAYS = {
+    "NaN": (np.where(MASK, np.nan, 0), "NaN"),
+    "negative": (-MASK.astype(float), "from -1 to -0|from -1 to 0"),
+    "floats too large": (MASK * 1.5, "from 0 to 1.5"),
+    "labels": (MASK.astype(np.int64) * 3, "from 0 to 3"),
+    "16-bit array": (MASK.astype(np.uint16) * 65535, "from 0 to 65535"),
+    "text": (np.full(SIZE, "yes"), "<U3"),
+    "complex": (MASK.astype(complex), "complex128"),
+    "one axis": (MASK.ravel(), r"shape \(48,\)"),
+    "scalar": (np.array(True), r"shape \(\)"),
+    "channels first": (MASK[None], r"shape \(1, 6, 8\)"),
+    "four axes": (MASK[None, ..., None], r"shape \(1, 6, 8, 1\)"),
+    "nothing": (MASK[:0], "holds nothing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_arrays_that_are_no_mask(name: str, tmp_path: Path) -> None:
+    values, expected = BAD_ARRAYS[name]
+    with pytest.raises(UserError, match=expected) as caught:
+        load_mask(saved(tmp_path, values), SIZE)
+    assert str(caught.value).endswith(".")
+
+
+class Bomb:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_pickles_are_never_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    np.save(tmp_path / "m.npy", np.array([Bomb(str(trace))], dtype=object), allow_pickle=True)
+    (tmp_path / "bare.npy").write_bytes(pickle.dumps(Bomb(str(trace))))
+    np.savez(tmp_path / "m.npz", mask=np.array([Bomb(str(trace))], dtype=object))
+    for name in ("m.npy", "bare.npy", "m.npz"):
+        with pytest.raises(UserError, match=r"Python objects|damaged"):
+            load_mask(tmp_path / name, SIZE)
+    assert not trace.exists()
+
+
+def test_damaged_arrays(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, MASK)
+    for suffix in (".npy", ".npz"):
+        for content in (b"junk", buffer.getvalue()[:-5], buffer.getvalue()[:20], b"PK\3\4junk"):
+            (tmp_path / f"m{suffix}").write_bytes(content)
+            with pytest.raises(UserError, match="cannot be read"):
+                load_mask(tmp_path / f"m{suffix}", SIZE)
+    with pytest.raises(UserError, match="does not exist"):
+        load_mask(tmp_path / "none.npy", SIZE)
+
+
+GREY = Image.fromarray(MASK.astype(np.uint8) * 255)
+PICTURES = {
+    "grey": GREY,
+    "1 bit": GREY.convert("1"),
+    "RGB": GREY.convert("RGB"),
+    "palette": GREY.convert("P"),
+    "16 bits": Image.fromarray(MASK.astype(np.uint16) * 65535),
+    "16 bits, dim": Image.fromarray(np.where(MASK, 40000, 30000).astype(np.uint16)),
+    "0 and 1": Image.fromarray(MASK.astype(np.uint8)),
+    "0 and 1 in 16 bits": Image.fromarray(MASK.astype(np.uint16)),
+    "opaque alpha": GREY.convert("RGBA"),
+    "alpha only": Image.merge("LA", (Image.new("L", GREY.size, 0), GREY)),
+    "RGBA": Image.merge("RGBA", [Image.new("L", GREY.size, 9)] * 3 + [GREY]),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(name: str, tmp_path: Path) -> None:
+    PICTURES[name].save(tmp_path / "mask.png")
+    assert same(load_mask(tmp_path / "mask.png", SIZE))
+
+
+def test_float_picture(tmp_path: Path) -> None:
+    Image.fromarray(MASK.astype(np.float32)).save(tmp_path / "mask.tif")
+    assert same(load_mask(tmp_path / "mask.tif", SIZE))
+
+
+def test_palette_with_a_transparent_entry(tmp_path: Path) -> None:
+    image = Image.fromarray(MASK.astype(np.uint8), "L").convert("P")
+    image.save(tmp_path / "mask.png", transparency=0)
+    assert same(load_mask(tmp_path / "mask.png", SIZE))
+
+
+def test_rotation_of_a_mask_picture_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    GREY.rotate(180).save(tmp_path / "mask.png", exif=exif)
+    assert same(load_mask(tmp_path / "mask.png", SIZE))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_another_size_is_resized_with_a_notice(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"mask{suffix}"
+    double = MASK.repeat(2, 0).repeat(2, 1)
+    np.save(path, double) if suffix == ".npy" else Image.fromarray(double).save(path)
+    assert same(load_mask(path, SIZE))
+    assert "from 16x12 to the picture's 8x6" in caplog.text
+
+
+def test_empty_and_full_masks_are_masks(tmp_path: Path) -> None:
+    assert not load_mask(saved(tmp_path, np.zeros(SIZE)), SIZE).any()
+    assert load_mask(saved(tmp_path, np.ones(SIZE, np.uint8)), SIZE).all()
+    assert load_mask(saved(tmp_path, np.full(SIZE, 255, np.uint8)), SIZE).all()
+
+
+def test_published_mask(golden) -> None:
+    from tests.conftest import SHARED
+
+    path = SHARED / "data" / "inpainting" / "masks" / "0.npy"
+    if not path.is_file():
+        pytest.skip(f"published mask not found at {path}")
+    mask = load_mask(path, (512, 1024))
+    expected = torch.zeros(512, 1024, dtype=torch.bool)
+    expected[280:470, 590:910] = True
+    assert torch.equal(mask, expected)
