@@ -26,10 +26,10 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, ROOT, commit, machine, write_results
 from sgm import runtime
 from sgm.cli.program import start
-from sgm.inference.held import held_noise
-from sgm.inference.networks import Networks
-from sgm.inference.noise import NamedNoise, Noise
+from sgm.inference.networks import Networks, table_of_preset
+from sgm.inference.noise import NamedNoise, Noise, fixed_noise
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.presets import RECIPES
 from sgm.inference.session import EditSession
 from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--turbo", action="store_true", help="the few-step model")
     parser.add_argument("--steps", type=int, default=None, help="default 50, turbo 4")
     parser.add_argument(
-        "--refresh", type=int, nargs="*", default=[1, 2, 4, 5], help="default 1 2 4 5"
+        "--refresh", type=int, nargs="*", default=[], help="others than the default"
     )
     parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10); 0 for none")
     parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")
@@ -124,9 +124,9 @@ def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dic
         else:
             weights = random_weights(engine.state_dict(), device, runtime.dtype_of(precision))
         engine.load_state_dict(weights, assign=True)
-        networks = Networks(engine.eval())
+        networks = Networks(engine.eval(), table_of_preset(preset) if run_type.sparse else None)
         networks.set_backend(Backend.AUTO.value)
-        pipelines[run] = Pipeline(networks, precision, run_type.sparse, turbo, preset)
+        pipelines[run] = Pipeline(networks, precision, run_type.sparse, turbo, RECIPES[preset])
     return pipelines
 
 
@@ -163,7 +163,7 @@ def measure_edit(
     bar: tqdm,
 ) -> dict[str, object]:
     """All runs of one edit."""
-    noise = held_noise(NamedNoise(edit.seed))
+    noise = fixed_noise(NamedNoise(edit.seed))
     device = pipelines["dense"].networks.device
     rows: dict[str, Timing] = {}
     dense: torch.Tensor | None = None
@@ -184,11 +184,10 @@ def measure_edit(
     for run in ("dense", "published"):
         add(run, lambda p=pipelines[run]: run_edit(p, edit, args.steps, noise=noise))
     fast = pipelines["fast"]
-    recipe = fast.recipe
+    add("fast, cold", lambda: run_edit(fast, edit, args.steps, noise=noise))
     for refresh in args.refresh:
-        fast.recipe = recipe.refreshed(refresh)
-        add(f"fast, cold, K={refresh}", lambda: run_edit(fast, edit, args.steps, noise=noise))
-    fast.recipe = recipe
+        one = fast.with_recipe(fast.recipe.refreshed(refresh))
+        add(f"fast, cold, K={refresh}", lambda p=one: run_edit(p, edit, args.steps, noise=noise))
     found: dict[str, object] = {"edit_ratio": edit.mask.float().mean().item()}
     if args.edits:
         found |= measure_warm(edit, fast, args, noise, add)
@@ -205,8 +204,8 @@ def measure_warm(
     """Record the picture of an edit and add the warm runs; what recording took."""
     params = SamplingParams("", seed=edit.seed, steps=args.steps)
     began = time.perf_counter()
-    strength = 1.0 if edit.edited is None else params.strength
-    session = EditSession(fast, edit.image, params, strength, noise=noise)
+    task = Task.INPAINTING if edit.edited is None else Task.SDEDIT
+    session = EditSession(fast, edit.image, params, task, noise=noise)
     recording = time.perf_counter() - began
     for number in range(1, args.edits + 1):
         if number in (2, args.edits):
@@ -215,7 +214,7 @@ def measure_warm(
             warm(session, edit)
     if not args.random_weights:  # what the prompt of a recording is worth
         own = replace(params, prompt=edit.prompt)
-        same = EditSession(fast, edit.image, own, strength, noise=noise)
+        same = EditSession(fast, edit.image, own, task, noise=noise)
         add("fast, warm, recorded under its prompt", lambda: warm(same, edit))
     return {"record_seconds": recording, "record": asdict(session.report)}
 
@@ -238,7 +237,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     edits = make_edits(args.assets, size)
     edits = {name: edit for name, edit in edits.items() if name in args.examples}
     warm_runs = (2 + (not args.random_weights)) if args.edits else 0
-    runs = len(edits) * (2 + len(args.refresh) + warm_runs)
+    runs = len(edits) * (3 + len(args.refresh) + warm_runs)
     with tqdm(total=runs, desc="editing", unit="run") as bar:
         results = {
             name: measure_edit(name, edit, pipelines, args, bar) for name, edit in edits.items()

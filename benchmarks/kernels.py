@@ -32,9 +32,9 @@ from sgm.io.checkpoint import build_model
 from sgm.sparse.active import CONV1X1, CONV3X3, ActiveSet, Geometry, block_active_set
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
-from sgm.sparse.network import SparseNetwork
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import Prologue, SparseOps, select_ops
+from sgm.sparse.sparsify import sparsify
 
 BATCH = 2
 RECTANGLE = (280, 470, 590, 910)  # rows, columns of 512x1024
@@ -245,14 +245,13 @@ def bench_attention(bench: Bench, active: ActiveSet, channels: int) -> None:
 
 def bench_step(bench: Bench, masks: MaskPyramid, latents: tuple[int, int]) -> None:
     """A UNet pass of preset `fast` on random weights: dense, sparse, and sparse as a graph."""
-    name = "tiny-fast.yaml" if bench.quick else "fast.yaml"
+    name = "tiny-original.yaml" if bench.quick else "original.yaml"
     unet = build_model(Path(__file__).parents[1] / "configs" / name).model.diffusion_model
-    assert isinstance(unet, SparseNetwork)
     unet = unet.to_empty(device=bench.device).to(bench.dtype)
     unet = unet.to(memory_format=torch.channels_last).eval()
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    state = unet.state
+    state = sparsify(unet)
     x, text = bench.draw(BATCH, 4, *latents), bench.draw(BATCH, 77, unet.context_dim)
     x = x.to(memory_format=torch.channels_last)
     y = bench.draw(BATCH, unet.label_emb[0][0].in_features)
@@ -280,6 +279,7 @@ def bench_step(bench: Bench, masks: MaskPyramid, latents: tuple[int, int]) -> No
         else:
             step()
             times["dense"] = timed(repeats)
+        state.set_text(text)
         with state.recording(masks):
             step()
         with state.sparse(masks):

@@ -31,10 +31,9 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, ROOT, commit, write_figures
 from sgm import runtime
 from sgm.cli.program import start
-from sgm.inference.held import held_noise
-from sgm.inference.noise import NamedNoise
+from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.recipes import FAST, PUBLISHED, Recipe
+from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
@@ -74,9 +73,16 @@ SWEEP: dict[str, Recipe] = {
     **{f"sdedit, early {n:.0%} of steps": replace(FAST, early=n) for n in (0.2, 0.3)},
     "sparse decoder": replace(FAST, sparse_decode=True),
     "sparse decoder, sdedit 40": replace(FAST, sparse_decode=True, sdedit_decoder=40),
-    "sdedit, no leading": replace(FAST, sdedit_leading=0.0),
-    "sdedit, no leading, refresh 3": replace(FAST, sdedit_leading=0.0, sdedit_refresh=3),
-    **{f"refresh {n}": FAST.refreshed(n) for n in (1, 2, 3, 4, 5, 8)},
+    "every step": FAST.refreshed(1),
+    **{
+        f"{count} recorded, order {order}": replace(
+            FAST,
+            recorded=replace(FAST.recorded, count=count, order=order),
+            sdedit_recorded=replace(FAST.sdedit_recorded, count=count, order=order),
+        )
+        for count in (5, 6, 8, 10)
+        for order in (1, 2, 3)
+    },
 }
 
 
@@ -136,14 +142,13 @@ def compare(
 ) -> dict[str, dict[str, object]]:
     """The figures of one edit by the name of the run."""
     # One noise for all steps in every run, as preset `fast` has.
-    noise = held_noise(NamedNoise(edit.seed))
+    noise = fixed_noise(NamedNoise(edit.seed))
     dense = run_edit(pipelines["dense"], edit, steps, noise=noise).image
     pictures = {"published": run_edit(pipelines["published"], edit, steps, noise=noise).image}
     fast = pipelines["fast"]
     for name, recipe in recipes.items():
-        fast.recipe = replace(recipe, feather=None)
-        pictures[name] = run_edit(fast, edit, steps, noise=noise).image
-    fast.recipe = FAST
+        one = fast.with_recipe(replace(recipe, feather=None))
+        pictures[name] = run_edit(one, edit, steps, noise=noise).image
     pictures["fast"] = edit.request.finish(pictures["fast_network"], FAST)
     figures: dict[str, dict[str, object]] = {}
     for name, picture in pictures.items():

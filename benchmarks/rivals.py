@@ -38,6 +38,7 @@ from sgm.profiling import latency
 from sgm.profiling.macs import Macs, count_macs
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
 from sgm.sparse.ops import BACKENDS
+from sgm.sparse.sparsify import handle_of
 from sgm.specs import Precision, Preset, RunOptions
 from tools.compare import markdown_table
 
@@ -164,7 +165,7 @@ class Bench:
                 one = first[preset] = with_weights(shapes, self.weights, self.device)
             one = one.on_backend("sige" if name == PACKAGE else self.args.backend, self.device)
             if name == GRAPHS:
-                one.network.state.use_graphs()
+                handle_of(one.network).use_graphs()
             yield name, one
 
     def measure(self, example: str) -> list[dict[str, object]]:

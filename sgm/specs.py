@@ -130,8 +130,8 @@ class ModelSpec:
     Attributes:
         name: the word after `--model`.
         weights: checkpoint file names by role: `base`, `refiner`, `turbo`; only those that exist.
-        configs: YAML file names by role: `original`, `sige`, `fast`, and with a refiner
-            `refiner`, `sige-refiner`, `fast-refiner`.
+        configs: YAML file names by role: `original`, `sige`, and with a refiner `refiner` and
+            `sige-refiner`. Preset `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
@@ -171,10 +171,10 @@ class ModelSpec:
         Raises:
             UserError: this family has no refiner.
         """
-        sparse = "fast" if preset is Preset.FAST else "sige"
-        role = sparse if run_type.sparse else "original"
+        blocks = run_type.sparse and preset is Preset.PUBLISHED
+        role = "sige" if blocks else "original"
         if refiner:
-            role = f"{sparse}-refiner" if run_type.sparse else "refiner"
+            role = "sige-refiner" if blocks else "refiner"
         if role not in self.configs:
             raise UserError(f"The {self.name} model has no refiner; leave --refined out.")
         return self.configs[role]
@@ -197,10 +197,8 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
                 {
                     "original": "original.yaml",
                     "sige": "sige.yaml",
-                    "fast": "fast.yaml",
                     "refiner": "refiner.yaml",
                     "sige-refiner": "sige-refiner.yaml",
-                    "fast-refiner": "fast-refiner.yaml",
                 }
             ),
             pages=MappingProxyType(
@@ -225,10 +223,8 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
                 {
                     "original": "tiny-original.yaml",
                     "sige": "tiny-sige.yaml",
-                    "fast": "tiny-fast.yaml",
                     "refiner": "tiny-refiner.yaml",
                     "sige-refiner": "tiny-sige-refiner.yaml",
-                    "fast-refiner": "tiny-fast-refiner.yaml",
                 }
             ),
             pages=MappingProxyType({}),

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from sgm.cli.program import start
-from sgm.inference.held import held_noise
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.noise import NamedNoise
+from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
@@ -82,7 +81,7 @@ def result(
     wanted = Inpainting(edit.image, edit.mask) if inpainting else SDEdit(edit.image, edit.edited)
     steps = None if kind.turbo else args.steps
     params = SamplingParams(edit.prompt, seed=edit.seed, steps=steps)
-    noise = held_noise(NamedNoise(edit.seed))
+    noise = fixed_noise(NamedNoise(edit.seed))
     if refined:
         return refined_edit(load, wanted, params, noise)
     return load(False).edit(wanted, params, noise)

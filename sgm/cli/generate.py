@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sgm.inference.edit import Edit
     from sgm.inference.pipeline import Pipeline
-    from sgm.inference.plan import Edit
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
 
     from sgm.inference.pipeline import Pipeline
 
-    pipe = Pipeline.load(
+    return Pipeline.load(
         options.spec,
         options.run_type,
         options.config_path,
@@ -104,10 +104,8 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
         options.backend,
         options.preset,
         refiner,
+        options.refresh,
     )
-    if options.refresh is not None:
-        pipe.recipe = pipe.recipe.refreshed(options.refresh)
-    return pipe
 
 
 def edit_of(options: RunOptions, inputs: Inputs) -> "Edit":
@@ -149,7 +147,7 @@ def _finish(
 def changed_outside(options: RunOptions, inputs: Inputs, picture: "Image.Image") -> int | None:
     """Bytes in which a result differs from the input where no edit is: outside the mask, or for
     sdedit outside of the dilated difference that the preset may change. None where unknown."""
-    from sgm.inference.recipes import RECIPES
+    from sgm.inference.presets import RECIPES
     from sgm.io import imageio
 
     region = inputs.mask

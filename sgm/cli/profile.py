@@ -84,6 +84,7 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
 
     from sgm.profiling.macs import count_macs
     from sgm.profiling.passes import with_random_numbers
+    from sgm.sparse.sparsify import handle_of
 
     device = torch.device(options.device)
     with torch.inference_mode():
@@ -104,13 +105,13 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
         real = real.on_backend(options.backend.value, device)
         backend = real.backend or options.backend.value
         if graphs and options.run_type.sparse and options.mode is Mode.PROFILE_UNET:
-            real.network.state.use_graphs()
+            handle_of(real.network).use_graphs()
         return Measured(parameters, backend, macs, first, *_timed(options, real, device))
 
 
 def _first_steps(options: RunOptions, inputs: Inputs) -> "tuple[float, Macs] | None":
     """See `Measured.first_steps`."""
-    from sgm.inference.recipes import RECIPES
+    from sgm.inference.presets import RECIPES
     from sgm.profiling.macs import count_macs
 
     share = RECIPES[options.preset].early
@@ -153,8 +154,9 @@ def blank_pipeline(options: RunOptions) -> "Pipeline":
     """The networks of a run on the meta device: shapes without weights, counted by the operators
     of the `torch` backend. With `--refined` those of the refiner."""
     from sgm import runtime
-    from sgm.inference.networks import Networks
+    from sgm.inference.networks import Networks, table_of_preset
     from sgm.inference.pipeline import Pipeline
+    from sgm.inference.presets import RECIPES
     from sgm.io.checkpoint import build_model
     from sgm.specs import Precision
 
@@ -162,10 +164,11 @@ def blank_pipeline(options: RunOptions) -> "Pipeline":
     engine = build_model(
         options.config_path / options.spec.config_file(run_type, refined, preset)
     ).eval()
-    networks = Networks(engine.to(runtime.dtype_of(options.precision)))
+    table = table_of_preset(preset) if run_type.sparse else None
+    networks = Networks(engine.to(runtime.dtype_of(options.precision)), table)
     networks.set_backend("torch")
     turbo = options.spec.turbo if run_type.turbo and not refined else None
-    return Pipeline(networks, Precision.FP32, run_type.sparse, turbo, preset)
+    return Pipeline(networks, Precision.FP32, run_type.sparse, turbo, RECIPES[preset])
 
 
 def caught_pass(options: RunOptions, inputs: Inputs, pipeline: "Pipeline") -> "Pass":
@@ -181,7 +184,7 @@ def caught_pass(options: RunOptions, inputs: Inputs, pipeline: "Pipeline") -> "P
     params = replace(options.sampling, steps=1, strength=1.0)
     edit = edit_of(replace(options, sampling=params), inputs)
     # The decoder's pass is that of an edit from a recording; others may decode in full.
-    pipeline.recipe = replace(pipeline.recipe, sparse_decode=True)
+    pipeline = pipeline.with_recipe(replace(pipeline.recipe, sparse_decode=True))
     network = getattr(pipeline.networks, options.mode.network)
     one = catch(network, lambda: pipeline.edit(edit, params))
     on_mask = options.run_type.sparse and options.mode is Mode.PROFILE_ENCODER

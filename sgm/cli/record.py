@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "recording.json"
-VERSION = 1
+VERSION = 2
 
 
 def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float) -> None:
@@ -42,7 +42,7 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
     """
     import torch
 
-    from sgm.inference.places import make_store
+    from sgm.inference.choose_store import make_store
     from sgm.inference.session import EditSession
     from sgm.inference.stores import DiskStore
     from sgm.io import imageio
@@ -70,7 +70,9 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
     _emptied(folder)
     with files.unfinished(remove):
         padded = imageio.pad_to_multiple(picture)
-        session = EditSession(pipe, padded, options.sampling, make_store=on_disk, progress=True)
+        session = EditSession(
+            pipe, padded, options.sampling, options.task, make_store=on_disk, progress=True
+        )
         made = session.report
         manifest = _manifest(options, inputs.init, made, stores[0], started)
         text = json.dumps(manifest, indent=2) + "\n"
@@ -121,30 +123,25 @@ def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "Edi
     from sgm.io import imageio
 
     assert inputs.init is not None  # by `check_together`
-    store = _brought(open_recording(options, inputs.init), options.recording_memory)
+    store = _load_into(open_recording(options, inputs.init), options.recording_memory)
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
-    session = EditSession.resume(pipe, picture, options.sampling, 1.0, store, progress=True)
+    session = EditSession.resume(pipe, picture, options.sampling, store, progress=True)
     prompt, negative = options.sampling.prompt, options.sampling.negative_prompt
     if options.task is Task.INPAINTING:
         return session.inpaint(prompt, imageio.pad_to_multiple(inputs.mask), negative)
     edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
     strength = options.sampling.strength
-    if not session.has_steps_of(strength):
-        raise UserError(
-            f"--strength {strength} of a turbo model takes noise levels that --record does not "
-            "make; use --strength 1, or edit without --recording."
-        )
     return session.sdedit(prompt, edited, strength, negative)
 
 
-def _brought(store: "DiskStore", memory: RecordingMemory) -> "Store":
+def _load_into(store: "DiskStore", memory: RecordingMemory) -> "Store":
     """A recording where `--recording_memory` wants it. One edit reads every step once, which costs
     nothing while the step before runs; so `auto` leaves it on disk.
 
     Raises:
         UserError: it does not fit there, or is damaged.
     """
-    from sgm.inference.places import make_store
+    from sgm.inference.choose_store import make_store
 
     size = store.size_in_bytes()
     if memory in (RecordingMemory.AUTO, RecordingMemory.DISK):
@@ -206,6 +203,8 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "seed": options.sampling.seed,
         "steps": options.sampling.steps,
         "run_type": options.run_type.value,
+        "task": options.task.value,
+        "strength": options.sampling.strength if options.task is Task.SDEDIT else 1.0,
         "model": options.model,
         "weights": _weights_key(path),
         "precision": options.precision.value,

@@ -12,32 +12,22 @@ from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
 from sgm.modules.diffusionmodules.sampling import Denoise, guided
 from sgm.sparse.masks import MaskPyramid
-from sgm.sparse.network import SparseNetwork
+from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import Recording
-from sgm.sparse.state import SparseState
+from sgm.sparse.sparsify import Table, handle_of, sparsify
+from sgm.specs import Preset
 
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)
 AESTHETIC_SCORE = 5.0  # the refiner's; published: on both branches
 
 
-def state_of(network: torch.nn.Module) -> SparseState:
-    """The sparse state of a network.
-
-    Raises:
-        TypeError: the network is dense.
-    """
-    if not isinstance(network, SparseNetwork):
-        raise TypeError(f"{type(network).__name__} has no sparse pass; load the sige configuration")
-    return network.state
-
-
 def recording(
     network: torch.nn.Module, masks: MaskPyramid | None = None
 ) -> AbstractContextManager[Recording]:
     """Scope in which a sparse network runs in full and records, for these masks or for any."""
-    return state_of(network).recording(masks)
+    return handle_of(network).recording(masks)
 
 
 def sparse(
@@ -45,7 +35,16 @@ def sparse(
 ) -> AbstractContextManager[None]:
     """Scope in which a network computes where the masks say; without masks, everywhere. See
     `SparseState.sparse` for `update`."""
-    return nullcontext() if masks is None else state_of(network).sparse(masks, update)
+    return nullcontext() if masks is None else handle_of(network).sparse(masks, update)
+
+
+def table_of_preset(preset: Preset) -> Table:
+    """The layers that a preset makes sparse."""
+    # Imported here: dense runs need no sparse layers.
+    from sgm.sparse.rules.published import PUBLISHED
+    from sgm.sparse.rules.sgm import FAST
+
+    return FAST if preset is Preset.FAST else PUBLISHED
 
 
 class NonFiniteError(UserError):
@@ -54,14 +53,21 @@ class NonFiniteError(UserError):
 
 
 class Networks:
-    """An engine on its device. Pictures are [3, H, W] in [-1, 1], latents [1, C, h, w] float32."""
+    """An engine on its device. Pictures are [3, H, W] in [-1, 1], latents [1, C, h, w] float32.
 
-    def __init__(self, engine: DiffusionEngine) -> None:
+    Args:
+        engine: dense networks.
+        table: how they get sparse passes; None to leave them dense.
+    """
+
+    def __init__(self, engine: DiffusionEngine, table: Table | None = None) -> None:
         self.engine = engine
         self.unet = engine.model.diffusion_model
         self.encoder = engine.first_stage_model.encoder
         self.decoder = engine.first_stage_model.decoder
         self.layout = torch.channels_last
+        networks = (self.unet, self.encoder, self.decoder)
+        self._sparse = [sparsify(network, table) for network in networks] if table else []
 
     @property
     def device(self) -> torch.device:
@@ -75,21 +81,19 @@ class Networks:
     def set_backend(self, name: str) -> None:
         """Choose who runs the sparse operators on this device, and lay weights and maps out as it
         likes them; see `select_ops`."""
-        for network in (self.unet, self.encoder, self.decoder):
-            if isinstance(network, SparseNetwork):
-                network.state.ops = select_ops(name, self.device)
-                self.layout = network.state.ops.memory_format
+        for handle in self._sparse:
+            handle.ops = select_ops(name, self.device)
+            self.layout = handle.ops.memory_format
         self.engine.to(memory_format=self.layout)
 
     def use_graphs(self) -> None:
         """Run sparse passes of the UNet as CUDA graphs; see `SparseState.use_graphs`."""
-        state_of(self.unet).use_graphs()
+        handle_of(self.unet).use_graphs()
 
     def forget(self) -> None:
         """Free all recordings; at full size they are gigabytes."""
-        for network in (self.unet, self.encoder, self.decoder):
-            if isinstance(network, SparseNetwork):
-                network.state.clear()
+        for handle in self._sparse:
+            handle.clear()
 
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
         """Scaled latents of a picture: one sample of the posterior, one draw called `name`.
@@ -144,11 +148,14 @@ class Networks:
         )
 
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
-        """The guided denoised estimate as the solvers call it."""
+        """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
+        passes of the UNet attend to the texts of this one, which are projected here, once."""
         dtype = next(self.unet.parameters()).dtype
-        # Cast here once, so that the network sees the very same text tensor at every step.
         c, uc = ({k: v.to(dtype) for k, v in cond.items()} for cond in (c, uc))
-        denoise = guided(self.engine.denoiser, self.engine.model, VanillaCFG(scale), c, uc)
+        guider = VanillaCFG(scale)
+        if is_sparse(self.unet):
+            handle_of(self.unet).set_text(guider.conditioning(c, uc)["crossattn"])
+        denoise = guided(self.engine.denoiser, self.engine.model, guider, c, uc)
 
         def laid_out(x: Tensor, sigma: Tensor) -> Tensor:
             return denoise(x.contiguous(memory_format=self.layout), sigma)

@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from sgm import runtime
 from sgm.errors import UserError
-from sgm.inference.finite import FiniteWatch
+from sgm.inference import loop
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.networks import Networks, NonFiniteError
+from sgm.inference.loop import Plan
+from sgm.inference.nan_check import NanCheck
+from sgm.inference.networks import Networks, NonFiniteError, table_of_preset
 from sgm.inference.noise import Noise, sequential_noise
-from sgm.inference.plan import Edit, Plan
-from sgm.inference.recipes import RECIPES
+from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
@@ -82,7 +84,7 @@ class Pipeline:
         networks: on their device, in their dtype.
         precision: decides the TF32 switches of a run; the dtype of the weights is given already.
         sparse: whether edits run sparsely.
-        preset: how sparsely, and whether pixels outside of an edit stay those of the input.
+        recipe: how sparsely, and whether pixels outside of an edit stay those of the input.
         turbo: the few steps to make instead of the whole schedule.
     """
 
@@ -92,16 +94,13 @@ class Pipeline:
         precision: Precision,
         sparse: bool,
         turbo: Turbo | None = None,
-        preset: Preset = Preset.PUBLISHED,
+        recipe: Recipe = PUBLISHED,
     ) -> None:
         self.networks = networks
         self.precision = precision
         self.sparse = sparse
         self.turbo = turbo
-        self.recipe = RECIPES[preset]
-        if turbo is not None and self.recipe.refresh is not None:
-            # From one of so few levels to the next everything changes.
-            self.recipe = self.recipe.refreshed(1)
+        self.recipe = recipe
 
     @classmethod
     def load(
@@ -115,6 +114,7 @@ class Pipeline:
         backend: Backend = Backend.AUTO,
         preset: Preset = Preset.PUBLISHED,
         refiner: bool = False,
+        every: int | None = None,
         progress: bool = True,
     ) -> "Pipeline":
         """Build the networks of a run type and load their weights.
@@ -122,6 +122,7 @@ class Pipeline:
         Args:
             config_path, weight_path: the folders of YAML files and of checkpoints.
             refiner: the refiner instead of the base or turbo model; always the whole schedule.
+            every: steps from one recording to the next; None for the preset's.
             progress: show a bar on stderr.
 
         Raises:
@@ -133,10 +134,20 @@ class Pipeline:
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
         load_weights(engine, path, device, runtime.dtype_of(precision), progress, exact)
-        networks = Networks(engine.eval())
+        networks = Networks(engine.eval(), table_of_preset(preset) if run_type.sparse else None)
         networks.set_backend(backend.value)
         turbo = spec.turbo if run_type.turbo and not refiner else None
-        return cls(networks, precision, run_type.sparse, turbo, preset)
+        recipe = RECIPES[preset]
+        if every is not None:
+            recipe = recipe.refreshed(every)
+        elif turbo is not None:
+            # From one of so few levels to the next everything changes.
+            recipe = recipe.refreshed(1)
+        return cls(networks, precision, run_type.sparse, turbo, recipe)
+
+    def with_recipe(self, recipe: Recipe) -> "Pipeline":
+        """The same networks, run by another recipe."""
+        return Pipeline(self.networks, self.precision, self.sparse, self.turbo, recipe)
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -154,8 +165,8 @@ class Pipeline:
         return self._retried(lambda: edit.prepare(self.networks, recipe, noise))
 
     def decode(self, plan: Plan) -> Tensor:
-        """Picture of a denoised plan; inside `scope`. See `Plan.decode`."""
-        return self._retried(lambda: plan.decode(self.networks))
+        """Picture of a denoised plan; inside `scope`. See `loop.decode`."""
+        return self._retried(lambda: loop.decode(plan, self.networks))
 
     def _retried(self, run: Callable[[], Result]) -> Result:
         """What the autoencoder makes; once more in float32 if it overflowed.
@@ -224,7 +235,7 @@ class Pipeline:
         networks, solver = self.networks, self.solver(params.steps)
         with stage("encode"):
             denoise = self.denoiser(params, size)
-        count, watch = plan.steps(networks, solver), FiniteWatch(networks.device)
+        count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)
         with (
             stage("sample"),
             tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar,
@@ -234,7 +245,7 @@ class Pipeline:
                 watch(i, x)
                 bar.update()
 
-            done = plan.denoise(networks, denoise, solver, noise, on_step)
+            done = loop.run(plan, networks, denoise, solver, noise, on_step)
         watch.check(self.precision)
         return done
 

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from sgm.inference.between import leading
 from sgm.inference.composite import composite
-from sgm.inference.held import HeldPlan, Kept
-from sgm.inference.networks import Networks, recording, sparse, state_of
+from sgm.inference.edit import Edit, check_sizes
+from sgm.inference.loop import Kept, Plan, Source
+from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
-from sgm.inference.plan import Edit, OnStep, Plan, check_sizes
-from sgm.inference.recipes import Recipe, StepMasks
-from sgm.modules.diffusionmodules.sampling import Denoise, Solver
+from sgm.inference.presets import Recipe
 from sgm.sparse.masks import MaskPyramid, difference_mask
+from sgm.sparse.sparsify import handle_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,41 +54,53 @@ class SDEdit(Edit):
             ValueError: a sparse run without the unedited picture, or with an equal one.
         """
         if recipe is None:
-            return SDEditPlan(networks.encode(self.edited, noise, "edited"), self.strength)
+            edited = networks.encode(self.edited, noise, "edited")
+            return Plan(Source.NONE, None, start=edited, strength=self.strength)
         difference = self._difference()
         masks = recipe.sdedit_masks(difference)
         with recording(networks.encoder, masks):
-            z_init = networks.encode(self.init, noise, "init")
+            z = networks.encode(self.init, noise, "init")
         with sparse(networks.encoder, masks):
-            z_edited = networks.encode(self.edited, noise, "edited")
+            edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
         decoder_masks = recipe.sdedit_decoder_masks(difference) if recipe.sparse_decode else None
-        steps = recipe.sdedit_steps(difference, masks)
-        return SDEditPlan(
-            z_edited,
-            self.strength,
-            z_init,
-            steps,
-            decoder_masks,
-            refresh=recipe.sdedit_refresh,
-            leading=recipe.sdedit_leading,
-        )
+        return self._plan(z, edited, recipe, masks, decoder_masks)
 
-    def held(self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept) -> Plan:
-        """The plan of an edit that is held to a picture whose latents z and recordings are kept.
+    def from_recording(
+        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    ) -> Plan:
+        """The plan of an edit of a picture whose latents z and recordings were kept.
 
         Raises:
             ValueError: without the unedited picture, or with an equal one.
         """
         difference = self._difference()
         masks = recipe.sdedit_masks(difference)
-        state_of(networks.encoder).use(kept.encoder)
+        handle_of(networks.encoder).use(kept.encoder)
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
         decoder_masks = recipe.sdedit_decoder_masks(difference)
-        steps = recipe.sdedit_steps(difference, masks)
-        return HeldPlan(
-            z, edited, None, steps, self.strength, kept=kept, decoder_masks=decoder_masks
+        return replace(self._plan(z, edited, recipe, masks, decoder_masks), kept=kept)
+
+    def _plan(
+        self,
+        z: Tensor,
+        edited: Tensor,
+        recipe: Recipe,
+        masks: MaskPyramid,
+        decoder_masks: MaskPyramid | None,
+    ) -> Plan:
+        steps = recipe.sdedit_steps(self._difference(), masks)
+        size = (edited.shape[2], edited.shape[3])
+        return Plan(
+            Source.STEPPED,
+            z,
+            start=edited,
+            inside=steps.first[size].to(edited.device) if recipe.hold else None,
+            masks=steps,
+            recorded=recipe.sdedit_recorded,
+            strength=self.strength,
+            decoder_masks=decoder_masks,
         )
 
     def _difference(self) -> Tensor:
@@ -105,90 +115,3 @@ class SDEdit(Edit):
             return picture
         region = recipe.sdedit_region(difference_mask(self.init, self.edited))
         return composite(picture, (self.edited + 1) / 2, region, recipe.feather)
-
-
-@dataclass(frozen=True, eq=False)
-class SDEditPlan(Plan):
-    """What is prepared before the loop, and what it ends in.
-
-    Attributes:
-        edited: scaled latents of the edited picture [1, C, h, w].
-        strength: share of the schedule that is run.
-        init: latents of the unedited picture; None in a dense run.
-        masks: of the UNet in a sparse run; None in a dense one.
-        decoder_masks: to decode sparsely, after a full pass of `init` that records; None to decode
-            the result alone, in full.
-        refresh: steps from one recording to the next.
-        leading: share of the steps, from the first, that are all recorded.
-    """
-
-    edited: Tensor
-    strength: float
-    init: Tensor | None = None
-    masks: StepMasks | None = None
-    decoder_masks: MaskPyramid | None = None
-    refresh: int = 1
-    leading: float = 0.0
-
-    def steps(self, networks: Networks, solver: Solver) -> int:
-        """See `Plan.steps`."""
-        return len(solver.sigmas(networks.engine.denoiser.discretization, self.strength)) - 1
-
-    def denoise(
-        self,
-        networks: Networks,
-        denoise: Denoise,
-        solver: Solver,
-        noise: Noise,
-        on_step: OnStep,
-    ) -> "SDEditPlan":
-        """The sampling loop over the last `strength` of the schedule. In a sparse run both latents
-        get the same noise and are stepped side by side: a full pass on the unedited one, which
-        records, and a sparse pass on the edited one. The unedited one makes longer steps where
-        not all are recorded, and brings the edited one back to itself outside of the masks."""
-        sigmas = solver.sigmas(networks.engine.denoiser.discretization, self.strength)
-        draw = noise("start", self.edited.shape).to(self.edited)
-        size = torch.sqrt(1 + sigmas[0] ** 2).to(draw)
-
-        def start(z: Tensor) -> Tensor:
-            return solver.start((z + draw * sigmas[0].to(draw)) / size, sigmas)
-
-        edited, edited_state = start(self.edited), None
-        init, init_state = None if self.init is None else start(self.init), None
-        count, masks = len(sigmas) - 1, None
-        made = leading(count, self.refresh, self.leading)
-        levels = sigmas[[*made, count]]  # of the unedited one
-        for i in range(count):
-            if init is not None and self.masks is not None and i in made:
-                masks = self.masks.at(i, count)
-                edited = self._outside_of(init, edited)
-                with recording(networks.unet, masks):
-                    number = made.index(i)
-                    init, init_state = solver.step(denoise, init, number, levels, init_state)
-            with sparse(networks.unet, masks):
-                edited, edited_state = solver.step(denoise, edited, i, sigmas, edited_state)
-            on_step(i, edited)
-        if init is not None:
-            edited = self._outside_of(init, edited)
-        return replace(self, edited=edited, init=init)
-
-    def _outside_of(self, init: Tensor, edited: Tensor) -> Tensor:
-        """The edited latents in the masks of the first steps, the unedited ones outside, where
-        recordings were not refreshed at every step. (Where they were, the two are the same.)"""
-        if self.refresh == 1 or self.masks is None:
-            return edited
-        inside = self.masks.first[edited.shape[2], edited.shape[3]].to(edited.device)
-        return torch.where(inside, edited, init)
-
-    def decode(self, networks: Networks) -> Tensor:
-        """See `Plan.decode`."""
-        if self.decoder_masks is not None:
-            with recording(networks.decoder, self.decoder_masks):
-                networks.decode(self.init)
-        with sparse(networks.decoder, self.decoder_masks):
-            return networks.decode(self.edited)
-
-    def for_refiner(self) -> "SDEditPlan":
-        """See `Plan.for_refiner`; in a sparse run the base's edited result stands for both the
-        unedited and the edited latents (published)."""
-        return replace(self, init=None if self.init is None else self.edited)

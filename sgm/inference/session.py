@@ -3,36 +3,33 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sgm import runtime
-from sgm.inference.ahead import Ahead
-from sgm.inference.between import Between, spread
-from sgm.inference.finite import FiniteWatch
-from sgm.inference.held import HeldPlan, Kept, held_draw
+from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.networks import recording, sparse, state_of
+from sgm.inference.loop import Kept, Plan
+from sgm.inference.nan_check import NanCheck
+from sgm.inference.networks import recording, sparse
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
-from sgm.inference.plan import check_sizes
+from sgm.inference.prefetch import Prefetch
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
+from sgm.inference.track import Track
 from sgm.modules.diffusionmodules.sampling import Denoise
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
-from sgm.specs import RecordingMemory, SamplingParams
+from sgm.sparse.sparsify import handle_of
+from sgm.specs import RecordingMemory, SamplingParams, Task
 
 ENCODER, DECODER, LATENTS = "encoder", "decoder", "latents"
 # Given the bytes of all recordings together; where to keep them.
 MakeStore = Callable[[int], Store]
-
-
-def step_name(remaining: int) -> str:
-    """The name of the recording of a step, by how many steps remain from it on."""
-    return f"unet-{remaining:04d}"
 
 
 @dataclass
@@ -42,7 +39,7 @@ class SessionReport:
     Attributes:
         seconds: by stage: `encode`, `record`.
         step_bytes: size of one step's recording.
-        steps: how many were recorded; the others lie between these.
+        steps: how many were recorded; the others are interpolated.
         place: where they are kept.
     """
 
@@ -55,18 +52,19 @@ class SessionReport:
 class EditSession:
     """A picture with its recordings.
 
-    The recordings are made once, under the base prompt of `params` and one fixed noise, at every
-    few steps (`refresh` of the pipeline's recipe; see `sgm.inference.between`). An edit
-    has its own prompt: the text's keys and values are computed for it, everything else that is
+    The recordings are made once, under the base prompt of `params` and one noise, at a few steps of
+    the schedule; those of the other steps are interpolated. Inpainting and every strength of SDEdit
+    have recordings of their own (see `sgm.inference.track`), which are made when first needed. An
+    edit has its own prompt: the text's keys and values are computed for it, everything else that is
     read around the edit is as recorded.
 
     Args:
         pipeline: sparse, with preset `fast`; used by one thing at a time.
         picture: [3, H, W] in [-1, 1], sides multiples of 64.
-        params: base prompt, seed, steps and scale of every edit; its `strength` plays no part.
-        strength: the largest that an edit may have; 1 allows inpainting.
+        params: base prompt, seed, steps and scale of every edit, and the strength of `task`.
+        task: for which recordings are made at once.
         make_store: chooses where recordings are kept, given their size in bytes (see
-            `sgm.inference.places`); by default on the device.
+            `sgm.inference.choose_store`); by default on the device.
         noise: source of the session's noise; by default named noise of the seed.
         progress: show bars on stderr.
 
@@ -81,19 +79,26 @@ class EditSession:
         pipeline: Pipeline,
         picture: Tensor,
         params: SamplingParams,
-        strength: float = 1.0,
+        task: Task = Task.INPAINTING,
         make_store: MakeStore = lambda size: DeviceStore(),
         noise: Noise | None = None,
         progress: bool = False,
     ) -> None:
-        self._set(pipeline, picture, params, strength, noise, progress)
-        self.made = spread(self.steps, pipeline.recipe.refresh)
+        self._set(pipeline, picture, params, noise, progress)
         with self._scope() as stage:
             with stage("encode"), recording(self.networks.encoder) as encoder:
                 self.z = self.networks.encode(picture, self.noise, "init")
             with stage("record"):
-                report = self._record(make_store, encoder)
-        self.report = replace(report, seconds=stage.seconds)
+                with recording(self.networks.decoder) as decoder:
+                    self.networks.decode(self.z)
+                track = self._track(task, params.strength)
+                rest = encoder.size_in_bytes() + decoder.size_in_bytes()
+                first = self._record(track, lambda size: make_store(size + rest))
+            self.store.put(ENCODER, encoder)
+            self.store.put(DECODER, decoder)
+            self._put_latents()
+        steps = len(track.made)
+        self.report = SessionReport(stage.seconds, first, steps, self.store.place)
 
     @classmethod
     def resume(
@@ -101,16 +106,14 @@ class EditSession:
         pipeline: Pipeline,
         picture: Tensor,
         params: SamplingParams,
-        strength: float,
         store: Store,
         noise: Noise | None = None,
         progress: bool = False,
     ) -> "EditSession":
         """A session whose recordings are in a store already; arguments as those of the class."""
         session = cls.__new__(cls)
-        session._set(pipeline, picture, params, strength, noise, progress)
-        session.store, names = store, store.names()
-        session.made = [n for n in range(session.steps) if session._name(n) in names]
+        session._set(pipeline, picture, params, noise, progress)
+        session.store = store
         latents = store.get(LATENTS).values["", "z"]
         assert isinstance(latents, Tensor)
         session.z = latents
@@ -121,21 +124,17 @@ class EditSession:
         pipeline: Pipeline,
         picture: Tensor,
         params: SamplingParams,
-        strength: float,
         noise: Noise | None,
         progress: bool,
     ) -> None:
         check_sizes({"picture": picture})
-        if not pipeline.sparse or pipeline.recipe.refresh is None:
+        if not pipeline.sparse or not pipeline.recipe.hold:
             raise ValueError("A session needs a sparse pipeline with preset fast.")
         self.pipeline, self.networks = pipeline, pipeline.networks
-        self.picture, self.params, self.strength = picture, params, strength
-        self.progress = progress
+        self.picture, self.params, self.progress = picture, params, progress
         self.noise = NamedNoise(params.seed) if noise is None else noise
         self.solver = pipeline.solver(params.steps)
-        discretization = self.networks.engine.denoiser.discretization
-        self.sigmas = self.solver.sigmas(discretization, strength)
-        self.steps = len(self.sigmas) - 1
+        self.tracks: dict[str, Track] = {}
 
     @contextmanager
     def _scope(self) -> Iterator[Stopwatch]:
@@ -146,58 +145,76 @@ class EditSession:
         """Under the base prompt."""
         return self.pipeline.denoiser(self.params, (self.picture.shape[1], self.picture.shape[2]))
 
-    def _name(self, step: int) -> str:
-        """Of the recording of a step, counted from the first."""
-        return step_name(self.steps - step)
+    def _track(self, task: Task, strength: float) -> Track:
+        """The levels of a task, and which of them are recorded.
 
-    def _levels(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, noised picture and level of every recorded step."""
-        draw = held_draw(self.noise, self.z)
-        for i in tqdm(self.made, desc="recording", unit="step", disable=not self.progress):
-            sigma = self.sigmas[i].to(self.z.device)
-            yield self._name(i), self.z + draw * sigma, sigma.expand(len(self.z))
+        Raises:
+            ValueError: the strength is too small for a single step.
+        """
+        discretization = self.networks.engine.denoiser.discretization
+        if task is Task.INPAINTING:
+            return Track("inpainting", self.solver.sigmas(discretization), self.pipeline.recipe)
+        sigmas = self.solver.sigmas(discretization, strength)
+        if len(sigmas) < 2:
+            raise ValueError(f"Strength {strength} is too small for a single step.")
+        return Track(f"sdedit-{strength}", sigmas, self.pipeline.recipe, stepped=True)
 
-    def _record(self, make_store: MakeStore, encoder: Recording) -> SessionReport:
-        with recording(self.networks.decoder) as decoder:
-            self.networks.decode(self.z)
-        denoise = self._denoiser()
-        step_bytes, steps = 0, len(self.made)
-        if not self.steps:
-            raise ValueError(f"Strength {self.strength} is too small for a single step.")
-        watch = FiniteWatch(self.networks.device)
-        for step, (name, known, sigma) in zip(self.made, self._levels(), strict=True):
-            with recording(self.networks.unet) as record:
-                watch(step, denoise(known, sigma))
-            if not step_bytes:
-                step_bytes = record.size_in_bytes()
-                rest = encoder.size_in_bytes() + decoder.size_in_bytes()
-                self.store = make_store(step_bytes * steps + rest)
-            self.store.put(name, record)
-        self.store.put(ENCODER, encoder)
-        self.store.put(DECODER, decoder)
-        self._put_latents()
+    def is_recorded(self, task: Task, strength: float) -> bool:
+        """Whether an edit of this kind has its recordings; if not, the first such edit makes
+        them."""
+        return self._track(task, strength).name_of_latents in self.store.names()
+
+    def _record(self, track: Track, make_store: MakeStore | None = None) -> int:
+        """Make the recordings of a track; bytes of one step.
+
+        Args:
+            make_store: given the bytes of all steps; None to use the store that is there.
+        """
+        handle, size = handle_of(self.networks.unet), 0
+        unedited = track.unedited(self.z, self.noise, self._denoiser(), self.solver)
+        watch = NanCheck(self.networks.device)
+        for step in tqdm(track.made, desc="recording", unit="step", disable=not self.progress):
+            with handle.recording() as record:
+                watch(step, unedited.full_pass(step))
+            if not size:
+                size = record.size_in_bytes()
+                if make_store is not None:
+                    self.store = make_store(size * len(track.made))
+            self.store.put(track.name_of(step), record)
         watch.check(self.pipeline.precision)
-        return SessionReport({}, step_bytes, steps, self.store.place)
+        self.store.put(track.name_of_latents, track.kept_latents(unedited))
+        self.tracks[track.name] = track
+        return size
 
     def _put_latents(self) -> None:
         latents = Recording()
         latents.values["", "z"] = self.z
         self.store.put(LATENTS, latents)
 
-    @contextmanager
-    def _kept(self) -> Iterator[Kept]:
-        """The recordings as an edit reads them."""
-        get = self.store.get
-        encoder, decoder = get(ENCODER), get(DECODER)
-        names = [self._name(step) for step in self.made]
-        with Ahead(self.store, names, self.networks.device) as ahead:
-            between = Between(lambda step: ahead.get(self._name(step)), self.made)
-            yield Kept(lambda remaining: between.at(self.steps - remaining), encoder, decoder)
+    def _ready(self, task: Task, strength: float) -> Track:
+        """The track of an edit, recorded now if it was not before."""
+        track = self._track(task, strength)
+        if not self.is_recorded(task, strength):
+            with self._scope():
+                self._record(track)
+        self.tracks[track.name] = track
+        return track
 
-    def has_steps_of(self, strength: float) -> bool:
-        """Whether every noise level of a run of this strength was recorded."""
-        wanted = self.solver.sigmas(self.networks.engine.denoiser.discretization, strength)
-        return torch.equal(wanted, self.sigmas[-len(wanted) :])
+    @contextmanager
+    def _kept(self, track: Track) -> Iterator[Kept]:
+        """The recordings of a track as an edit reads them."""
+        get, device = self.store.get, self.networks.device
+        encoder, decoder = get(ENCODER), get(DECODER)
+        latents = track.latents_of(get(track.name_of_latents))
+        names = [track.name_of(step) for step in track.made]
+        with Prefetch(self.store, names, device) as prefetch:
+            yield Kept(
+                lambda step: prefetch.get(track.name_of(step)),
+                track.made,
+                latents,
+                encoder,
+                decoder,
+            )
 
     def inpaint(self, prompt: str, mask: Tensor, negative_prompt: str = "") -> EditResult:
         """Repaint the masked part of the picture.
@@ -206,14 +223,16 @@ class EditSession:
             mask: bool [H, W], True where to repaint; not empty.
 
         Raises:
-            ValueError: the mask is empty or of another size, or only SDEdit was recorded.
+            ValueError: the mask is empty or of another size.
         """
-        if not self.has_steps_of(1.0):
-            raise ValueError("The session was recorded for a strength below 1, so for SDEdit only.")
-        edit = Inpainting(self.picture, mask)
-        recipe = self.pipeline.recipe
+        edit, recipe = Inpainting(self.picture, mask), self.pipeline.recipe
+        track = self._ready(Task.INPAINTING, 1.0)
         return self._edit(
-            edit, prompt, negative_prompt, lambda kept: edit.held(self.z, recipe, kept)
+            edit,
+            track,
+            prompt,
+            negative_prompt,
+            lambda kept: edit.from_recording(self.z, recipe, kept),
         )
 
     def sdedit(
@@ -223,35 +242,32 @@ class EditSession:
 
         Args:
             edited: the picture with the drawing, [3, H, W] in [-1, 1].
-            strength: share of the schedule that is run, at most the session's; of a turbo model,
-                whose levels depend on it, only the session's.
+            strength: share of the schedule that is run; the first edit of a strength makes its
+                recordings.
 
         Raises:
-            ValueError: nothing was drawn, the size differs, or the strength's steps were not
-                recorded.
+            ValueError: nothing was drawn, the size differs, or the strength makes no step.
         """
-        if not self.has_steps_of(strength):
-            raise ValueError(
-                f"Strength {strength} needs steps that were not recorded, which are those of "
-                f"strength {self.strength}."
-            )
         edit, recipe = SDEdit(self.picture, edited, strength), self.pipeline.recipe
+        track = self._ready(Task.SDEDIT, strength)
         return self._edit(
             edit,
+            track,
             prompt,
             negative_prompt,
-            lambda kept: edit.held(self.networks, self.z, recipe, self.noise, kept),
+            lambda kept: edit.from_recording(self.networks, self.z, recipe, self.noise, kept),
         )
 
     def _edit(
         self,
         edit: Inpainting | SDEdit,
+        track: Track,
         prompt: str,
         negative_prompt: str,
-        prepare: Callable[[Kept], HeldPlan],
+        prepare: Callable[[Kept], Plan],
     ) -> EditResult:
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
-        with self._scope() as stage, self._kept() as kept:
+        with self._scope() as stage, self._kept(track) as kept:
             with stage("encode"):
                 plan = prepare(kept)
             done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
@@ -275,16 +291,20 @@ class EditSession:
         masks = self.pipeline.recipe.inpainting(changed)
         networks = self.networks
         with self._scope():
-            state_of(networks.encoder).use(self.store.get(ENCODER))
+            handle_of(networks.encoder).use(self.store.get(ENCODER))
             with sparse(networks.encoder, masks, update=True):
                 z = networks.encode(picture, self.noise, "init")
-            self.store.put(ENCODER, state_of(networks.encoder).record)
+            self.store.put(ENCODER, handle_of(networks.encoder).record)
             latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
             self.z = torch.where(latent_mask, z, self.z)
             self._update(DECODER, networks.decoder, masks, lambda: networks.decode(self.z))
             denoise = self._denoiser()
-            for name, known, sigma in self._levels():
-                self._update(name, networks.unet, masks, lambda x=known, s=sigma: denoise(x, s))
+            for track in self.tracks.values():
+                unedited = track.unedited(self.z, self.noise, denoise, self.solver)
+                for step in tqdm(track.made, desc="updating", disable=not self.progress):
+                    run = partial(unedited.full_pass, step)
+                    self._update(track.name_of(step), networks.unet, masks, run)
+                self.store.put(track.name_of_latents, track.kept_latents(unedited))
             self._put_latents()
         self.picture = picture
 
@@ -292,7 +312,7 @@ class EditSession:
         self, name: str, network: nn.Module, masks: MaskPyramid, run: Callable[[], object]
     ) -> None:
         """Bring one kept recording up to date by a sparse pass that writes into it."""
-        state_of(network).use(self.store.get(name))
+        handle_of(network).use(self.store.get(name))
         with sparse(network, masks, update=True):
             run()
-        self.store.put(name, state_of(network).record)
+        self.store.put(name, handle_of(network).record)

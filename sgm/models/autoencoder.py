@@ -71,9 +71,6 @@ class AutoencoderKL(nn.Module):
 
     TRAINING_ONLY = frozenset({"monitor", "lossconfig"})
 
-    encoder_cls: type[Encoder] = Encoder
-    decoder_cls: type[Decoder] = Decoder
-
     def __init__(self, *, embed_dim: int, ddconfig: Mapping[str, Any]) -> None:
         super().__init__()
         p = AutoencoderParams.from_mapping(ddconfig)
@@ -85,8 +82,8 @@ class AutoencoderKL(nn.Module):
             "attn_resolutions": p.attn_resolutions,
             "norm_groups": p.norm_groups,
         }
-        self.encoder = self.encoder_cls(in_channels=p.in_channels, double_z=p.double_z, **shared)
-        self.decoder = self.decoder_cls(out_ch=p.out_ch, **shared)
+        self.encoder = Encoder(in_channels=p.in_channels, double_z=p.double_z, **shared)
+        self.decoder = Decoder(out_ch=p.out_ch, **shared)
         moments = p.z_channels * (2 if p.double_z else 1)
         self.quant_conv = nn.Conv2d(moments, embed_dim * (2 if p.double_z else 1), 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, p.z_channels, 1)

@@ -1,11 +1,8 @@
-"""The autoencoder with sparse encoder and decoder."""
+"""The published name of the autoencoder in sparse networks."""
 
 from sgm.models.autoencoder import AutoencoderKL
-from sgm.modules.diffusionmodules.sige_model import SIGEDecoder, SIGEEncoder
 
 
 class SIGEAutoencoderKL(AutoencoderKL):
-    """`AutoencoderKL` whose encoder and decoder each own a `SparseState`."""
-
-    encoder_cls = SIGEEncoder
-    decoder_cls = SIGEDecoder
+    """`AutoencoderKL` under the name by which published YAML files ask for sparse blocks; which
+    these are is said when its encoder and decoder are made sparse (`sgm.sparse.sparsify`)."""

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sgm.products import Linear, columns, has_few_rows
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head scaled dot-product attention (Vaswani et al., 2017).
@@ -38,19 +36,22 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.proj = Linear(dim_in, dim_out * 2)
+        self.proj = nn.Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if has_few_rows(x):
-            out = self._in_pieces(x.reshape(-1, x.shape[-1]).t(), columns, dim=0)
-            return out.t().reshape(*x.shape[:-1], len(out))
         if x.device.type == "cpu":
-            return self._in_pieces(x, F.linear, dim=-1)
+            return self.in_pieces(x, F.linear, dim=-1)
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
-    def _in_pieces(self, x: Tensor, product: Callable[..., Tensor], dim: int) -> Tensor:
-        """Of outputs, which are the dimension `dim` of what `product` makes."""
+    def in_pieces(self, x: Tensor, product: Callable[..., Tensor], dim: int) -> Tensor:
+        """The pass in pieces of the outputs.
+
+        Args:
+            x: what `product` takes.
+            product: of x, a piece of the weight and of the bias.
+            dim: the dimension of what it makes that the outputs are.
+        """
         (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         parts = (t.split(CPU_PIECE) for t in (value, value_bias, gate, gate_bias))
         pieces = [
@@ -66,7 +67,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         # The identity keeps the published key numbering (net.0, net.2): dropout stood there.
-        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim))
+        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -80,10 +81,10 @@ class CrossAttention(nn.Module):
         inner = heads * dim_head
         context_dim = query_dim if context_dim is None else context_dim
         self.heads = heads
-        self.to_q = Linear(query_dim, inner, bias=False)
-        self.to_k = Linear(context_dim, inner, bias=False)
-        self.to_v = Linear(context_dim, inner, bias=False)
-        self.to_out = nn.Sequential(Linear(inner, query_dim))
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x [B, N, query_dim], context [B, M, context_dim] -> [B, N, query_dim]."""
@@ -95,14 +96,11 @@ class CrossAttention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each pre-normed and residual."""
 
-    self_attention_cls: type[CrossAttention] = CrossAttention
-    text_attention_cls: type[CrossAttention] = CrossAttention
-
     def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int) -> None:
         super().__init__()
-        self.attn1 = self.self_attention_cls(dim, None, heads, dim_head)
+        self.attn1 = CrossAttention(dim, None, heads, dim_head)
         self.ff = FeedForward(dim)
-        self.attn2 = self.text_attention_cls(dim, context_dim, heads, dim_head)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -117,9 +115,6 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks on the pixels of a map, between two 1x1 convolutions."""
 
-    block_cls: type[BasicTransformerBlock] = BasicTransformerBlock
-    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
-
     def __init__(
         self,
         channels: int,
@@ -132,16 +127,16 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         inner = heads * dim_head
-        self.norm = self.norm_cls(norm_groups, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.use_linear = use_linear
         if use_linear:
-            self.proj_in: nn.Module = Linear(channels, inner)
-            self.proj_out: nn.Module = Linear(inner, channels)
+            self.proj_in: nn.Module = nn.Linear(channels, inner)
+            self.proj_out: nn.Module = nn.Linear(inner, channels)
         else:
             self.proj_in = nn.Conv2d(channels, inner, 1)
             self.proj_out = nn.Conv2d(inner, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            self.block_cls(inner, heads, dim_head, context_dim) for _ in range(depth)
+            BasicTransformerBlock(inner, heads, dim_head, context_dim) for _ in range(depth)
         )
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

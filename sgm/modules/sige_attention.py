@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor
 
 from sgm.modules.attention import BasicTransformerBlock, SpatialTransformer, attend
-from sgm.products import linear
 from sgm.sparse.active import CONV1X1
+from sgm.sparse.matmul import linear
 from sgm.sparse.modules import as_map, as_rows, conv_rows, scatter_map
 from sgm.sparse.network import SparseModule
 from sgm.sparse.norm import group_norm_affine
@@ -56,8 +56,6 @@ class SIGEBasicTransformerBlock(SparseModule, BasicTransformerBlock):
 class SIGESpatialTransformer(SparseModule, SpatialTransformer):
     """A spatial transformer that can run on the active pixels only."""
 
-    block_cls = SIGEBasicTransformerBlock
-
     def _record(self, x: Tensor, context: Tensor) -> Tensor:
         if self.use_linear:
             raise ValueError("use_linear_in_transformer must be False in a sparse network.")
@@ -77,7 +75,7 @@ class SIGESpatialTransformer(SparseModule, SpatialTransformer):
         rows = conv_rows(site, x, active, self.proj_in, Prologue(site.affine("norm", x)))
         for depth, block in enumerate(self.transformer_blocks):
             known = site.tensor(f"tokens{depth}", x)
-            tokens = site.ops.scatter(known, active, rows, in_place=site.own_masks)
+            tokens = site.ops.scatter(known, active, rows, in_place=site.mask_specific)
             rows = block.forward_active(rows, tokens)  # [B, n, D]
         weight = self.proj_out.weight[:, :, 0, 0]
         rows = linear(rows, weight, self.proj_out.bias)  # [B, n, C]

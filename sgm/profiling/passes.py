@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sgm.inference.networks import recording, sparse
 from sgm.sparse.masks import MaskPyramid
-from sgm.sparse.network import SparseNetwork
+from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
+from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
 
 # By position or by name.
@@ -54,15 +55,15 @@ class Pass:
     def on_backend(self, name: str, device: torch.device) -> "Pass":
         """The same pass with its sparse operators run by a backend, laid out as that likes it; a
         dense one as it is. The network is changed in place."""
-        if not isinstance(self.network, SparseNetwork):
+        if not is_sparse(self.network):
             return self
-        ops = self.network.state.ops = select_ops(name, device)
+        ops = handle_of(self.network).ops = select_ops(name, device)
         return self.laid_out(ops.memory_format)
 
     @property
     def backend(self) -> str | None:
         """The name of who runs the sparse operators; None for a dense network."""
-        return self.network.state.ops.name if isinstance(self.network, SparseNetwork) else None
+        return handle_of(self.network).ops.name if is_sparse(self.network) else None
 
     def laid_out(self, layout: torch.memory_format) -> "Pass":
         """The same pass with weights (in place) and maps in a layout; what is in it already is
@@ -88,6 +89,8 @@ class Pass:
         if self.recorded is not None:
             with recording(self.network, self.masks):
                 call(self.network, self.recorded)
+            if "context" in self.inputs:
+                handle_of(self.network).set_text(self.inputs["context"])
 
     @contextmanager
     def with_recording(self) -> Iterator[None]:
@@ -96,8 +99,8 @@ class Pass:
         try:
             yield
         finally:
-            if isinstance(self.network, SparseNetwork):
-                self.network.state.clear()
+            if is_sparse(self.network):
+                handle_of(self.network).clear()
 
     def by(self, network: nn.Module) -> "Pass":
         """The same call of another network, dense; it gets the weights of this one without a copy
@@ -121,12 +124,12 @@ def catch(network: nn.Module, run: Callable[[], object]) -> Pass:
 
     def watch(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         inputs = {**dict(enumerate(args)), **named}
-        mode = module.state.mode if isinstance(module, SparseNetwork) else Mode.DENSE
+        mode = handle_of(module).mode if is_sparse(module) else Mode.DENSE
         if mode is Mode.RECORD:
             caught["recorded"] = inputs
             return
         if mode is Mode.SPARSE:
-            caught["masks"] = module.state.masks
+            caught["masks"] = handle_of(module).masks
         caught["inputs"] = inputs
         raise _Caught
 
@@ -163,17 +166,13 @@ def with_weights(shapes: Pass, weights: Mapping[str, Tensor], device: torch.devi
 
 def _with_random_inputs(shapes: Pass, device: torch.device) -> Pass:
     """A pass whose inputs and recording, if any, were of the meta device; random inputs."""
-    made: dict[int, Tensor] = {}
 
     def numbers(x: Tensor) -> Tensor:
-        # What both passes share (the text) they share here too: networks know it by identity.
-        if id(x) not in made:
-            new = torch.empty_like(x, device=device)
-            made[id(x)] = new.normal_() if x.is_floating_point() else new.fill_(MIDDLE_TIMESTEP)
-        return made[id(x)]
+        new = torch.empty_like(x, device=device)
+        return new.normal_() if x.is_floating_point() else new.fill_(MIDDLE_TIMESTEP)
 
-    if isinstance(shapes.network, SparseNetwork):
-        shapes.network.state.clear()
+    if is_sparse(shapes.network):
+        handle_of(shapes.network).clear()
     inputs, recorded = (
         None if given is None else {name: numbers(x) for name, x in given.items()}
         for given in (shapes.inputs, shapes.recorded)

@@ -1,0 +1,27 @@
+"""The sparse engine: an active set per resolution, and layers that compute only there.
+
+    handle = sparsify(network)
+    with handle.recording():
+        network(unedited)          # a full pass, which leaves what sparse ones read
+    with handle.sparse(masks):
+        network(edited)            # computes where the masks say
+
+Imports torch, and nothing else of this package.
+"""
+
+from sgm.sparse.masks import dilate, downsample_mask
+from sgm.sparse.recording import Recording
+from sgm.sparse.sparsify import NotSparseError, Rule, Sparse, Table, sparsify
+from sgm.sparse.state import SparseStateError
+
+__all__ = [
+    "NotSparseError",
+    "Recording",
+    "Rule",
+    "Sparse",
+    "SparseStateError",
+    "Table",
+    "dilate",
+    "downsample_mask",
+    "sparsify",
+]

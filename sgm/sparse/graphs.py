@@ -4,17 +4,17 @@ A sparse step is hundreds of small kernels, and launching them one by one takes 
 them. A graph needs the same shapes and addresses every time; `StaticMemory` keeps them.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Step = Callable[[], Tensor]
 # Runs a step and keeps it: the tensor of its result, and what computes that anew in place.
 Capture = Callable[[Step], tuple[Tensor, Callable[[], None]]]
-# By position or by name.
-Inputs = Mapping[int | str, Tensor]
 
 
 def capture_graph(step: Step) -> tuple[Tensor, Callable[[], None]]:
@@ -42,16 +42,11 @@ def repeat(step: Step) -> tuple[Tensor, Callable[[], None]]:
     return out, run
 
 
-def _call(forward: Callable[..., Tensor], inputs: Inputs) -> Tensor:
-    named = {name: x for name, x in inputs.items() if isinstance(name, str)}
-    return forward(*(x for name, x in inputs.items() if isinstance(name, int)), **named)
-
-
 @dataclass(frozen=True, eq=False)
 class _Captured:
-    """A step with the memory of its inputs and of its result."""
+    """A step with the memory of its tensors, in the order of its arguments, and of its result."""
 
-    inputs: dict[int | str, Tensor]
+    inputs: list[Tensor]
     out: Tensor
     replay: Callable[[], None]
 
@@ -73,49 +68,54 @@ class StepGraphs:
     def run(
         self,
         forward: Callable[..., Tensor],
-        inputs: Inputs,
+        args: tuple[Any, ...],
+        named: Mapping[str, Any],
         version: Callable[[], int],
-        constant: Collection[int],
     ) -> Tensor:
-        """`forward` of the inputs, by the graph of the last such call where there is one.
+        """`forward` of the arguments, by the graph of the last such call where there is one.
 
         The first call of a kind runs as it is, which builds the active sets and tunes kernels; the
         second captures; from the third on the graph runs.
 
         Args:
-            inputs: tensors; they are copied to where the graph reads them.
+            args, named: of `forward`; the tensors among them, also inside of lists and
+                dictionaries, are copied to where the graph reads them.
             version: of the memory that the step reads besides; when it changes, all graphs go.
-            constant: ids of inputs of which the step reads nothing but what was made of them
-                before, in memory of that version; these are not copied.
         """
         if version() != self._version:
             self._seen, self._steps = set(), {}
-        kind = tuple(
-            (name, "constant" if id(x) in constant else (x.shape, x.dtype, x.device, x.stride()))
-            for name, x in inputs.items()
-        )
+        leaves, layout = pytree.tree_flatten((args, dict(named)))
+        kind = (str(layout), *map(_kind, leaves))
         known = self._steps.get(kind)
         if known is None and kind not in self._seen:
-            out = _call(forward, inputs)
+            out = forward(*args, **named)
             if version() != self._version:  # the first pass has built what it needs
                 self._seen, self._version = set(), version()
             self._seen.add(kind)
             return out
         if known is None:
-            known = self._steps[kind] = self._keep(forward, inputs, constant)
+            known = self._steps[kind] = self._keep(forward, leaves, layout)
             return known.out.clone()
-        for name, x in inputs.items():
-            if id(x) not in constant:
-                known.inputs[name].copy_(x)
+        given = (leaf for leaf in leaves if isinstance(leaf, Tensor))
+        for kept, x in zip(known.inputs, given, strict=True):
+            kept.copy_(x)
         known.replay()
         return known.out.clone()
 
     def _keep(
-        self, forward: Callable[..., Tensor], inputs: Inputs, constant: Collection[int]
+        self, forward: Callable[..., Tensor], leaves: list[Any], layout: pytree.TreeSpec
     ) -> _Captured:
-        own = {name: x if id(x) in constant else x.clone() for name, x in inputs.items()}
-        on_cuda = next(iter(own.values())).is_cuda
-        capture = self.capture or (capture_graph if on_cuda else repeat)
-        out, replay = capture(lambda: _call(forward, own))
+        own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, named = pytree.tree_unflatten(own, layout)
+        inputs = [leaf for leaf in own if isinstance(leaf, Tensor)]
+        capture = self.capture or (capture_graph if inputs[0].is_cuda else repeat)
+        out, replay = capture(lambda: forward(*args, **named))
         self.captures += 1
-        return _Captured(own, out, replay)
+        return _Captured(inputs, out, replay)
+
+
+def _kind(leaf: Any) -> object:
+    """What must be the same for a graph to serve again: layout of a tensor, value of the rest."""
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    return leaf.shape, leaf.dtype, leaf.device, leaf.stride()

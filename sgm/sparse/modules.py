@@ -39,7 +39,7 @@ def scatter_map(
 ) -> Tensor:
     """The recorded map `base` with `rows` (+ the map `residual`) at the active outputs."""
     residual = None if residual is None else as_rows(residual)
-    rows = site.ops.scatter(as_rows(base), active, rows, residual, in_place=site.own_masks)
+    rows = site.ops.scatter(as_rows(base), active, rows, residual, in_place=site.mask_specific)
     return as_map(rows, active.out_size)
 
 
@@ -63,7 +63,7 @@ def conv_map(
         prologue,
         as_rows(base),
         residual,
-        in_place=site.own_masks,
+        in_place=site.mask_specific,
     )
     return as_map(rows, active.out_size)
 

@@ -1,8 +1,6 @@
-"""Networks with sparse blocks: a network makes one `SparseState`, and every sparse block gets a
-`Site`, its named place in it."""
+"""Layers with a sparse pass, and their named places in the state of their network."""
 
-from collections.abc import Callable
-from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from sgm.sparse.state import AnyGeometry, Mode, SparseState
 
 
 class Site:
-    """A block's named place in the state of its network."""
+    """A layer's named place in the state of its network."""
 
     def __init__(self, state: SparseState, name: str) -> None:
         self.state = state
@@ -30,13 +28,13 @@ class Site:
         return self.state.ops
 
     @property
-    def own_masks(self) -> bool:
-        """Whether the recording is for the masks of the pass alone. Its maps are then never read
-        where a pass writes, so that they can be written into: no copy is needed."""
-        return self.state.record.masks is not None
+    def mask_specific(self) -> bool:
+        """Whether the recording serves one mask only. Its maps are then never read where a pass
+        writes, so that they can be written into: no copy is needed."""
+        return self.state.record.mask_specific
 
     def put(self, **values: Recorded) -> None:
-        """See `SparseState.put`."""
+        """Record values of this layer under their names."""
         self.state.put(self.name, **values)
 
     def update(self, active: ActiveSet, **rows: Tensor) -> None:
@@ -47,25 +45,25 @@ class Site:
                 self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
-        """A recorded tensor; see `SparseState.get`."""
+        """A recorded tensor, for an input x; SparseStateError if it does not fit x."""
         value = self.state.get(self.name, key, x)
         assert isinstance(value, Tensor)
         return value
 
     def affine(self, key: str, x: Tensor) -> Affine:
-        """A recorded norm; see `SparseState.get`."""
+        """A recorded norm, for an input x; SparseStateError if it does not fit x."""
         value = self.state.get(self.name, key, x)
         assert isinstance(value, Affine)
         return value
 
     def moments(self, key: str, x: Tensor) -> Moments:
-        """Recorded moments; see `SparseState.get`."""
+        """Recorded moments, for an input x; SparseStateError if they do not fit x."""
         value = self.state.get(self.name, key, x)
         assert isinstance(value, Moments)
         return value
 
     def size(self, x: Tensor) -> Resolution:
-        """The recorded (height, width) of this block's whole input map."""
+        """The recorded (height, width) of this layer's whole input map."""
         value = self.state.get(self.name, "size", x)
         assert isinstance(value, tuple)
         return value
@@ -74,58 +72,66 @@ class Site:
         """The active set of a convolution whose input is the map x [B, C, H, W]."""
         return self.state.active(geometry, (x.shape[2], x.shape[3]), x.device)
 
-    def once(self, source: Tensor, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """See `SparseState.once`."""
-        return self.state.once(self.name, source, make)
 
-
-_DENSE = Site(SparseState(), "")  # where a block stands that no network has bound yet
+_DENSE = Site(SparseState(), "")  # of a layer that no network has bound: its mode stays dense
 
 
 class SparseModule:
-    """Mix-in of a block that has a sparse pass; dense until a `SparseNetwork` binds it."""
+    """Mix-in of a layer that has a sparse pass; dense until `sparsify` binds it."""
 
     site: Site = _DENSE
 
-    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """The pass that the network's mode asks for. A sparse one gets the map x alone: what else
-        a dense pass takes (embedding, context) has been recorded."""
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Any:
+        """The pass that the network's mode asks for. A sparse one gets x alone: what else a dense
+        pass takes (embedding, context) has been recorded."""
         match self.site.mode:
             case Mode.RECORD:
-                return self._record(x, *rest)
+                return self._record(x, *rest, **named)
             case Mode.SPARSE:
                 return self._sparse(x)
             case _:
-                return self._dense(x, *rest)
+                return self._dense(x, *rest, **named)
 
-    def _dense(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """The pass of the dense class that stands behind this one."""
-        return super().forward(x, *rest)
+    def _dense(self, x: Tensor, *rest: Any, **named: Any) -> Any:
+        """The pass of the class that stands behind this one, which is the library's own."""
+        return super().forward(x, *rest, **named)
 
-    def _record(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """A full pass that records what `_sparse` reads."""
-        raise NotImplementedError
+    def _record(self, x: Tensor, *rest: Any, **named: Any) -> Any:
+        """A full pass that records what `_sparse` reads, whatever the masks."""
+        return self._dense(x, *rest, **named)
 
     def _sparse(self, x: Tensor) -> Tensor:
         """A pass over the active pixels."""
         raise NotImplementedError
 
+    def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
+        """What sparse passes with the present masks read of the recorded values; all, by
+        default."""
+        return values
 
-class SparseNetwork:
-    """Mix-in of a network with sparse blocks; its `state` owns their recording and mode."""
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """The pass of the network behind this one, as a graph where its state has one."""
-        forward = super().forward
-        out = self.state.run(forward, {**dict(enumerate(inputs)), **named})
-        return forward(*inputs, **named) if out is None else out
+class SparseRoot:
+    """Mix-in of a whole network: every pass goes through its state, which may run it as a graph,
+    record it, or replay a recording."""
 
-    @cached_property
-    def state(self) -> SparseState:
-        """Made on first use, which gives every sparse block its named place in it."""
-        assert isinstance(self, nn.Module)
-        state = SparseState()
-        for name, module in self.named_modules():
-            if isinstance(module, SparseModule):
-                module.site = Site(state, name)
-        return state
+    site: Site = _DENSE
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """The pass of the network behind this one."""
+        return self.site.state.run(super().forward, args, named)
+
+
+def is_sparse(network: nn.Module) -> bool:
+    """Whether a network was made sparse."""
+    return isinstance(network, SparseRoot) and network.site is not _DENSE
+
+
+def state_of(network: nn.Module) -> SparseState:
+    """The state of a network that was made sparse.
+
+    Raises:
+        TypeError: it is dense.
+    """
+    if not isinstance(network, SparseRoot) or not is_sparse(network):
+        raise TypeError(f"{type(network).__name__} has no sparse pass; call sparsify on it first")
+    return network.site.state

@@ -42,15 +42,25 @@ def each_tensor(recording: "Recording", change: Callable[[Tensor], Tensor]) -> "
 
 
 class Recording:
-    """What one full pass left for sparse ones.
+    """What one full pass left for sparse ones, by layer and name.
 
     Args:
-        masks: the masks that it is for, so that only what these read was kept; None for any.
+        masks: of the only sparse passes that it serves, for which it keeps nothing else; None if it
+            serves any.
     """
 
     def __init__(self, masks: MaskPyramid | None = None) -> None:
         self.masks = masks
         self.values: dict[tuple[str, str], Recorded] = {}
+
+    @property
+    def mask_specific(self) -> bool:
+        """Whether it serves the sparse passes of one mask only."""
+        return self.masks is not None
+
+    def of_layer(self, name: str) -> dict[str, Recorded]:
+        """The values of a layer by their names."""
+        return {key: value for (layer, key), value in self.values.items() if layer == name}
 
     def size_in_bytes(self) -> int:
         """Memory of its tensors."""

@@ -6,7 +6,7 @@ Used outside of `recording` and `sparse`, the network is simply dense.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,14 @@ class AnyGeometry(Protocol):
     def active_set(self, masks: MaskPyramid, size: Resolution) -> ActiveSet:
         """The active set for an input map of `size` (height, width); KeyError for a mask that is
         not there."""
+        ...
+
+
+class Layer(Protocol):
+    """What a state asks of the layers that it is the state of."""
+
+    def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
+        """What sparse passes with the present masks read of the layer's recorded values."""
         ...
 
 
@@ -52,9 +60,10 @@ class SparseState:
         self.mode = Mode.DENSE
         self.updates = False
         self.record = Recording()
+        self.layers: dict[str, Layer] = {}
+        self.text: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: MaskPyramid | None = None
         self._active: dict[tuple[AnyGeometry, Resolution], ActiveSet] = {}
-        self._made: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         self.static: StaticMemory | None = None
         self.graphs: StepGraphs | None = None
 
@@ -68,13 +77,13 @@ class SparseState:
         self.static, self.graphs = StaticMemory(), StepGraphs(capture)
 
     def run(
-        self, forward: Callable[..., Tensor], inputs: Mapping[int | str, Tensor]
-    ) -> Tensor | None:
-        """A sparse pass of the network by its graph; None where this state runs none now."""
+        self, forward: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Any:
+        """A pass of the network; a sparse one by its graph, where there are graphs."""
         if self.graphs is None or self.static is None or self.mode is not Mode.SPARSE:
-            return None
-        static, constant = self.static, {id(source) for source, _ in self._made.values()}
-        return self.graphs.run(forward, inputs, lambda: static.version, constant)
+            return forward(*args, **named)
+        static = self.static
+        return self.graphs.run(forward, args, named, lambda: static.version)
 
     @contextmanager
     def _in_mode(self, mode: Mode) -> Iterator[None]:
@@ -105,8 +114,8 @@ class SparseState:
         present one.
 
         Args:
-            masks: keep only what a sparse pass with these reads (blocks of preset `fast`; others
-                keep everything).
+            masks: make it serve sparse passes with these masks only, and keep no more than they
+                read (blocks of preset `published` keep whole maps all the same).
         """
         if masks is not None:
             self._use_masks(masks)
@@ -127,6 +136,20 @@ class SparseState:
         self.record = Recording(recording.masks)
         for (site, key), value in recording.values.items():
             self.put(site, **{key: value})
+
+    def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
+        """What sparse passes with `masks` read of a recording that serves any: smaller, and as
+        `recording(masks)` would have made it."""
+        self._use_masks(masks)
+        present, self.record = self.record, recording
+        try:
+            found = Recording(masks)
+            for name, layer in self.layers.items():
+                for key, value in layer.cut(recording.of_layer(name)).items():
+                    found.values[name, key] = value
+            return found
+        finally:
+            self.record = present
 
     @contextmanager
     def sparse(self, masks: MaskPyramid, update: bool = False) -> Iterator[None]:
@@ -162,18 +185,20 @@ class SparseState:
         return self._masks
 
     def clear(self) -> None:
-        """Forget recording, masks and what was made once, and free their memory."""
-        self.record, self._masks, self._active, self._made = Recording(), None, {}, {}
+        """Forget recording, masks and text, and free their memory."""
+        self.record, self._masks, self._active, self.text = Recording(), None, {}, {}
 
     def put(self, site: str, **values: Recorded) -> None:
-        """Record values of a block."""
+        """Record values of a layer; of a recording for one mask only what that mask reads."""
+        if self.mode is Mode.RECORD and self.record.mask_specific and site in self.layers:
+            values = self.layers[site].cut(values)
         for key, value in values.items():
             if self.static is not None:
                 value = self.static.hold(("record", site, key), value)
             self.record.values[site, key] = value
 
     def get(self, site: str, key: str, x: Tensor) -> Recorded:
-        """A recorded value of a block, for an input x of the sparse pass.
+        """A recorded value of a layer, for an input x of the sparse pass.
 
         Raises:
             SparseStateError: it was not recorded, or for another batch, device or dtype.
@@ -233,18 +258,26 @@ class SparseState:
             raise SparseStateError(f"The masks have no level of {area} pixels.")
         return self.active(geometry, size, device)
 
-    def once(
-        self, site: str, source: Tensor, make: Callable[[], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """What a block makes of a tensor that stays the same from pass to pass, made once.
+    @property
+    def records(self) -> bool:
+        """Whether the pass that runs is a recording one."""
+        return self.mode is Mode.RECORD
 
-        Args:
-            source: compared by identity, so that asking costs nothing.
+    @property
+    def is_sparse_pass(self) -> bool:
+        """Whether the pass that runs is a sparse one."""
+        return self.mode is Mode.SPARSE
+
+    def text_of(self, site: str, context: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the text that was set, for a layer; None if none was.
+
+        Raises:
+            SparseStateError: the text has another batch or length than the context [B, T, C].
         """
-        known = self._made.get(site)
-        if known is None or known[0] is not source:
-            made = make()
-            if self.static is not None:
-                made = self.static.hold(("once", site), made)
-            known = self._made[site] = (source, made)
-        return known[1]
+        found = self.text.get(site)
+        if found is not None and found[0].shape[:2] != context.shape[:2]:
+            raise SparseStateError(
+                f"The text that was set has {tuple(found[0].shape[:2])} tokens (batch, length) and "
+                f"this pass comes with {tuple(context.shape[:2])}; call set_text with its text."
+            )
+        return found

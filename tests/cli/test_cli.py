@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sgm.cli import main as cli
 from sgm.errors import UserError
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.plan import Edit
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
 
 pytest_plugins = ["tests.cli.cli_folder"]

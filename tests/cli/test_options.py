@@ -223,7 +223,8 @@ def test_help_lists_every_flag_and_imports_nothing_heavy() -> None:
     for default in ("50", "6.0", "0.8", "configs", "pretrained", "original", "inpainting"):
         assert f"(default: {default})" in " ".join(shown.stdout.split()), default
     code = "from sgm.cli import main\ntry: main.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "import sys\nheavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\nsys.exit(str(heavy or ''))"
+    code += "import sys\nheavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
+    code += "sys.exit(str(heavy or ''))"
     assert run(code=code).stderr == "\n"
 
 
@@ -235,7 +236,8 @@ def test_a_bad_option_exits_2_with_one_line() -> None:
 
 def test_an_interrupt_exits_130_without_a_traceback() -> None:
     code = (
-        "import runpy, sgm.cli.main\ndef stop(): raise KeyboardInterrupt\nsgm.cli.main.main = stop\n"
+        "import runpy, sgm.cli.main\ndef stop(): raise KeyboardInterrupt\n"
+        "sgm.cli.main.main = stop\n"
         "runpy.run_path('run.py', run_name='__main__')"
     )
     stopped = run(code=code)

@@ -7,6 +7,7 @@ edit leaves a trace in the next.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -22,7 +23,10 @@ from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
-from sgm.sparse.network import SparseModule, SparseNetwork
+from sgm.sparse.network import SparseModule, SparseRoot
+from sgm.sparse.rules.published import PUBLISHED
+from sgm.sparse.rules.sgm import FAST
+from sgm.sparse.sparsify import Table, handle_of, sparsify
 from sgm.sparse.state import Mode
 from sgm.specs import Precision
 from tests.conftest import ROOT, max_error, tiny_weights
@@ -35,23 +39,31 @@ PROMPT = "a photograph of a horse on a grassland"
 GEOMETRIES: dict[type[SparseModule], Geometry] = {
     sige_openaimodel.SIGEResBlock: CONV3X3,
     sige_openaimodel.SIGEDownsample: UNET_DOWN,
-    sige_openaimodel.SIGEUpsample: CONV3X3,
     SIGESpatialTransformer: CONV1X1,
     sige_model.SIGEResnetBlock: CONV3X3,
     sige_model.SIGEDownsample: VAE_DOWN,
     sige_model.SIGEUpsample: CONV3X3,
     sige_model.SIGEAttnBlock: CONV1X1,
 }
-UPSAMPLES = (sige_openaimodel.SIGEUpsample, sige_model.SIGEUpsample)
+UPSAMPLES = (sige_model.SIGEUpsample,)
 
 
-def networks_of(run_type: str, dtype: torch.dtype = torch.float32) -> Networks:
-    """A tiny engine with random weights, the same for every run type."""
-    engine = build_model(ROOT / "configs" / f"tiny-{run_type}.yaml")
+# Configuration and sparse layers: dense, and of both presets.
+KINDS: dict[str, tuple[str, Table | None]] = {
+    "original": ("original", None),
+    "sige": ("sige", PUBLISHED),
+    "fast": ("original", FAST),
+}
+
+
+def networks_of(kind: str, dtype: torch.dtype = torch.float32) -> Networks:
+    """A tiny engine with random weights, the same for every kind."""
+    config, table = KINDS[kind]
+    engine = build_model(ROOT / "configs" / f"tiny-{config}.yaml")
     shapes = {name: list(tensor.shape) for name, tensor in engine.state_dict().items()}
     weights = {name: tensor.to(dtype) for name, tensor in tiny_weights(shapes, seed=1).items()}
     engine.load_state_dict(weights, assign=True)
-    return Networks(engine.eval().to(memory_format=torch.channels_last))
+    return Networks(engine.eval().to(memory_format=torch.channels_last), table)
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +173,8 @@ def test_a_full_mask_run_that_records_itself_follows_the_dense_run(
     assert max_error(*finals) < TOLERANCE * finals[0].abs().max().item()
 
 
-class Bench(SparseNetwork, nn.Module):
-    """One sparse block on its own, with a state."""
+class Bench(nn.Module):
+    """One sparse block on its own."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -170,9 +182,14 @@ class Bench(SparseNetwork, nn.Module):
         shapes = {name: list(t.shape) for name, t in self.state_dict().items()}
         self.load_state_dict(tiny_weights(shapes, seed=2))
         self.eval().to(memory_format=torch.channels_last)
+        sparsify(self, replace(PUBLISHED, roots={Bench: SparseBench}))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.block(*inputs)
+
+
+class SparseBench(SparseRoot, Bench):
+    """The block with sparse passes."""
 
 
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], bool, bool]] = {
@@ -180,7 +197,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], bool, bool]] = {
     "unet-resblock": (lambda: sige_openaimodel.SIGEResBlock(8, 16, 8, 4), True, False),
     "unet-resblock-wider": (lambda: sige_openaimodel.SIGEResBlock(8, 16, 12, 4), True, False),
     "unet-down": (lambda: sige_openaimodel.SIGEDownsample(8), False, False),
-    "unet-up": (lambda: sige_openaimodel.SIGEUpsample(8), False, False),
+    "unet-up": (lambda: sige_model.SIGEUpsample(8), False, False),
     "transformer": (lambda: SIGESpatialTransformer(8, 2, 4, 2, 6, False, 4), False, True),
     "vae-resblock": (lambda: sige_model.SIGEResnetBlock(8, 12, 4), False, False),
     "vae-down": (lambda: sige_model.SIGEDownsample(8), False, False),
@@ -221,9 +238,9 @@ def test_with_a_full_mask_each_block_equals_its_dense_self_at_odd_sizes(
     """Sizes at which blocks of four stick out of the map, and maps smaller than a block."""
     bench, inputs = Bench(BLOCKS[name][0]()), bench_inputs(name, latent_size)
     expected = bench(*inputs)
-    with bench.state.recording():
+    with handle_of(bench).recording():
         recorded = bench(*inputs)
-    with bench.state.sparse(levels(full(latent_size))):
+    with handle_of(bench).sparse(levels(full(latent_size))):
         out = bench(*inputs)
     assert max_error(recorded, expected) < TOLERANCE
     assert max_error(out, expected) < TOLERANCE
@@ -442,5 +459,4 @@ def test_an_edit_frees_its_recordings(sige: Pipeline) -> None:
     sige.inpaint(torch.zeros(3, 64, 64), mask, PROMPT, steps=1)
     networks = sige.networks
     for network in (networks.unet, networks.encoder, networks.decoder):
-        assert isinstance(network, SparseNetwork)
-        assert network.state.record.size_in_bytes() == 0
+        assert handle_of(network).record.size_in_bytes() == 0

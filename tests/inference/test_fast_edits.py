@@ -11,10 +11,11 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.recipes import FAST
+from sgm.inference.presets import FAST
 from sgm.io.checkpoint import build_model
 from sgm.io.imageio import to_bytes, to_picture
 from sgm.sparse.masks import difference_mask
+from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
 from tests.conftest import ROOT, tiny_weights
@@ -24,7 +25,7 @@ SIZE = (64, 128)
 
 
 def pipeline(precision: Precision = Precision.FP32, dtype: torch.dtype = torch.float32) -> Pipeline:
-    return Pipeline(networks_of("fast", dtype), precision, sparse=True, preset=Preset.FAST)
+    return Pipeline(networks_of("fast", dtype), precision, sparse=True, recipe=FAST)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_sdedit_makes_as_many_full_passes_as_its_recipe_says(
     forward, modes = fast.networks.unet.forward, []
 
     def counted(*args: Tensor, **kwargs: Tensor) -> Tensor:
-        modes.append(fast.networks.unet.state.mode)
+        modes.append(handle_of(fast.networks.unet).mode)
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(fast.networks.unet, "forward", counted)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import Networks
 from sgm.inference.pipeline import EditResult, Pipeline
-from sgm.inference.plan import Edit
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
 from sgm.models.diffusion import DiffusionEngine

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.plan import Edit
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
 from sgm.specs import Precision, RunType, SamplingParams, Turbo

@@ -6,7 +6,7 @@ import torch
 from sgm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from sgm.modules.attention import CPU_PIECE, GEGLU
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
-from sgm.products import FEW_ROWS
+from sgm.sparse.matmul import FEW_ROWS
 from tests.conftest import max_error, rule_weights
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute

@@ -16,6 +16,8 @@ from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.profiling.macs import MATRIX_OPERATORS, Macs, count_macs
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
+from sgm.sparse.rules.published import PUBLISHED
+from sgm.sparse.sparsify import handle_of, sparsify
 from tests.conftest import ROOT, SHARED
 
 ATTENTION = "aten::scaled_dot_product_attention"
@@ -42,7 +44,10 @@ def check(counted: Macs, reference: dict) -> None:
 def unet_of(data, cls):
     """Counts do not depend on the weights, so the random ones of the constructor do."""
     config = data.info["config"]
-    return cls(**{k: v for k, v in config.items() if k not in UNetModel.TRAINING_ONLY}).eval()
+    unet = cls(**{k: v for k, v in config.items() if k not in UNetModel.TRAINING_ONLY}).eval()
+    if cls is SIGEUNetModel:
+        sparsify(unet)
+    return unet
 
 
 @pytest.fixture(scope="module", params=["unet_base", "unet_refiner"])
@@ -51,7 +56,7 @@ def unet(request, golden):
     data = golden(request.param)
     network = unet_of(data, SIGEUNetModel)
     inputs = (data["x0"], data["timesteps"], data["context"], data["y"])
-    with torch.inference_mode(), network.state.recording():
+    with torch.inference_mode(), handle_of(network).recording():
         network(*inputs)
     return network, inputs, data
 
@@ -67,12 +72,16 @@ def test_sparse_unet(unet, mask):
     network, inputs, data = unet
     height, width = (8 * n for n in data["x0"].shape[2:])
     masks = inpainting_pyramid(data.mask(f"{mask}/pixel_mask", height, width))
-    with network.state.sparse(masks):
+    with handle_of(network).sparse(masks):
         check(count_macs(network, *inputs), data.info["macs"][f"sige_{mask}"])
 
 
 def vae_of(data, cls):
-    return cls(embed_dim=4, ddconfig=data.info["ddconfig"]).eval()
+    model = cls(embed_dim=4, ddconfig=data.info["ddconfig"]).eval()
+    if cls is SIGEAutoencoderKL:
+        sparsify(model.encoder, PUBLISHED)
+        sparsify(model.decoder, PUBLISHED)
+    return model
 
 
 def picture(data):
@@ -97,9 +106,9 @@ def test_sparse_autoencoder(golden, mask):
         ("encoder", model.encoder, x, sdedit_pyramid(pixels)),
         ("decoder", model.decoder, data["z0"], sdedit_decoder_pyramid(pixels)),
     ):
-        with network.state.recording():
+        with handle_of(network).recording():
             network(value)
-        with network.state.sparse(masks):
+        with handle_of(network).sparse(masks):
             check(count_macs(network, value), data.info["macs"][f"{name}_sige_{mask}"])
 
 
@@ -109,13 +118,13 @@ def test_a_count_does_not_depend_on_what_was_run_before(golden):
     data = golden("vae")
     encoder, x = vae_of(data, SIGEAutoencoderKL).encoder, picture(data)
     masks = sdedit_pyramid(data.mask("rect/pixel_mask", *x.shape[2:]))
-    with encoder.state.recording():
+    with handle_of(encoder).recording():
         encoder(x)
-    with encoder.state.sparse(masks):
+    with handle_of(encoder).sparse(masks):
         first = count_macs(encoder, x)
         traced = encoder(x)
         assert count_macs(encoder, x) == first
-    with encoder.state.sparse(dict(masks)):  # builds its sets anew
+    with handle_of(encoder).sparse(dict(masks)):  # builds its sets anew
         assert torch.equal(encoder(x), traced)
 
 
@@ -130,14 +139,14 @@ def test_shapes_alone_are_enough(unet):
     network, inputs, data = unet
     height, width = (8 * n for n in data["x0"].shape[2:])
     masks = inpainting_pyramid(data.mask("blob/pixel_mask", height, width))
-    with network.state.sparse(masks):
+    with handle_of(network).sparse(masks):
         real = told_apart(count_macs(network, *inputs))
     with torch.device("meta"):
         empty = unet_of(data, SIGEUNetModel)
     shapes = [x.to("meta") for x in inputs]
-    with empty.state.recording():
+    with handle_of(empty).recording():
         empty(*shapes)
-    with empty.state.sparse(masks):
+    with handle_of(empty).sparse(masks):
         assert told_apart(count_macs(empty, *shapes)) == real
 
 
@@ -166,7 +175,11 @@ def published():
     path = SHARED / "golden" / "macs_full.json"
     if not path.is_file():
         pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
-    return build_model(ROOT / "configs" / "sige.yaml").eval(), json.loads(path.read_text())
+    model = build_model(ROOT / "configs" / "sige.yaml").eval()
+    for network in (model.model.diffusion_model, *model.first_stage_model.children()):
+        if hasattr(network, "conv_out") or hasattr(network, "out"):
+            sparsify(network, PUBLISHED)
+    return model, json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +211,9 @@ def test_published_figures_at_full_size(published, rectangle, part, products):
             network = getattr(model.first_stage_model, part)
             inputs = [torch.zeros((1, 3, 512, 1024) if part == "encoder" else (1, 4, 64, 128))]
     dense = count_macs(network, *inputs)
-    with network.state.recording():
+    with handle_of(network).recording():
         network(*inputs)
-    with network.state.sparse(rectangle):
+    with handle_of(network).sparse(rectangle):
         sparse = count_macs(network, *inputs)
     for macs, kind, exact in zip((dense, sparse), ("original", "inpaint"), products, strict=True):
         assert round(macs.products / 1e9, 3) == exact

@@ -13,17 +13,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sgm.inference.networks import table_of_preset
 from sgm.io.checkpoint import build_model
 from sgm.modules.diffusionmodules.guiders import VanillaCFG
 from sgm.modules.diffusionmodules.sampling import guided
 from sgm.sparse.active import CONV3X3, OUTSIDE, block_active_set, bucket
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
-from sgm.sparse.network import SparseNetwork
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import Prologue
 from sgm.sparse.pixels import PixelGeometry
+from sgm.sparse.sparsify import handle_of, sparsify
 from sgm.sparse.static import StaticMemory
+from sgm.specs import Preset
 from tests.conftest import ROOT, max_error, tiny_weights
 
 SIZE = (128, 256)  # of the picture
@@ -111,19 +113,22 @@ LARGE = masks_of((0, 0, 128, 250))
 
 @pytest.fixture(scope="module", params=["fast", "sige"])
 def network(request) -> Iterator[tuple[str, torch.nn.Module]]:
-    engine = build_model(ROOT / "configs" / f"tiny-{request.param}.yaml")
+    name = {"fast": "original", "sige": "sige"}[request.param]
+    engine = build_model(ROOT / "configs" / f"tiny-{name}.yaml")
     shapes = {name: list(t.shape) for name, t in engine.state_dict().items()}
     engine.load_state_dict(tiny_weights(shapes), assign=True)
+    preset = Preset.FAST if request.param == "fast" else Preset.PUBLISHED
+    sparsify(engine.model.diffusion_model, table_of_preset(preset))
     yield request.param, engine.eval().to(memory_format=torch.channels_last)
 
 
 @contextmanager
-def fresh(unet: SparseNetwork) -> Iterator[None]:
+def fresh(unet: torch.nn.Module) -> Iterator[None]:
     """The network's state as if newly made, now and afterwards."""
 
     def forget() -> None:
-        unet.state.static = unet.state.graphs = None
-        unet.state.clear()
+        handle_of(unet).static = handle_of(unet).graphs = None
+        handle_of(unet).clear()
 
     forget()
     with torch.inference_mode():
@@ -134,7 +139,7 @@ def fresh(unet: SparseNetwork) -> Iterator[None]:
 class Run:
     """Steps of one network: a recording on drawn latents, then a sparse pass on edited ones."""
 
-    def __init__(self, kind: str, unet: SparseNetwork, text: int = 0) -> None:
+    def __init__(self, kind: str, unet: torch.nn.Module, text: int = 0) -> None:
         self.kind, self.unet = kind, unet
         generator = torch.Generator().manual_seed(1000 + text)
         self.context = torch.randn(2, 77, unet.context_dim, generator=generator)
@@ -150,9 +155,10 @@ class Run:
 
     def __call__(self, number: int, masks: MaskPyramid) -> Tensor:
         x, edited, named = self.inputs(number)
-        with self.unet.state.recording(masks if self.kind == "fast" else None):
+        handle_of(self.unet).set_text(named["context"])
+        with handle_of(self.unet).recording(masks if self.kind == "fast" else None):
             self.unet(x, **named)
-        with self.unet.state.sparse(masks):
+        with handle_of(self.unet).sparse(masks):
             return self.unet(edited, **named)
 
 
@@ -166,15 +172,15 @@ def test_replayed_steps_equal_steps_that_are_run(network) -> None:
     steps += [(other, 7, MOVED), (other, 8, MOVED), (other, 9, LARGE), (other, 10, LARGE)]
     with fresh(unet):
         expected = [r(number, masks) for r, number, masks in steps]
-        unet.state.clear()
-        unet.state.use_graphs(tape)
+        handle_of(unet).clear()
+        handle_of(unet).use_graphs(tape)
         captures = []
         for (r, number, masks), right in zip(steps, expected, strict=True):
             out = r(number, masks)
             # Padded rows change neither order nor number of what is summed for a real row, but a
             # matrix product may take another path for another number of rows.
             assert max_error(out, right) < 1e-5, number
-            captures.append(unet.state.graphs.captures)
+            captures.append(handle_of(unet).graphs.captures)
     assert captures[:4] == [0, 1, 1, 1]  # run, captured, replayed
     if kind == "fast":
         assert captures[4:9] == [1] * 5  # other masks and text: the same graph
@@ -186,12 +192,12 @@ def test_memory_outlives_forgetting(network) -> None:
     kind, engine = network
     unet = engine.model.diffusion_model
     with fresh(unet):
-        unet.state.use_graphs(tape)
+        handle_of(unet).use_graphs(tape)
         run = Run(kind, unet)
         first = [run(number, FIRST) for number in range(3)]
-        unet.state.clear()
+        handle_of(unet).clear()
         second = [run(number, FIRST) for number in range(3)]
-        assert unet.state.graphs.captures == 1
+        assert handle_of(unet).graphs.captures == 1
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -200,23 +206,25 @@ def test_a_recording_of_another_batch_is_captured_anew(network) -> None:
     unet = engine.model.diffusion_model
     masks = FIRST if kind == "fast" else None
     with fresh(unet):
-        unet.state.use_graphs(tape)
+        handle_of(unet).use_graphs(tape)
         run = Run(kind, unet)
         for number in range(3):
             run(number, FIRST)
         x, edited, named = run.inputs(9)
         one = {name: t[:1].clone() for name, t in named.items()}
+        handle_of(unet).set_text(one["context"])
         outs = []
         for _ in range(3):
-            with unet.state.recording(masks):
+            with handle_of(unet).recording(masks):
                 unet(x[:1], **one)
-            with unet.state.sparse(FIRST):
+            with handle_of(unet).sparse(FIRST):
                 outs.append(unet(edited[:1], **one))
-        assert unet.state.graphs.captures == 2
+        assert handle_of(unet).graphs.captures == 2
     with fresh(unet):
-        with unet.state.recording(masks):
+        handle_of(unet).set_text(one["context"])
+        with handle_of(unet).recording(masks):
             unet(x[:1], **one)
-        with unet.state.sparse(FIRST):
+        with handle_of(unet).sparse(FIRST):
             right = unet(edited[:1], **one)
     assert all(max_error(out, right) < 1e-5 for out in outs)
 
@@ -233,9 +241,9 @@ def test_a_step_never_waits_for_the_device(network) -> None:
     with fresh(unet):
         masks = FIRST if kind == "fast" else None
         for watch in (nullcontext(), NoWaiting()):
-            with unet.state.recording(masks), watch:
+            with handle_of(unet).recording(masks), watch:
                 denoise(x[:1], sigma)
-            with unet.state.sparse(FIRST), watch:
+            with handle_of(unet).sparse(FIRST), watch:
                 denoise(edited[:1], sigma)
 
 

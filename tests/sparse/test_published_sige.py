@@ -18,6 +18,8 @@ from sgm.sparse.masks import inpainting_pyramid
 from sgm.sparse.modules import as_map, as_rows
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, Prologue, select_ops
+from sgm.sparse.rules.published import PUBLISHED
+from sgm.sparse.sparsify import handle_of
 from tests.conftest import ROOT, max_error, tiny_weights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,7 +81,7 @@ def tiny(backend: str) -> Networks:
     engine = build_model(ROOT / "configs" / "tiny-sige.yaml").eval()
     shapes = {name: list(tensor.shape) for name, tensor in engine.state_dict().items()}
     engine.load_state_dict(tiny_weights(shapes), assign=True)
-    networks = Networks(engine.to(DEVICE).to(memory_format=torch.channels_last))
+    networks = Networks(engine.to(DEVICE).to(memory_format=torch.channels_last), PUBLISHED)
     networks.set_backend(backend)
     return networks
 
@@ -101,12 +103,14 @@ def test_a_network_equals_that_of_the_torch_backend(part: str) -> None:
     for backend in ("sige", "torch"):
         networks = tiny(backend)
         network, layout = getattr(networks, part), networks.layout
-        with network.state.recording():
+        with handle_of(network).recording():
             network(unedited.contiguous(memory_format=layout), *rest)
-        recorded = {key: v for key, v in network.state.record.values.items() if key[1] == "out"}
+        recorded = {
+            key: v for key, v in handle_of(network).record.values.items() if key[1] == "out"
+        }
         maps = [v for v in recorded.values() if isinstance(v, Tensor) and v.ndim == 4]
         assert maps and all(v.is_contiguous(memory_format=layout) for v in maps)
-        with network.state.sparse(masks):
+        with handle_of(network).sparse(masks):
             out = network(edited.contiguous(memory_format=layout), *rest)
         assert out.is_contiguous(memory_format=layout)
         results.append(out)

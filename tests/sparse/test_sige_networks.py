@@ -5,15 +5,17 @@ import torch
 
 from sgm.models.sige_autoencoder import SIGEAutoencoderKL
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
+from sgm.modules.diffusionmodules.sige_model import SIGEUpsample
 from sgm.modules.diffusionmodules.sige_openaimodel import (
     SIGEDownsample,
     SIGEResBlock,
     SIGEUNetModel,
-    SIGEUpsample,
 )
 from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, active_blocks
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
+from sgm.sparse.rules.published import PUBLISHED
+from sgm.sparse.sparsify import handle_of, sparsify
 from sgm.sparse.state import SparseStateError
 from tests.conftest import max_error, rule_weights
 
@@ -27,6 +29,7 @@ def load_unet(data) -> SIGEUNetModel:
     shapes = {name: list(t.shape) for name, t in unet.state_dict().items()}
     assert shapes == data.info["state_dict"]
     unet.load_state_dict(rule_weights(shapes, data.info["weights_seed"]))
+    sparsify(unet)
     return unet.to(memory_format=torch.channels_last).eval()
 
 
@@ -35,7 +38,7 @@ def recorded(request, golden):
     """A UNet that has recorded x0, and its case."""
     data = golden(request.param)
     unet = load_unet(data)
-    with torch.inference_mode(), unet.state.recording():
+    with torch.inference_mode(), handle_of(unet).recording():
         full = unet(data["x0"], data["timesteps"], data["context"], data["y"])
     return data, unet, full
 
@@ -56,7 +59,7 @@ def test_recording_is_the_dense_pass(recorded):
 def test_sparse_pass_equals_the_reference(recorded, mask):
     data, unet, full = recorded
     masks = inpainting_pyramid(pixel_mask(data, mask))
-    with unet.state.sparse(masks):
+    with handle_of(unet).sparse(masks):
         out = unet(data[f"{mask}/x1"], data["timesteps"], data["context"], data["y"])
         same = unet(data["x0"], data["timesteps"], data["context"], data["y"])
     assert max_error(out, data[f"{mask}/sige_sparse_x1"]) < TOLERANCE
@@ -69,13 +72,13 @@ def test_a_recording_for_one_mask_alone_serves_any_number_of_passes(golden):
     data = golden("unet_base")
     unet, masks = load_unet(data), inpainting_pyramid(pixel_mask(data, "rect"))
     args = (data["timesteps"], data["context"], data["y"])
-    with unet.state.recording():
+    with handle_of(unet).recording():
         unet(data["x0"], *args)
-    with unet.state.sparse(masks):
+    with handle_of(unet).sparse(masks):
         expected = unet(data["rect/x1"], *args)
-    with unet.state.recording(masks):
+    with handle_of(unet).recording(masks):
         unet(data["x0"], *args)
-    with unet.state.sparse(masks):
+    with handle_of(unet).sparse(masks):
         first = unet(data["rect/x1"], *args)
         other = unet(data["x0"], *args)
         again = unet(data["rect/x1"], *args)
@@ -88,7 +91,7 @@ def test_a_recording_for_one_mask_alone_serves_any_number_of_passes(golden):
 def test_sparse_pass_ignores_the_context_and_all_but_the_middle_the_time(recorded):
     data, unet, _ = recorded
     x1, y = data["rect/x1"], data["y"]
-    with unet.state.sparse(inpainting_pyramid(pixel_mask(data, "rect"))):
+    with handle_of(unet).sparse(inpainting_pyramid(pixel_mask(data, "rect"))):
         out = unet(x1, data["timesteps"], data["context"], y)
         other = unet(x1, data["timesteps"], data["other_context"], y)
         later = unet(x1, data["other_timesteps"], data["context"], y)
@@ -121,6 +124,8 @@ def test_active_blocks_per_layer_are_the_published_ones(recorded, mask):
 def vae(golden):
     data = golden("vae")
     model = SIGEAutoencoderKL(embed_dim=4, ddconfig=data.info["ddconfig"])
+    sparsify(model.encoder, PUBLISHED)
+    sparsify(model.decoder, PUBLISHED)
     shapes = {name: list(t.shape) for name, t in model.state_dict().items()}
     assert shapes == data.info["state_dict"]
     model.load_state_dict(rule_weights(shapes, data.info["weights_seed"]))
@@ -138,15 +143,15 @@ def test_autoencoder_equals_the_reference(golden, vae, mask):
     size = data["image0"].shape[1:]
     pixels = data.mask(f"{mask}/pixel_mask", *size)
     encoder, decoder = vae.encoder, vae.decoder
-    with encoder.state.recording():
+    with handle_of(encoder).recording():
         full = encoder(picture(data["image0"]))
-    with encoder.state.sparse(sdedit_pyramid(pixels)):
+    with handle_of(encoder).sparse(sdedit_pyramid(pixels)):
         out = encoder(picture(data[f"{mask}/image1"]))
     assert max_error(full, data["encoder_sige_full_x0"]) < TOLERANCE
     assert max_error(out, data[f"{mask}/encoder_sige_sparse_x1"]) < TOLERANCE
-    with decoder.state.recording():
+    with handle_of(decoder).recording():
         full = decoder(data["z0"])
-    with decoder.state.sparse(sdedit_decoder_pyramid(pixels)):
+    with handle_of(decoder).sparse(sdedit_decoder_pyramid(pixels)):
         out = decoder(data[f"{mask}/z1"])
     assert max_error(full, data["decoder_original_z0"]) < TOLERANCE
     assert max_error(out, data[f"{mask}/decoder_sige_sparse_z1"]) < TOLERANCE
@@ -157,24 +162,24 @@ def test_a_sparse_pass_needs_a_recording_that_fits(golden):
     unet = load_unet(data)
     masks = inpainting_pyramid(pixel_mask(data, "rect"))
     args = (data["timesteps"], data["context"], data["y"])
-    with pytest.raises(SparseStateError, match="no recording"), unet.state.sparse(masks):
+    with pytest.raises(SparseStateError, match="no recording"), handle_of(unet).sparse(masks):
         pass
     with torch.inference_mode():
-        with unet.state.recording():
+        with handle_of(unet).recording():
             unet(data["x0"], *args)
-        with unet.state.sparse(masks), pytest.raises(SparseStateError, match="batch of 2"):
+        with handle_of(unet).sparse(masks), pytest.raises(SparseStateError, match="batch of 2"):
             unet(data["x0"][:1], *(a[:1] for a in args))
         small = {size: m for size, m in masks.items() if size[0] < 16}
-        with unet.state.sparse(small), pytest.raises(SparseStateError, match="no level"):
+        with handle_of(unet).sparse(small), pytest.raises(SparseStateError, match="no level"):
             unet(data["x0"], *args)
     with (
-        unet.state.recording(),
+        handle_of(unet).recording(),
         pytest.raises(SparseStateError, match="already"),
-        unet.state.sparse(masks),
+        handle_of(unet).sparse(masks),
     ):
         pass
-    unet.state.clear()
-    assert unet.state.record.size_in_bytes() == 0
+    handle_of(unet).clear()
+    assert handle_of(unet).record.size_in_bytes() == 0
 
 
 @torch.inference_mode()
@@ -183,9 +188,9 @@ def test_a_full_mask_gives_the_dense_result_up_to_the_recorded_norms(golden):
     data = golden("unet_base")
     unet = load_unet(data)
     args = (data["timesteps"], data["context"], data["y"])
-    with unet.state.recording():
+    with handle_of(unet).recording():
         dense = unet(data["rect/x1"], *args)
     height, width = (8 * n for n in data["x0"].shape[2:])
-    with unet.state.sparse(inpainting_pyramid(torch.ones(height, width, dtype=torch.bool))):
+    with handle_of(unet).sparse(inpainting_pyramid(torch.ones(height, width, dtype=torch.bool))):
         out = unet(data["rect/x1"], *args)
     assert max_error(out, dense) < TOLERANCE

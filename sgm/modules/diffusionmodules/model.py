@@ -1,7 +1,4 @@
-"""Encoder and decoder of the latent autoencoder (Rombach et al., 2022), published keys.
-
-A sparse variant swaps the block classes of `Encoder` and `Decoder`; it never repeats the wiring.
-"""
+"""Encoder and decoder of the latent autoencoder (Rombach et al., 2022), published keys."""
 
 from collections.abc import Sequence
 
@@ -12,32 +9,15 @@ from torch import Tensor, nn
 EPSILON = 1e-6  # of the autoencoder's group norms
 
 
-class EndPaddedConv2d(nn.Conv2d):
-    """A convolution of a map with one row of zeros added at the bottom, one column at the right."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
-
-
-class UpsampledConv2d(nn.Conv2d):
-    """A convolution of a map doubled by nearest neighbours."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
 class ResnetBlock(nn.Module):
     """Residual block of two 3x3 convolutions; a 1x1 shortcut where the width changes."""
 
-    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
-    conv_cls: type[nn.Conv2d] = nn.Conv2d
-
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = self.norm_cls(groups, channels, eps=EPSILON)
-        self.conv1 = self.conv_cls(channels, out_channels, 3, padding=1)
-        self.norm2 = self.norm_cls(groups, out_channels, eps=EPSILON)
-        self.conv2 = self.conv_cls(out_channels, out_channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(groups, channels, eps=EPSILON)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPSILON)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
@@ -55,11 +35,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the pixels of a map, residual."""
 
-    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
-
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = self.norm_cls(groups, channels, eps=EPSILON)
+        self.norm = nn.GroupNorm(groups, channels, eps=EPSILON)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -75,39 +53,27 @@ class AttnBlock(nn.Module):
 class Downsample(nn.Module):
     """3x3 convolution of stride 2, padded by one at the right and the bottom only."""
 
-    conv_cls: type[EndPaddedConv2d] = EndPaddedConv2d
-
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = self.conv_cls(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution."""
 
-    conv_cls: type[UpsampledConv2d] = UpsampledConv2d
-
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = self.conv_cls(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class _Coder(nn.Module):
-    """What encoder and decoder share: the block classes, the groups, the middle."""
-
-    resnet_cls: type[ResnetBlock] = ResnetBlock
-    attn_cls: type[AttnBlock] = AttnBlock
-    downsample_cls: type[Downsample] = Downsample
-    upsample_cls: type[Upsample] = Upsample
-    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
-    entry_cls: type[nn.Conv2d] = nn.Conv2d
-    exit_cls: type[nn.Conv2d] = nn.Conv2d
+    """What encoder and decoder share: the groups of their norms, and the middle."""
 
     def __init__(self, attn_resolutions: Sequence[int], norm_groups: int) -> None:
         super().__init__()
@@ -120,9 +86,9 @@ class _Coder(nn.Module):
 
     def _middle(self, channels: int) -> nn.Module:
         mid = nn.Module()
-        mid.block_1 = self.resnet_cls(channels, channels, self.groups)
-        mid.attn_1 = self.attn_cls(channels, self.groups)
-        mid.block_2 = self.resnet_cls(channels, channels, self.groups)
+        mid.block_1 = ResnetBlock(channels, channels, self.groups)
+        mid.attn_1 = AttnBlock(channels, self.groups)
+        mid.block_2 = ResnetBlock(channels, channels, self.groups)
         return mid
 
     def _run_middle(self, h: Tensor) -> Tensor:
@@ -154,21 +120,21 @@ class Encoder(_Coder):
         norm_groups: int = 32,
     ) -> None:
         super().__init__(attn_resolutions, norm_groups)
-        self.conv_in = self.entry_cls(in_channels, ch, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         channels = ch
         for index, mult in enumerate(ch_mult):
             level = nn.Module()
             level.block = nn.ModuleList()
             for _ in range(num_res_blocks):
-                level.block.append(self.resnet_cls(channels, ch * mult, norm_groups))
+                level.block.append(ResnetBlock(channels, ch * mult, norm_groups))
                 channels = ch * mult
             if index < len(ch_mult) - 1:
-                level.downsample = self.downsample_cls(channels)
+                level.downsample = Downsample(channels)
             self.down.append(level)
         self.mid = self._middle(channels)
-        self.norm_out = self.norm_cls(norm_groups, channels, eps=EPSILON)
-        self.conv_out = self.exit_cls(channels, z_channels * (2 if double_z else 1), 3, padding=1)
+        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=EPSILON)
+        self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # [B, ch, H, W]
@@ -197,21 +163,21 @@ class Decoder(_Coder):
     ) -> None:
         super().__init__(attn_resolutions, norm_groups)
         channels = ch * ch_mult[-1]
-        self.conv_in = self.entry_cls(z_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
         self.mid = self._middle(channels)
         levels = []
         for index in reversed(range(len(ch_mult))):
             level = nn.Module()
             level.block = nn.ModuleList()
             for _ in range(num_res_blocks + 1):
-                level.block.append(self.resnet_cls(channels, ch * ch_mult[index], norm_groups))
+                level.block.append(ResnetBlock(channels, ch * ch_mult[index], norm_groups))
                 channels = ch * ch_mult[index]
             if index > 0:
-                level.upsample = self.upsample_cls(channels)
+                level.upsample = Upsample(channels)
             levels.insert(0, level)  # published keys number the levels from the picture down
         self.up = nn.ModuleList(levels)
-        self.norm_out = self.norm_cls(norm_groups, channels, eps=EPSILON)
-        self.conv_out = self.exit_cls(channels, out_ch, 3, padding=1)
+        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=EPSILON)
+        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self._run_middle(self.conv_in(z))  # [B, C, h, w]

@@ -1,7 +1,4 @@
-"""The UNet of SDXL (Podell et al., 2023), with the published checkpoint keys.
-
-A sparse variant swaps the block classes below; it never repeats the wiring.
-"""
+"""The UNet of SDXL (Podell et al., 2023), with the published checkpoint keys."""
 
 from collections.abc import Sequence
 
@@ -16,23 +13,20 @@ from sgm.modules.diffusionmodules.util import timestep_embedding
 class ResBlock(nn.Module):
     """Residual block: two 3x3 convolutions, the time embedding added between them."""
 
-    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
-    conv_cls: type[nn.Conv2d] = nn.Conv2d
-
     def __init__(self, channels: int, emb_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            self.norm_cls(groups, channels),
+            nn.GroupNorm(groups, channels),
             nn.SiLU(),
-            self.conv_cls(channels, out_channels, 3, padding=1),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         # The identity keeps the published key numbering: dropout stood at index 2.
         self.out_layers = nn.Sequential(
-            self.norm_cls(groups, out_channels),
+            nn.GroupNorm(groups, out_channels),
             nn.SiLU(),
             nn.Identity(),
-            self.conv_cls(out_channels, out_channels, 3, padding=1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
@@ -46,11 +40,9 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """3x3 convolution of stride 2, padded by one on every side."""
 
-    conv_cls: type[nn.Conv2d] = nn.Conv2d
-
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = self.conv_cls(channels, channels, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)  # [B, C, ceil(H/2), ceil(W/2)]
@@ -102,15 +94,6 @@ class UNetModel(nn.Module):
 
     TRAINING_ONLY = frozenset({"use_checkpoint", "legacy", "dropout"})
 
-    resblock_cls: type[ResBlock] = ResBlock
-    middle_resblock_cls: type[ResBlock] = ResBlock
-    transformer_cls: type[SpatialTransformer] = SpatialTransformer
-    downsample_cls: type[Downsample] = Downsample
-    upsample_cls: type[Upsample] = Upsample
-    norm_cls: type[nn.GroupNorm] = nn.GroupNorm
-    entry_cls: type[nn.Conv2d] = nn.Conv2d
-    exit_cls: type[nn.Conv2d] = nn.Conv2d
-
     def __init__(
         self,
         *,
@@ -160,9 +143,9 @@ class UNetModel(nn.Module):
         self._build_middle_block(widths[-1], depth[-1])
         self._build_output_blocks(widths, attends, depth, num_res_blocks)
         self.out = nn.Sequential(
-            self.norm_cls(norm_groups, model_channels),
+            nn.GroupNorm(norm_groups, model_channels),
             nn.SiLU(),
-            self.exit_cls(model_channels, out_channels, 3, padding=1),
+            nn.Conv2d(model_channels, out_channels, 3, padding=1),
         )
 
     def _embedding_mlp(self, width: int) -> nn.Sequential:
@@ -172,15 +155,15 @@ class UNetModel(nn.Module):
             nn.Linear(self.emb_channels, self.emb_channels),
         )
 
-    def _resblock(self, cls: type[ResBlock], channels: int, out_channels: int) -> ResBlock:
-        return cls(channels, self.emb_channels, out_channels, self.groups)
+    def _resblock(self, channels: int, out_channels: int) -> ResBlock:
+        return ResBlock(channels, self.emb_channels, out_channels, self.groups)
 
     def _transformer(self, channels: int, depth: int) -> SpatialTransformer:
         if channels % self.head_channels:
             raise ValueError(
                 f"num_head_channels {self.head_channels} does not divide a width of {channels}"
             )
-        return self.transformer_cls(
+        return SpatialTransformer(
             channels,
             channels // self.head_channels,
             self.head_channels,
@@ -198,16 +181,16 @@ class UNetModel(nn.Module):
         depth: list[int],
         num_res_blocks: int,
     ) -> None:
-        first = self.entry_cls(in_channels, self.model_channels, 3, padding=1)
+        first = nn.Conv2d(in_channels, self.model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
         self._skip_widths = [self.model_channels]
         channels = self.model_channels
         for level, width in enumerate(widths):
             if level > 0:
-                self.input_blocks.append(TimestepEmbedSequential(self.downsample_cls(channels)))
+                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
                 self._skip_widths.append(channels)
             for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [self._resblock(self.resblock_cls, channels, width)]
+                layers: list[nn.Module] = [self._resblock(channels, width)]
                 if attends[level]:
                     layers.append(self._transformer(width, depth[level]))
                 self.input_blocks.append(TimestepEmbedSequential(*layers))
@@ -216,9 +199,9 @@ class UNetModel(nn.Module):
 
     def _build_middle_block(self, width: int, depth: int) -> None:
         self.middle_block = TimestepEmbedSequential(
-            self._resblock(self.middle_resblock_cls, width, width),
+            self._resblock(width, width),
             self._transformer(width, depth),
-            self._resblock(self.middle_resblock_cls, width, width),
+            self._resblock(width, width),
         )
 
     def _build_output_blocks(
@@ -230,12 +213,12 @@ class UNetModel(nn.Module):
         for level in reversed(range(len(widths))):
             width = widths[level]
             for index in range(num_res_blocks + 1):
-                block = self._resblock(self.resblock_cls, channels + skips.pop(), width)
+                block = self._resblock(channels + skips.pop(), width)
                 layers: list[nn.Module] = [block]
                 if attends[level]:
                     layers.append(self._transformer(width, depth[level]))
                 if level > 0 and index == num_res_blocks:
-                    layers.append(self.upsample_cls(width))
+                    layers.append(Upsample(width))
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
                 channels = width
 

@@ -1,4 +1,4 @@
-"""Encoder and decoder with sparse blocks: same wiring, same keys, other block classes.
+"""The sparse blocks of the published encoder and decoder: same wiring, same keys.
 
 Published behaviour: the first convolution and the output head stay dense.
 """
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from sgm.modules.diffusionmodules.model import (
     AttnBlock,
-    Decoder,
     Downsample,
-    Encoder,
     ResnetBlock,
     Upsample,
 )
@@ -27,7 +25,7 @@ from sgm.sparse.modules import (
     sparse_residual,
     upsampled,
 )
-from sgm.sparse.network import SparseModule, SparseNetwork
+from sgm.sparse.network import SparseModule
 from sgm.sparse.norm import group_norm_affine
 from sgm.sparse.ops import Prologue
 
@@ -65,8 +63,8 @@ class SIGEAttnBlock(SparseModule, AttnBlock):
             F.linear(h, layer.weight[:, :, 0, 0], layer.bias) for layer in (self.q, self.k, self.v)
         )
         known_k, known_v = site.tensor("key", x), site.tensor("value", x)
-        k = ops.scatter(known_k, active, k, in_place=site.own_masks)  # [B, H*W, C]
-        v = ops.scatter(known_v, active, v, in_place=site.own_masks)
+        k = ops.scatter(known_k, active, k, in_place=site.mask_specific)  # [B, H*W, C]
+        v = ops.scatter(known_v, active, v, in_place=site.mask_specific)
         rows = attend_unfused(q, k, v, heads=1)
         rows = F.linear(rows, self.proj_out.weight[:, :, 0, 0], self.proj_out.bias)
         return scatter_map(site, site.tensor("out", x), active, rows, x)
@@ -90,19 +88,3 @@ class SIGEUpsample(SparseModule, Upsample):
 
     def _sparse(self, x: Tensor) -> Tensor:
         return sparse_conv(self.site, upsampled(x), self.conv, CONV3X3)
-
-
-class SIGEEncoder(SparseNetwork, Encoder):
-    """`Encoder` with sparse blocks; `state` owns its recording and its mode."""
-
-    resnet_cls = SIGEResnetBlock
-    attn_cls = SIGEAttnBlock
-    downsample_cls = SIGEDownsample
-
-
-class SIGEDecoder(SparseNetwork, Decoder):
-    """`Decoder` with sparse blocks; `state` owns its recording and its mode."""
-
-    resnet_cls = SIGEResnetBlock
-    attn_cls = SIGEAttnBlock
-    upsample_cls = SIGEUpsample

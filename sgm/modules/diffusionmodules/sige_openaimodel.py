@@ -1,4 +1,4 @@
-"""The UNet with sparse blocks: same wiring, same keys, other block classes.
+"""The sparse blocks of the published UNet: same wiring, same keys.
 
 Published behaviour: the first convolution, the residual blocks of the middle and the output head
 stay dense.
@@ -7,8 +7,6 @@ stay dense.
 from torch import Tensor
 
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
-from sgm.modules.diffusionmodules.sige_model import SIGEUpsample
-from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import UNET_DOWN
 from sgm.sparse.modules import (
     Residual,
@@ -17,7 +15,7 @@ from sgm.sparse.modules import (
     sparse_conv,
     sparse_residual,
 )
-from sgm.sparse.network import SparseModule, SparseNetwork
+from sgm.sparse.network import SparseModule
 
 
 class SIGEResBlock(SparseModule, ResBlock):
@@ -50,10 +48,5 @@ class SIGEDownsample(SparseModule, Downsample):
         return sparse_conv(self.site, x, self.op, UNET_DOWN)
 
 
-class SIGEUNetModel(SparseNetwork, UNetModel):
-    """`UNetModel` with sparse blocks; `state` owns its recording and its mode."""
-
-    resblock_cls = SIGEResBlock
-    transformer_cls = SIGESpatialTransformer
-    downsample_cls = SIGEDownsample
-    upsample_cls = SIGEUpsample
+class SIGEUNetModel(UNetModel):
+    """`UNetModel` that `sparsify` gives the published blocks."""

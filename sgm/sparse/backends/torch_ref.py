@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgm.products import linear
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.base import Prologue
+from sgm.sparse.matmul import linear
 
 # Largest matrix of neighbour rows made at once; bounds memory at picture resolution, and keeps
 # the matrix near the cache of a CPU core.

@@ -1,47 +1,15 @@
-"""An edit as the loops see it: what goes in, and what is prepared of it before the first step."""
+"""What a person asks for, apart from the prompt."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from sgm.inference.loop import Plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
-from sgm.inference.recipes import Recipe
-from sgm.modules.diffusionmodules.sampling import Denoise, Solver
+from sgm.inference.presets import Recipe
 from sgm.specs import SIZE_MULTIPLE
-
-# Called as (step number, latents) after every sampler step.
-OnStep = Callable[[int, Tensor], None]
-
-
-class Plan(ABC):
-    """Latents and masks of a run. Plans are immutable and hold no network, so one that a base
-    model has worked on can be given to a refiner after the base is freed."""
-
-    @abstractmethod
-    def steps(self, networks: Networks, solver: Solver) -> int:
-        """How many sampler steps `denoise` will make."""
-
-    @abstractmethod
-    def denoise(
-        self,
-        networks: Networks,
-        denoise: Denoise,
-        solver: Solver,
-        noise: Noise,
-        on_step: OnStep,
-    ) -> "Plan":
-        """The sampling loop; the plan with its latents denoised."""
-
-    @abstractmethod
-    def decode(self, networks: Networks) -> Tensor:
-        """Picture [3, H, W] in [0, 1] of denoised latents, float32 on the CPU."""
-
-    @abstractmethod
-    def for_refiner(self) -> "Plan":
-        """The denoised plan as a refiner begins: the result is its picture, as latents and not
-        decoded in between (published), the masks are the same."""
 
 
 class Edit(ABC):

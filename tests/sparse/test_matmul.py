@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sgm.products import FEW_ROWS, has_few_rows, linear
+from sgm.sparse.matmul import FEW_ROWS, has_few_rows, linear
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-
 from sgm.inference.between import Between, leading, mean, spread
+
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording
 

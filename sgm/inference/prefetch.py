@@ -13,7 +13,7 @@ from sgm.inference.stores import Store
 from sgm.sparse.recording import Recording, each_tensor
 
 
-class Ahead:
+class Prefetch:
     """Reads recordings of a store in a known order, each while the one before is in use.
 
     A thread fetches; on a GPU it copies on a stream of its own, beside the computation. One
@@ -55,7 +55,7 @@ class Ahead:
         with torch.inference_mode(), on_stream:
             return self.store.get(name)
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "Prefetch":
         return self
 
     def __exit__(

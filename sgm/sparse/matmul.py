@@ -1,11 +1,11 @@
-"""Matrix products, in the form that the processor at hand is fastest at."""
+"""Matrix products of few rows, in the form that a CPU is fastest at."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-# Rows up to which a CPU multiplies the other way around. With the few rows of an edit as the left
-# matrix MKL reaches about half of its speed, with the many rows of the weights most of it.
+# Rows up to which a CPU multiplies from the right. With the few rows of an edit as the left matrix
+# MKL reaches about half of its speed, with the many rows of the weights most of it.
 FEW_ROWS = 128
 
 
@@ -44,10 +44,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     out = columns(x.reshape(-1, x.shape[-1]).t(), weight, bias)
     return out.t().reshape(*x.shape[:-1], len(weight)).contiguous()
-
-
-class Linear(nn.Linear):
-    """A linear layer that multiplies as `linear` does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)

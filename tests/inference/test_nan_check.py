@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from sgm.errors import UserError
-from sgm.inference.finite import FiniteWatch
+from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
+from sgm.inference.presets import FAST
 from sgm.inference.session import EditSession
 from sgm.specs import Precision, Preset, SamplingParams
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
@@ -18,7 +19,7 @@ STEPS = 3
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_first_step_counts(value: float, dtype: torch.dtype) -> None:
-    watch = FiniteWatch(torch.device("cpu"))
+    watch = NanCheck(torch.device("cpu"))
     good = torch.zeros(1, 4, 3, 5, dtype=dtype)
     bad = good.clone()
     bad[0, 3, 2, 4] = value
@@ -29,14 +30,14 @@ def test_the_first_step_counts(value: float, dtype: torch.dtype) -> None:
 
 
 def test_numbers_pass_however_large() -> None:
-    watch = FiniteWatch(torch.device("cpu"))
+    watch = NanCheck(torch.device("cpu"))
     watch.check(Precision.FP32)
     watch(0, torch.full((2, 2), torch.finfo(torch.float32).max))
     watch.check(Precision.FP32)
 
 
 def test_shapes_without_data_pass() -> None:
-    watch = FiniteWatch(torch.device("meta"))
+    watch = NanCheck(torch.device("meta"))
     watch(0, torch.empty(1, 4, 8, 8, device="meta"))
     watch.check(Precision.FP32)
 
@@ -69,7 +70,7 @@ def test_an_edit_names_the_step(kind: str, preset: Preset, task: str, first: int
     networks = networks_of(kind)
     pipe = Pipeline(networks, Precision.FP32, sparse=kind != "original", preset=preset)
     if preset is Preset.FAST:
-        pipe.recipe = pipe.recipe.refreshed(2)
+        pipe = pipe.with_recipe(pipe.recipe.refreshed(2))
     networks.unet.register_forward_hook(Failing(first))
     image, mask = picture(SIZE), rectangle(SIZE)
     with pytest.raises(UserError, match=f"no numbers from step 3 of {STEPS} on, at fp32"):
@@ -93,14 +94,14 @@ def test_half_precision_is_named_as_a_remedy() -> None:
 def test_a_recording_of_no_numbers_is_refused() -> None:
     networks = networks_of("fast")
     networks.unet.register_forward_hook(Failing(2))
-    pipe = Pipeline(networks, Precision.FP32, sparse=True, preset=Preset.FAST)
+    pipe = Pipeline(networks, Precision.FP32, sparse=True, recipe=FAST)
     # The second that is recorded.
     with pytest.raises(UserError, match="no numbers from step 3 of 3 on"):
         EditSession(pipe, picture(SIZE), SamplingParams("", steps=3))
 
 
 def test_an_overflow_while_recording_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = Pipeline(networks_of("fast"), Precision.FP32, sparse=True, preset=Preset.FAST)
+    pipe = Pipeline(networks_of("fast"), Precision.FP32, sparse=True, recipe=FAST)
     first_stage = pipe.networks.engine.first_stage_model
     monkeypatch.setattr(first_stage, "decode", lambda z: torch.full((1, 3, *SIZE), float("nan")))
     with pytest.raises(UserError, match=r"autoencoder overflowed in torch\.float32; check"):

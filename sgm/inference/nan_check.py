@@ -9,7 +9,7 @@ from sgm.specs import Precision
 NEVER = 2**31 - 1
 
 
-class FiniteWatch:
+class NanCheck:
     """Looks at the latents of every step without making a device wait: the number of the first
     step with a bad value stays on the device until `check` reads it.
 

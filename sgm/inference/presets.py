@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from sgm.inference.interpolate import count_of, spread
 from sgm.sparse.masks import (
     LEVEL_DILATION,
     SDEDIT_DECODER_DILATION,
@@ -14,6 +15,31 @@ from sgm.sparse.masks import (
     downsample_mask,
 )
 from sgm.specs import Preset
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Which steps of a run are recorded; the others are interpolated.
+
+    Attributes:
+        count: how many, at least 2; None for every `every`-th.
+        every: steps from one to the next, at most.
+        order: of the polynomial through the nearest ones.
+        power: 1 for even spacing; above 1 they are denser at the first steps.
+    """
+
+    count: int | None = None
+    every: int = 1
+    order: int = 1
+    power: float = 1.0
+
+    def steps(self, steps: int) -> list[int]:
+        """Those of so many steps, rising; the first and the last among them."""
+        count = count_of(steps, self.every) if self.count is None else self.count
+        return spread(steps, count, self.power)
+
+
+EVERY_STEP = Recorded()
 
 
 @dataclass(frozen=True)
@@ -29,13 +55,11 @@ class Recipe:
             top of `sdedit`.
         feather: width in pixels of the transition inside the edited region to the input, which
             stands unchanged outside; None leaves the network's picture everywhere.
-        refresh: in inpainting the surroundings of an edit are held to the picture with one fixed
-            noise, and recorded every so many steps; between these, recordings are means of two
-            (`sgm.inference.between`). None is the published loop, which draws noise for every step
-            and records at each.
-        sdedit_refresh: the same for SDEdit, where the unedited picture is stepped along and the
-            last recording stands until the next.
-        sdedit_leading: share of the steps, from the first, that are all recorded in SDEdit.
+        hold: whether the latents around an edit are those of the unedited picture at every step: in
+            inpainting with one noise at all levels, in SDEdit as it is denoised for itself. Only
+            then recordings can be interpolated, and kept. As published, inpainting draws a noise
+            for every step, and SDEdit puts nothing back.
+        recorded, sdedit_recorded: which steps of a run are recorded.
         sparse_decode: without kept recordings, decode by a full pass of the unedited picture, which
             records, and a sparse one (published); or else by one full pass of the edited picture,
             which is less work, and exact.
@@ -48,16 +72,20 @@ class Recipe:
     decoder_level: int
     sdedit_decoder: int
     feather: int | None
-    refresh: int | None
-    sdedit_refresh: int = 1
-    sdedit_leading: float = 0.0
+    hold: bool = False
+    recorded: Recorded = EVERY_STEP
+    sdedit_recorded: Recorded = EVERY_STEP
     sparse_decode: bool = True
     early: float = 0.0
     sdedit_early: int = 0
 
     def refreshed(self, steps: int) -> "Recipe":
         """With recordings made every so many steps, whatever the task."""
-        return replace(self, refresh=steps, sdedit_refresh=steps)
+        return replace(
+            self,
+            recorded=replace(self.recorded, count=None, every=steps),
+            sdedit_recorded=replace(self.sdedit_recorded, count=None, every=steps),
+        )
 
     def inpainting(self, mask: Tensor) -> MaskPyramid:
         """Masks of UNet and encoder for a mask, bool [H, W]."""
@@ -107,6 +135,10 @@ class StepMasks:
             return self.late
         return self.early
 
+    def change(self, steps: int) -> int:
+        """The step from which on they are others, of so many; 0 where they stay."""
+        return 0 if self.early is None else int(self.share * steps)
+
     @property
     def first(self) -> MaskPyramid:
         """Those of the first steps, where there are any: the wider ones."""
@@ -119,7 +151,6 @@ PUBLISHED = Recipe(
     decoder_level=LEVEL_DILATION,
     sdedit_decoder=SDEDIT_DECODER_DILATION,
     feather=None,
-    refresh=None,
 )
 FAST = Recipe(
     level=(1, 1, 1, 2, 1),  # two more latent pixels: cheap, and worth most (benchmarks/quality.py)
@@ -127,9 +158,9 @@ FAST = Recipe(
     decoder_level=1,
     sdedit_decoder=8,
     feather=4,
-    refresh=4,  # costs about a tenth of a dB at 50 steps (benchmarks/quality.py)
-    sdedit_refresh=5,
-    sdedit_leading=0.15,  # without these even every third step costs 1 dB (benchmarks/quality.py)
+    hold=True,
+    recorded=Recorded(count=8, order=2),
+    sdedit_recorded=Recorded(count=8, order=2, power=1.5),
     sparse_decode=False,
     early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,

@@ -1,0 +1,158 @@
+"""Recordings of all steps of a run, of which a few are made and the others interpolated.
+
+Along the noise levels a recording is a smooth curve, while picture and noise stay the same. So the
+recording of a step that has no full pass of its own is taken from the polynomial through the
+nearest steps that have one.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.recording import Recording, tensors_of, with_tensors
+
+
+def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
+    """Which of so many steps get a recording of their own: the first, the last, and others between
+    them.
+
+    Args:
+        steps: of the run.
+        count: how many are recorded, at least 2 (all of fewer steps).
+        power: 1 for even spacing; above 1 they are denser at the first steps, at high noise.
+    """
+    last, parts = steps - 1, max(1, min(count, steps) - 1)
+    return sorted({round(last * (part / parts) ** power) for part in range(parts + 1)})
+
+
+def count_of(steps: int, every: int) -> int:
+    """How many recordings leave no two more than `every` steps apart."""
+    return max(2, -(-(steps - 1) // every) + 1)
+
+
+def nearest(made: Sequence[int], step: int, order: int) -> list[int]:
+    """The recorded steps that a polynomial of an order goes through: the two around a step, and
+    then the nearest.
+
+    Raises:
+        ValueError: the step is not between two that are recorded.
+    """
+    before = max((m for m in made if m <= step), default=None)
+    after = min((m for m in made if m >= step), default=None)
+    if before is None or after is None:
+        raise ValueError(f"Step {step} is not between two of the recorded ones, {list(made)}.")
+    if before == after:
+        return [step]
+    rest = sorted((m for m in made if m not in (before, after)), key=lambda m: abs(m - step))
+    return sorted([before, after, *rest[: order - 1]])
+
+
+def lagrange(points: Sequence[int], at: int) -> list[float]:
+    """Weights of values at some points in the value of their polynomial at another."""
+    weights = []
+    for i, point in enumerate(points):
+        weight = 1.0
+        for j, other in enumerate(points):
+            if i != j:
+                weight *= (at - other) / (point - other)
+        weights.append(weight)
+    return weights
+
+
+def combine(
+    recordings: Sequence[Recording], weights: Sequence[float], into: Recording | None = None
+) -> Recording:
+    """The weighted sum of recordings of one network and for the same masks.
+
+    Args:
+        into: a former result, whose memory is used again; its values are lost.
+    """
+    lists = [_tensors(recording) for recording in recordings]
+    if into is None:
+        sums = list(torch._foreach_mul(lists[0], weights[0]))
+    else:
+        sums = _tensors(into)
+        torch._foreach_copy_(sums, lists[0])
+        torch._foreach_mul_(sums, weights[0])
+    for tensors, weight in zip(lists[1:], weights[1:], strict=True):
+        torch._foreach_add_(sums, tensors, alpha=weight)
+    if into is not None:
+        return into
+    found, rest = Recording(recordings[0].masks), iter(sums)
+    for key, value in recordings[0].values.items():
+        found.values[key] = with_tensors(value, lambda number, part: next(rest))
+    return found
+
+
+def _tensors(recording: Recording) -> list[Tensor]:
+    return [part for value in recording.values.values() for part in tensors_of(value)]
+
+
+class Interpolated:
+    """The recording of any step, from those of some. In memory are those that steps to come need.
+
+    Args:
+        make: the recording of a step, for the masks of all passes or for any; it is asked for once
+            a step, in rising order.
+        made: the steps that it is asked for.
+        order: of the polynomial, at least 1.
+        cut: what passes with some masks read of a recording for any.
+        change: the step from which on the masks are others; 0 where they stay.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Recording],
+        made: Sequence[int],
+        order: int,
+        cut: Callable[[Recording, MaskPyramid], Recording],
+        change: int = 0,
+    ) -> None:
+        self._make, self._order, self._cut, self._change = make, order, cut, change
+        self._made = list(made)
+        self._to_come = list(made)
+        self._last = {m: self._last_use(m) for m in made}
+        self._whole: dict[int, Recording] = {}
+        self._fitting: dict[int, Recording] = {}
+        self._masks: MaskPyramid | None = None
+        self._sum: Recording | None = None
+
+    def _last_use(self, point: int) -> int:
+        steps = range(self._made[0], self._made[-1] + 1)
+        return max(s for s in steps if point in nearest(self._made, s, self._order))
+
+    def at(self, step: int, masks: MaskPyramid) -> Recording:
+        """The recording of a step for sparse passes with some masks, valid until the next is asked
+        for. Steps are asked for in rising order.
+
+        Raises:
+            ValueError: the step is not between two that are made.
+        """
+        points = nearest(self._made, step, self._order)
+        if masks is not self._masks:
+            self._masks, self._fitting, self._sum = masks, {}, None
+        self._forget_before(step)
+        while self._to_come and self._to_come[0] <= points[-1]:
+            made = self._to_come.pop(0)
+            if self._last[made] >= step:
+                self._whole[made] = self._make(made)
+        for m in points:
+            if m not in self._fitting:
+                whole = self._whole[m]
+                specific = whole.mask_specific
+                self._fitting[m] = whole if specific else self._cut(whole, masks)
+        if step >= self._change:
+            self._whole = {m: r for m, r in self._whole.items() if m not in self._fitting}
+        if len(points) == 1:
+            return self._fitting[step]
+        fitting = [self._fitting[m] for m in points]
+        self._sum = combine(fitting, lagrange(points, step), self._sum)
+        return self._sum
+
+    def _forget_before(self, step: int) -> None:
+        """Drop what no step from this one on needs."""
+        for kept in (self._whole, self._fitting):
+            for m in [m for m in kept if self._last[m] < step]:
+                del kept[m]

@@ -1,0 +1,212 @@
+"""The sampling loop: the only one, for every task and preset, dense and sparse.
+
+Two things differ between the ways of editing, and each is data of a `Plan`: where the latents of
+the unedited picture come from (`sgm.inference.unedited`), and which steps are recorded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from sgm.inference.interpolate import Interpolated
+from sgm.inference.networks import Networks, recording, sparse
+from sgm.inference.noise import Noise
+from sgm.inference.presets import EVERY_STEP, Recorded, StepMasks
+from sgm.inference.unedited import (
+    FixedNoise,
+    FreshNoise,
+    KeptLatents,
+    SteppedAlong,
+    Unedited,
+    noised,
+)
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver
+from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.recording import Recording
+from sgm.sparse.sparsify import handle_of
+
+# Called as (step number, latents) after every sampler step.
+OnStep = Callable[[int, Tensor], None]
+
+
+class Source(Enum):
+    """Where the latents of the unedited picture come from."""
+
+    NONE = "none"  # they are not needed: a dense SDEdit run
+    FRESH = "fresh noise"  # the picture noised anew for every step
+    FIXED = "fixed noise"  # the picture with one noise at every level
+    STEPPED = "stepped"  # the picture noised once and denoised for itself
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What was recorded of an unedited picture before.
+
+    Attributes:
+        unet: the recording of a step, which serves any masks.
+        made: the steps that have one, rising.
+        unedited: latents at these steps.
+        encoder, decoder: recordings of the picture and of its latents.
+    """
+
+    unet: Callable[[int], Recording]
+    made: list[int]
+    unedited: KeptLatents | None
+    encoder: Recording
+    decoder: Recording
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is prepared of an edit before the loop, and what it ends in. A plan holds no network, so
+    one that a base model has worked on can be given to a refiner after the base is freed.
+
+    Attributes:
+        source: where the latents of the unedited picture come from.
+        unedited: scaled latents of the unedited picture [1, C, h, w]; None in a dense SDEdit run.
+        start: latents that the edit starts from (SDEdit); None for noise alone (inpainting).
+        inside: bool [h, w], what is sampled; around it the unedited latents are put back before
+            every step at which they are known. None to put nothing back.
+        masks: of the UNet; None in a dense run.
+        recorded: which steps are recorded.
+        strength: share of the schedule that is run.
+        kept: recordings to use instead of making any.
+        decoder_masks: to decode sparsely, from `kept` or a recording made for it; None to decode
+            the result alone, in full.
+        x: latents of the result; None before the loop.
+    """
+
+    source: Source
+    unedited: Tensor | None
+    start: Tensor | None = None
+    inside: Tensor | None = None
+    masks: StepMasks | None = None
+    recorded: Recorded = EVERY_STEP
+    strength: float = 1.0
+    kept: Kept | None = None
+    decoder_masks: MaskPyramid | None = None
+    x: Tensor | None = None
+
+    @property
+    def result(self) -> Tensor:
+        """Latents of the result [1, C, h, w]; ValueError before the loop."""
+        if self.x is None:
+            raise ValueError("This plan has no result yet; call run first.")
+        return self.x
+
+    def for_refiner(self) -> "Plan":
+        """The plan as a refiner begins: the result is its picture, as latents and not decoded in
+        between; it stands for both the unedited and the edited latents (published). The masks are
+        the same."""
+        start = None if self.start is None else self.result
+        unedited = None if self.unedited is None else self.result
+        return replace(self, unedited=unedited, start=start, x=None)
+
+
+def run(
+    plan: Plan,
+    networks: Networks,
+    denoise: Denoise,
+    solver: Solver,
+    noise: Noise,
+    on_step: OnStep,
+) -> Plan:
+    """Sample the edit of a plan; the plan with its result.
+
+    Before every step the surroundings are put back, and what the sparse step reads of them is
+    recorded, or interpolated between recordings.
+    """
+    sigmas = solver.sigmas(networks.engine.denoiser.discretization, plan.strength)
+    shape_of = plan.unedited if plan.start is None else plan.start
+    assert shape_of is not None
+    draw = noise("start", shape_of.shape).to(shape_of)
+    count, state = len(sigmas) - 1, None
+    if plan.start is None:
+        x = solver.start(draw, sigmas)
+    else:
+        x = noised(plan.start, draw, sigmas, solver)
+    made = plan.recorded.steps(count)
+    unedited = _unedited(plan, draw, sigmas, made, denoise, solver, noise)
+    recordings = _recordings(plan, networks, unedited, made, count)
+    for i in range(count):
+        x = _put_back(plan, x, None if unedited is None else unedited.latents(i))
+        masks = None
+        if plan.masks is not None and recordings is not None:
+            masks = plan.masks.at(i, count)
+            handle_of(networks.unet).use(recordings(i, masks))
+        with sparse(networks.unet, masks):
+            x, state = solver.step(denoise, x, i, sigmas, state)
+        on_step(i, x)
+    return replace(plan, x=_put_back(plan, x, None if unedited is None else unedited.result()))
+
+
+def steps_of(plan: Plan, networks: Networks, solver: Solver) -> int:
+    """How many sampler steps `run` will make."""
+    return len(solver.sigmas(networks.engine.denoiser.discretization, plan.strength)) - 1
+
+
+def decode(plan: Plan, networks: Networks) -> Tensor:
+    """Picture [3, H, W] in [0, 1] of a plan with its result, float32 on the CPU. A sparse run
+    decodes sparsely from the recording of the unedited latents."""
+    if plan.kept is not None:
+        handle_of(networks.decoder).use(plan.kept.decoder)
+    elif plan.decoder_masks is not None:
+        with recording(networks.decoder, plan.decoder_masks):
+            networks.decode(plan.unedited)
+    with sparse(networks.decoder, plan.decoder_masks):
+        return networks.decode(plan.result)
+
+
+def _put_back(plan: Plan, x: Tensor, known: Tensor | None) -> Tensor:
+    """The latents with the known ones around what is sampled."""
+    if known is None or plan.inside is None:
+        return x
+    return torch.where(plan.inside, x, known)
+
+
+def _unedited(
+    plan: Plan,
+    draw: Tensor,
+    sigmas: Tensor,
+    made: list[int],
+    denoise: Denoise,
+    solver: Solver,
+    noise: Noise,
+) -> Unedited | None:
+    """The source of the unedited latents that the plan names."""
+    if plan.kept is not None and plan.kept.unedited is not None:
+        return plan.kept.unedited
+    z = plan.unedited
+    if plan.source is Source.NONE or z is None:
+        return None
+    if plan.source is Source.FRESH:
+        return FreshNoise(z, sigmas, noise, denoise)
+    if plan.source is Source.FIXED:
+        return FixedNoise(z, draw, sigmas, denoise)
+    return SteppedAlong(noised(z, draw, sigmas, solver), made, sigmas, denoise, solver)
+
+
+def _recordings(
+    plan: Plan, networks: Networks, unedited: Unedited | None, made: list[int], count: int
+) -> Callable[[int, MaskPyramid], Recording] | None:
+    """The recording of a step for some masks; None in a dense run."""
+    if plan.masks is None:
+        return None
+    handle, change = handle_of(networks.unet), plan.masks.change(count)
+    if plan.kept is not None:
+        order = plan.recorded.order
+        return Interpolated(plan.kept.unet, plan.kept.made, order, handle.cut, change).at
+    assert unedited is not None
+
+    def make(step: int, masks: MaskPyramid | None) -> Recording:
+        with recording(networks.unet, masks):
+            unedited.full_pass(step)
+        return handle.kept()
+
+    if len(made) == count:
+        return make
+    one = None if change else plan.masks.late
+    return Interpolated(lambda s: make(s, one), made, plan.recorded.order, handle.cut, change).at

@@ -1,0 +1,73 @@
+"""The recordings of one way through the noise levels: their steps, and their names in a store.
+
+Inpainting reads the picture with one noise at every level; SDEdit reads the picture noised once and
+denoised for itself from the first level of its strength. So each has recordings of its own.
+"""
+
+import torch
+from torch import Tensor
+
+from sgm.inference.noise import Noise
+from sgm.inference.presets import Recipe
+from sgm.inference.unedited import FixedNoise, KeptLatents, SteppedAlong, Unedited, noised
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver
+from sgm.sparse.recording import Recording
+
+END = "end"
+
+
+class Track:
+    """Which steps of a run are recorded, and of what.
+
+    Args:
+        name: what its names in a store begin with.
+        sigmas: levels of the run [steps + 1], float32 on the CPU.
+        recipe: says which steps are recorded.
+        stepped: whether the unedited picture is denoised for itself (SDEdit).
+    """
+
+    def __init__(self, name: str, sigmas: Tensor, recipe: Recipe, stepped: bool = False) -> None:
+        self.name, self.sigmas, self.stepped = name, sigmas, stepped
+        recorded = recipe.sdedit_recorded if stepped else recipe.recorded
+        self.made = recorded.steps(len(sigmas) - 1)
+
+    def name_of(self, step: int) -> str:
+        """Store key of the recording of a step."""
+        return f"{self.name}-{step:04d}"
+
+    @property
+    def name_of_latents(self) -> str:
+        """Store key of the latents at the recorded steps. It is put last: where it is, all are."""
+        return f"{self.name}-latents"
+
+    def unedited(self, z: Tensor, noise: Noise, denoise: Denoise, solver: Solver) -> Unedited:
+        """What is recorded of a picture with latents z [1, C, h, w]."""
+        draw = noise("start", z.shape).to(z)
+        if not self.stepped:
+            return FixedNoise(z, draw, self.sigmas, denoise)
+        start = noised(z, draw, self.sigmas, solver)
+        return SteppedAlong(start, self.made, self.sigmas, denoise, solver)
+
+    def kept_latents(self, unedited: Unedited) -> Recording:
+        """The latents of a source at the recorded steps, to be stored. Those with fixed noise are
+        not needed: they follow from z and the seed."""
+        kept, end = Recording(), unedited.result()
+        if self.stepped and end is not None:
+            for step in self.made:
+                x = unedited.latents(step)
+                assert x is not None
+                kept.values["", str(step)] = x
+            kept.values["", END] = end
+        else:
+            kept.values["", END] = torch.zeros(1)  # a file holds at least one tensor
+        return kept
+
+    def latents_of(self, kept: Recording) -> KeptLatents | None:
+        """The stored latents as an edit reads them; None for fixed noise."""
+        if not self.stepped:
+            return None
+        values = {key: value for (_, key), value in kept.values.items()}
+        end = values.pop(END)
+        assert isinstance(end, Tensor)
+        at = {int(key): value for key, value in values.items() if isinstance(value, Tensor)}
+        return KeptLatents(at, end)

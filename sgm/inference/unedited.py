@@ -1,0 +1,158 @@
+"""The unedited picture at the noise levels of a run: what surrounds an edit, and is recorded.
+
+Every source answers two questions about a step: which latents the unedited picture has there, and
+what a full pass does with them. The sampling loop puts the latents back around the edit, and
+records the full passes.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sgm.inference.noise import Noise
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState
+
+
+class Unedited(Protocol):
+    """Latents of the unedited picture at the steps of a run."""
+
+    def latents(self, step: int) -> Tensor | None:
+        """Those before a step [1, C, h, w]; None where they are not known."""
+        ...
+
+    def full_pass(self, step: int) -> Tensor:
+        """Run the network on them, in whatever scope the caller has opened; the estimate or the
+        next latents that it ends in [1, C, h, w]."""
+        ...
+
+    def result(self) -> Tensor | None:
+        """Those after the last step; None where they are not put back then."""
+        ...
+
+
+class FreshNoise:
+    """The picture noised anew for every step, as published for inpainting.
+
+    Args:
+        z: scaled latents of the picture [1, C, h, w].
+        sigmas: levels of the run [steps + 1].
+        noise: its draws are called `step/<number>`.
+        denoise: what a full pass calls.
+    """
+
+    def __init__(self, z: Tensor, sigmas: Tensor, noise: Noise, denoise: Denoise) -> None:
+        self.z, self.sigmas, self.noise, self.denoise = z, sigmas, noise, denoise
+        self._now: tuple[int, Tensor] | None = None
+
+    def latents(self, step: int) -> Tensor:
+        """The picture with a draw of this step's own."""
+        if self._now is None or self._now[0] != step:
+            draw = self.noise(f"step/{step}", self.z.shape).to(self.z)
+            self._now = (step, self.z + draw * self.sigmas[step].to(self.z.device))
+        return self._now[1]
+
+    def full_pass(self, step: int) -> Tensor:
+        """One call of `denoise`."""
+        return self.denoise(
+            self.latents(step), self.sigmas[step].to(self.z.device).expand(len(self.z))
+        )
+
+    def result(self) -> None:
+        """Nothing: there is no blending after the last step (published)."""
+
+
+class FixedNoise:
+    """The picture with one noise at every level. So the latents of a level need no other level, and
+    what is recorded there changes smoothly from level to level.
+
+    Args:
+        z: scaled latents of the picture [1, C, h, w].
+        draw: the noise, of the same shape.
+        sigmas: levels of the run [steps + 1].
+        denoise: what a full pass calls.
+    """
+
+    def __init__(self, z: Tensor, draw: Tensor, sigmas: Tensor, denoise: Denoise) -> None:
+        self.z, self.draw, self.denoise = z, draw, denoise
+        self.sigmas = sigmas.to(z.device)
+
+    def latents(self, step: int) -> Tensor:
+        """z + draw * sigma."""
+        return self.z + self.draw * self.sigmas[step]
+
+    def full_pass(self, step: int) -> Tensor:
+        """One call of `denoise`."""
+        return self.denoise(self.latents(step), self.sigmas[step].expand(len(self.z)))
+
+    def result(self) -> None:
+        """Nothing: the network's picture is put into the input afterwards."""
+
+
+class SteppedAlong:
+    """The picture noised once and denoised for itself, in steps from one level to a later one.
+
+    Args:
+        start: its latents at the first level [1, C, h, w].
+        made: the steps at which it stops, rising from 0; the last full pass ends in the result.
+        sigmas: levels of the run [steps + 1].
+        denoise, solver: of the run.
+    """
+
+    def __init__(
+        self, start: Tensor, made: Sequence[int], sigmas: Tensor, denoise: Denoise, solver: Solver
+    ) -> None:
+        self.made, self.denoise, self.solver = list(made), denoise, solver
+        self._levels = sigmas[[*made, len(sigmas) - 1]]
+        self._latents = [start]
+        self._state: SolverState | None = None
+
+    def latents(self, step: int) -> Tensor | None:
+        """Where it stopped at this step, if it did and has come there."""
+        number = self.made.index(step) if step in self.made else len(self._latents)
+        return self._latents[number] if number < len(self._latents) else None
+
+    def full_pass(self, step: int) -> Tensor:
+        """One step of the solver; steps are asked for in their order."""
+        number = self.made.index(step)
+        assert number == len(self._latents) - 1, "each full pass starts where the last ended"
+        x, self._state = self.solver.step(
+            self.denoise, self._latents[number], number, self._levels, self._state
+        )
+        self._latents.append(x)
+        return x
+
+    def result(self) -> Tensor:
+        """The latents after the last full pass."""
+        return self._latents[-1]
+
+
+class KeptLatents:
+    """Latents that were kept with their recordings.
+
+    Args:
+        at: by step [1, C, h, w].
+        end: those after the last step; None where they are not put back.
+    """
+
+    def __init__(self, at: dict[int, Tensor], end: Tensor | None) -> None:
+        self._at, self._end = at, end
+
+    def latents(self, step: int) -> Tensor | None:
+        """Those that were kept for this step."""
+        return self._at.get(step)
+
+    def full_pass(self, step: int) -> Tensor:
+        """Never asked for: the recordings are there."""
+        raise AssertionError(f"step {step} was recorded")
+
+    def result(self) -> Tensor | None:
+        """Those that were kept for the end."""
+        return self._end
+
+
+def noised(z: Tensor, draw: Tensor, sigmas: Tensor, solver: Solver) -> Tensor:
+    """Latents of a picture z [1, C, h, w] at the first level of a run, as its solver starts."""
+    sigma = sigmas[0].to(draw)
+    return solver.start((z + draw * sigma) / torch.sqrt(1 + sigma**2), sigmas)

@@ -1,0 +1,2 @@
+"""Which layers of which networks become sparse ones. Each module imports the networks it is
+about, so it is imported only when such a network comes."""
