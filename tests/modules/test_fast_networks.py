@@ -1,13 +1,5 @@
-"""The networks of preset `fast` against an oracle: the dense network with its pixels held.
-
-The oracle runs every pixel. Hooks put the unedited output back wherever an output of a 3x3
-convolution, of self-attention or of the group norm before it is not active. The other group norms
-see such held maps, and norm all of a map by its statistics of now; all other layers work pixel by
-pixel. A `fast` network must give the same to rounding.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+"""The networks of preset `fast` against an oracle: the dense network with its pixels held (see
+`tests.oracle`). A `fast` network must give the same to rounding."""
 
 import pytest
 import torch
@@ -16,12 +8,12 @@ from torch import Tensor, nn
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.models.fast_autoencoder import FastAutoencoderKL
 from sgm.modules.diffusionmodules.fast_openaimodel import FastUNetModel
-from sgm.modules.diffusionmodules.model import AttnBlock
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.fast_layers import FastTextAttention
-from sgm.sparse.masks import MaskPyramid, downsample_mask
+from sgm.sparse.masks import downsample_mask
 from sgm.sparse.state import SparseStateError
 from tests.conftest import max_error, rule_weights
+from tests.oracle import Oracle
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute
 SIZES = [(64, 64), (80, 112), (128, 208)]  # pixels; 5x7 at the lowest level of the second
@@ -48,49 +40,6 @@ CODER = {
     "num_res_blocks": 1,
     "norm_groups": 4,
 }
-
-
-class Oracle:
-    """A dense network that can be held at an unedited pass outside of some masks."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.kept: dict[nn.Module, Tensor] = {}
-
-    def record(self, *inputs: Tensor) -> Tensor:
-        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            self.kept[layer] = out
-
-        with self._hooked(keep):
-            return self.network(*inputs)
-
-    def held(self, masks: MaskPyramid, *inputs: Tensor) -> Tensor:
-        def hold(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            kept = self.kept[layer]
-            if out.ndim == 4:
-                return torch.where(masks[tuple(out.shape[2:])], out, kept)
-            [mask] = [m for m in masks.values() if m.numel() == out.shape[1]]  # tokens [B, P, D]
-            return torch.where(mask.flatten()[:, None], out, kept)
-
-        with self._hooked(hold):
-            return self.network(*inputs)
-
-    @contextmanager
-    def _hooked(self, hook: Callable[..., Tensor | None]) -> Iterator[None]:
-        layers = [
-            layer
-            for name, layer in self.network.named_modules()
-            if isinstance(layer, AttnBlock)
-            or (isinstance(layer, nn.GroupNorm) and name.endswith(".norm"))
-            or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3))
-            or name.endswith(".attn1")
-        ]
-        handles = [layer.register_forward_hook(hook) for layer in layers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def same_weights(*networks: nn.Module) -> None:
@@ -157,12 +106,12 @@ def test_unet_equals_the_held_dense_one(unets, size, mask, dilation):
     masks = downsample_mask(mask, dilation)
     x0, x1 = (unet_inputs(size, seed) for seed in (1, 2))
     oracle = Oracle(dense)
-    expected = oracle.record(*x0)
+    expected, kept = oracle.record(*x0)
     with fast.state.recording():
         assert max_error(fast(*x0), expected) < TOLERANCE
     with fast.state.sparse(masks):
         found, again = fast(*x1), fast(*x0)
-    assert max_error(found, oracle.held(masks, *x1)) < TOLERANCE
+    assert max_error(found, oracle.held(kept, masks, *x1)) < TOLERANCE
     assert max_error(again, expected) < TOLERANCE
     outside = ~masks[tuple(found.shape[2:])]
     with fast.state.recording(masks):  # keeps only what these masks read
@@ -184,11 +133,11 @@ def test_autoencoder_equals_the_held_dense_one(autoencoders, size, mask, part):
     shape = (1, 3, *size) if part == "encoder" else (1, 4, size[0] // 8, size[1] // 8)
     x0, x1 = (torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
     masks, oracle = downsample_mask(mask, 1), Oracle(dense)
-    expected = oracle.record(x0)
+    expected, kept = oracle.record(x0)
     with fast.state.recording(masks):
         assert max_error(fast(x0), expected) < TOLERANCE
     with fast.state.sparse(masks):
-        assert max_error(fast(x1), oracle.held(masks, x1)) < TOLERANCE
+        assert max_error(fast(x1), oracle.held(kept, masks, x1)) < TOLERANCE
     fast.state.clear()
 
 
