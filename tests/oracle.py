@@ -65,18 +65,31 @@ class Oracle:
 
     def held(self, kept: Kept, masks: MaskPyramid, *inputs: Tensor) -> Tensor:
         """The output of a pass that is held outside of the masks, bool [h, w] by size."""
+        return self._run(kept, masks, inputs)[0]
+
+    def updated(self, kept: Kept, masks: MaskPyramid, *inputs: Tensor) -> Kept:
+        """What a held pass leaves."""
+        return self._run(kept, masks, inputs)[1]
+
+    def _run(
+        self, kept: Kept, masks: MaskPyramid, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Kept]:
+        left: Kept = {}
 
         def hold(name: str, kind: str, x: Tensor, out: Tensor) -> Tensor:
             layer, unedited = self.layers[name][1], kept[name]
+            now = inside(masks, out if kind == OUTPUT else x, unedited[0])
+            left[name] = (now,)
             if kind == OUTPUT:
-                return inside(masks, out, *unedited)
-            now = inside(masks, x, unedited[0])
+                return now
             if kind == RESAMPLING:
                 return type(layer).forward(layer, now)
-            return normed(layer, now, unedited[1] + now.square() - unedited[0].square())
+            squares = unedited[1] + now.square() - unedited[0].square()
+            left[name] = now, squares
+            return normed(layer, now, squares)
 
         with self._hooked(hold):
-            return self.network(*inputs)
+            return self.network(*inputs), left
 
     @contextmanager
     def _hooked(self, hook: Callable[[str, str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:

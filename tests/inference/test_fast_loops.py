@@ -5,6 +5,7 @@ The numbers of the preset stand here once more, as literals: whoever changes one
 look like.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from unittest.mock import patch
@@ -16,10 +17,13 @@ from torch import Tensor
 from sgm.inference.finite import FiniteWatch
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
-from sgm.sparse.masks import MaskPyramid, downsample_mask
-from sgm.specs import Precision, Preset
+from sgm.inference.session import EditSession
+from sgm.inference.stores import DeviceStore
+from sgm.sparse.masks import MaskPyramid, difference_mask, dilate, downsample_mask
+from sgm.sparse.recording import Recording
+from sgm.specs import Precision, Preset, SamplingParams
 from tests.conftest import max_error
-from tests.inference.test_edits import PROMPT, networks_of, picture
+from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture
 from tests.oracle import Guided, Kept, Oracle, Trajectory, between, levels
 
 SIZE, LATENTS = (128, 192), (16, 24)
@@ -29,10 +33,11 @@ SEED, SCALE_FACTOR = 3, 0.13025
 BASE_PROMPT = "a grassland"
 
 # Of preset `fast`: pixels of dilation at the picture's size, half of it and so on; of a drawing,
-# and of a drawing at the first steps; of what the decoder computes around a drawing.
+# at most steps and at the first; of what the decoder computes around a drawing.
 UNET_DILATION, DECODER_DILATION, KNOWN_DILATION = (1, 1, 1, 2, 1), 1, 1
-DRAWN_DILATION, EARLY_DILATION, REGION_DILATION = 7, 40, 8
+DRAWN_DILATIONS, REGION_DILATION = (7, 40), 8
 EARLY = 0.4  # of the steps
+RECORDED = [0, 4, 7, 11]  # of 12 steps: the first, the last, and no two more than 4 apart
 FEATHER = 4
 
 
@@ -77,6 +82,22 @@ def watched(
     return seen
 
 
+class Asked(DeviceStore):
+    """A store that knows what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names_asked: list[str] = []
+
+    def get(self, name: str) -> Recording:
+        self.names_asked.append(name)
+        return super().get(name)
+
+    def steps_asked(self) -> int:
+        """How many different recordings of the UNet."""
+        return len({name for name in list(self.names_asked) if name.startswith("unet")})
+
+
 # --- the naive side ------------------------------------------------------------------------------
 
 
@@ -102,31 +123,60 @@ class Dense:
     def decoder_input(self, z: Tensor) -> Tensor:
         return self.first_stage.post_quant_conv(z / SCALE_FACTOR)
 
+    def recorded(self, guided: Guided, x: Tensor, sigma: float) -> tuple[Tensor, Kept]:
+        """The estimate for unedited latents at a level, and what the pass leaves."""
+        left: list[Kept] = []
+
+        def network(*inputs: Tensor) -> Tensor:
+            out, kept = self.unet.record(*inputs)
+            left.append(kept)
+            return out
+
+        return guided(network, x, sigma), left[0]
+
+    def updated(
+        self, guided: Guided, x: Tensor, sigma: float, kept: Kept, masks: MaskPyramid
+    ) -> Kept:
+        """What a held pass on latents at a level leaves."""
+        left: list[Kept] = []
+
+        def network(*inputs: Tensor) -> Tensor:
+            left.append(self.unet.updated(kept, masks, *inputs))
+            return inputs[0]
+
+        guided(network, x, sigma)
+        return left[0]
+
     def recordings(
         self, guided: Guided, z: Tensor, sigmas: Sequence[float], made: Sequence[int]
     ) -> dict[int, Kept]:
         """Of the unedited latents under the fixed noise, at the steps `made`."""
-        found = {}
-        for i in made:
-
-            def record(*inputs: Tensor, step: int = i) -> Tensor:
-                out, found[step] = self.unet.record(*inputs)
-                return out
-
-            guided(record, z + start_noise(z) * sigmas[i], sigmas[i])
-        return found
+        draw = start_noise(z)
+        return {i: self.recorded(guided, z + draw * sigmas[i], sigmas[i])[1] for i in made}
 
     def step(
-        self,
-        run: Trajectory,
-        guided: Guided,
-        kept: Kept,
-        masks: MaskPyramid,
-        levels: Sequence[float],
+        self, run: Trajectory, guided: Guided, kept: Kept, masks: MaskPyramid, pair: Sequence[float]
     ) -> None:
         """Move latents from the first of two levels to the second by a held pass."""
-        estimate = guided(lambda *inputs: self.unet.held(kept, masks, *inputs), run.x, levels[0])
-        run.step(estimate, *levels)
+        estimate = guided(lambda *inputs: self.unet.held(kept, masks, *inputs), run.x, pair[0])
+        run.step(estimate, *pair)
+
+
+class Base:
+    """What a session keeps of a picture [3, H, W]: latents, and recordings under its prompt."""
+
+    def __init__(
+        self, dense: Dense, image: Tensor, sigmas: Sequence[float], made: Sequence[int]
+    ) -> None:
+        encoded, self.encoder = dense.encoder.record(image[None])
+        self.z = dense.latents(encoded, "init")
+        self.decoder = dense.decoder.record(dense.decoder_input(self.z))[1]
+        self.recordings = dense.recordings(dense.guided(BASE_PROMPT), self.z, sigmas, made)
+
+    def decoded(self, dense: Dense, masks: MaskPyramid, z: Tensor) -> Tensor:
+        """Picture [3, H, W] in [0, 1] of edited latents."""
+        x = dense.decoder.held(self.decoder, masks, dense.decoder_input(z))[0]
+        return ((x + 1) / 2).clamp(0, 1)
 
 
 def start_noise(z: Tensor) -> Tensor:
@@ -147,25 +197,45 @@ def held_loop(
     guided: Guided,
     z: Tensor,
     first: Tensor,
-    recordings: dict[int, Kept],
     sigmas: Sequence[float],
+    kept_of: Callable[[int], Kept],
     masks_of: Callable[[int], MaskPyramid],
     sampled_of: Callable[[int], Tensor],
-) -> Iterator[Tensor]:
+) -> list[Tensor]:
     """Latents after every step, where before each one the surroundings are put back, noised.
 
     Args:
         first: latents at the first level.
-        recordings: by the number of the step, which starts at 0.
-        masks_of: of the UNet, by step.
+        kept_of, masks_of: of the UNet, by step.
         sampled_of: bool [h, w], by step; False where the surroundings are put back.
     """
-    run = Trajectory(first)
+    run, found = Trajectory(first), []
     for i in range(len(sigmas) - 1):
         known = z + start_noise(z) * sigmas[i]
         run.x = torch.where(sampled_of(i), run.x, known)
-        dense.step(run, guided, kept_at(recordings, i), masks_of(i), sigmas[i : i + 2])
-        yield run.x
+        dense.step(run, guided, kept_of(i), masks_of(i), sigmas[i : i + 2])
+        found.append(run.x)
+    return found
+
+
+def inpainted(
+    dense: Dense, guided: Guided, z: Tensor, mask: Tensor, recordings: dict[int, Kept], steps: int
+) -> list[Tensor]:
+    """Latents after every step of inpainting, bool mask [H, W], from recordings by step."""
+    sigmas = levels(steps)
+    first = start_noise(z) * (1 + sigmas[0] ** 2) ** 0.5
+    masks = downsample_mask(mask, UNET_DILATION)
+    sampled = downsample_mask(mask, KNOWN_DILATION)[LATENTS]
+    return held_loop(
+        dense,
+        guided,
+        z,
+        first,
+        sigmas,
+        lambda i: kept_at(recordings, i),
+        lambda i: masks,
+        lambda i: sampled,
+    )
 
 
 def naive_opacity(mask: Tensor) -> Tensor:
@@ -204,6 +274,25 @@ def image() -> Tensor:
 
 
 @pytest.fixture(scope="module")
+def session(fast: Pipeline, image: Tensor) -> EditSession:
+    return EditSession(fast, image, SamplingParams(BASE_PROMPT, seed=SEED, steps=12))
+
+
+@pytest.fixture(scope="module")
+def base(dense: Dense, image: Tensor) -> Base:
+    with torch.inference_mode():
+        return Base(dense, image, levels(12), RECORDED)
+
+
+@pytest.fixture(scope="module")
+def drawing(image: Tensor) -> Tensor:
+    """The picture with something drawn on it."""
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[61:70, 93:104] = True
+    return drawn_on(image, mask)
+
+
+@pytest.fixture(scope="module")
 def mask() -> Tensor:
     """bool [H, W]: a rectangle, off the middle and off the grid of the latents."""
     mask = torch.zeros(SIZE, dtype=torch.bool)
@@ -218,6 +307,14 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     assert max(errors) < TOLERANCE, errors
 
 
+def assert_put_in(seen: Watched, source: Tensor, region: Tensor) -> None:
+    """The picture that was decoded is in the source [3, H, W] in [-1, 1] by its opacity."""
+    source, weight = (source + 1) / 2, naive_opacity(region)
+    found = seen.result.image
+    assert torch.equal(found[:, ~region], source[:, ~region])
+    assert max_error(found, source + weight * (seen.decoded - source)) < 1e-6
+
+
 @torch.inference_mode()
 def test_cold_inpainting_is_the_naive_loop(
     fast: Pipeline, dense: Dense, image: Tensor, mask: Tensor
@@ -225,16 +322,149 @@ def test_cold_inpainting_is_the_naive_loop(
     seen = watched(
         fast, lambda: fast.inpaint(image, mask, PROMPT, steps=12, noise=NamedNoise(SEED))
     )
-    guided, sigmas = dense.guided(PROMPT), levels(12)
+    guided = dense.guided(PROMPT)
     z = dense.latents(dense.networks.encoder(image[None]), "init")
-    recordings = dense.recordings(guided, z, sigmas, [0, 4, 7, 11])
-    first = start_noise(z) * (1 + sigmas[0] ** 2) ** 0.5
-    masks = downsample_mask(mask, UNET_DILATION)
-    sampled = downsample_mask(mask, KNOWN_DILATION)[LATENTS]
-    loop = held_loop(
-        dense, guided, z, first, recordings, sigmas, lambda i: masks, lambda i: sampled
-    )
-    expected = list(loop)
+    recordings = dense.recordings(guided, z, levels(12), RECORDED)
+    expected = inpainted(dense, guided, z, mask, recordings, 12)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
-    decoded = dense.networks.decode(expected[-1])
+    assert max_error(seen.decoded, dense.networks.decode(expected[-1])) < IMAGE_TOLERANCE
+    assert_put_in(seen, image, mask)
+
+
+@torch.inference_mode()
+def test_cold_sdedit_is_the_naive_loop(
+    fast: Pipeline, dense: Dense, image: Tensor, drawing: Tensor
+) -> None:
+    """The unedited picture is stepped along, by longer steps; its recordings stand until the
+    next."""
+    noise, sigmas = NamedNoise(SEED), levels(20)[-16:]  # int(0.8 * 21) levels
+    made = [0, 1, 2, 7, 12]  # int(0.15 * 15) steps, and then every fifth
+    seen = watched(fast, lambda: fast.sdedit(image, drawing, PROMPT, steps=20, noise=noise))
+
+    guided, difference = dense.guided(PROMPT), difference_mask(image, drawing)
+    late, early = (downsample_mask(dilate(difference, n), UNET_DILATION) for n in DRAWN_DILATIONS)
+    encoded, kept = dense.encoder.record(image[None])
+    z = dense.latents(encoded, "init")
+    z_drawn = dense.latents(dense.encoder.held(kept, late, drawing[None]), "edited")
+    init, edited = (Trajectory(x + start_noise(z) * sigmas[0]) for x in (z, z_drawn))
+    expected = []
+    for i in range(15):
+        if i in made:
+            edited.x = torch.where(early[LATENTS], edited.x, init.x)
+            masks = early if i < int(EARLY * 15) else late
+            estimate, kept = dense.recorded(guided, init.x, sigmas[i])
+            init.step(estimate, sigmas[i], sigmas[[*made[1:], 15][made.index(i)]])
+        dense.step(edited, guided, kept, masks, sigmas[i : i + 2])
+        expected.append(edited.x)
+    result = torch.where(early[LATENTS], edited.x, init.x)
+    assert_close([*seen.steps, seen.z], [*expected, result])
+    assert max_error(seen.decoded, dense.networks.decode(result)) < IMAGE_TOLERANCE
+    assert_put_in(seen, drawing, dilate(dilate(difference, DRAWN_DILATIONS[0]), REGION_DILATION))
+
+
+@torch.inference_mode()
+def test_a_sessions_inpainting_is_the_naive_loop(
+    session: EditSession, dense: Dense, base: Base, image: Tensor, mask: Tensor
+) -> None:
+    seen = watched(session.pipeline, lambda: session.inpaint(PROMPT, mask))
+    expected = inpainted(dense, dense.guided(PROMPT), base.z, mask, base.recordings, 12)
+    assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
+    masks = downsample_mask(mask, DECODER_DILATION)
+    assert max_error(seen.decoded, base.decoded(dense, masks, expected[-1])) < IMAGE_TOLERANCE
+    assert_put_in(seen, image, mask)
+
+
+@torch.inference_mode()
+def test_a_sessions_sdedit_is_the_naive_loop(
+    session: EditSession, dense: Dense, base: Base, image: Tensor, drawing: Tensor
+) -> None:
+    """Held to the picture as inpainting is, but from the drawing, and in all that is computed."""
+    seen = watched(session.pipeline, lambda: session.sdedit(PROMPT, drawing, strength=0.6))
+    guided, difference, z = dense.guided(PROMPT), difference_mask(image, drawing), base.z
+    late, early = (downsample_mask(dilate(difference, n), UNET_DILATION) for n in DRAWN_DILATIONS)
+    z_drawn = dense.latents(dense.encoder.held(base.encoder, late, drawing[None]), "edited")
+    sigmas = levels(12)[-7:]  # int(0.6 * 13) levels: the last six steps
+
+    def masks_of(i: int) -> MaskPyramid:
+        return early if i < int(EARLY * 6) else late
+
+    expected = held_loop(
+        dense,
+        guided,
+        z,
+        z_drawn + start_noise(z) * sigmas[0],
+        sigmas,
+        lambda i: kept_at(base.recordings, i + 6),
+        masks_of,
+        lambda i: masks_of(i)[LATENTS],
+    )
+    assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
+    region = dilate(dilate(difference, DRAWN_DILATIONS[0]), REGION_DILATION)
+    decoded = base.decoded(dense, downsample_mask(region, 0), expected[-1])
     assert max_error(seen.decoded, decoded) < IMAGE_TOLERANCE
+    assert_put_in(seen, drawing, region)
+
+
+@torch.inference_mode()
+def test_an_accepted_edit_updates_the_recordings_by_held_passes(
+    fast: Pipeline, dense: Dense, image: Tensor, mask: Tensor
+) -> None:
+    session = EditSession(fast, image, SamplingParams(BASE_PROMPT, seed=SEED, steps=5))
+    changed = session.inpaint(PROMPT, mask)
+    session.accept(changed)
+    other = mask.roll((20, 10), (0, 1))
+    seen = watched(fast, lambda: session.inpaint(PROMPT, other))
+
+    base, sigmas = Base(dense, image, levels(5), [0, 4]), levels(5)
+    now = torch.where(mask, changed.image * 2 - 1, image)
+    masks = downsample_mask(mask & (now != image).any(0), UNET_DILATION)
+    z = dense.latents(dense.encoder.held(base.encoder, masks, now[None]), "init")
+    base.z = z = torch.where(masks[LATENTS], z, base.z)
+    base.decoder = dense.decoder.updated(base.decoder, masks, dense.decoder_input(z))
+    for i, kept in base.recordings.items():
+        known = z + start_noise(z) * sigmas[i]
+        base.recordings[i] = dense.updated(dense.guided(BASE_PROMPT), known, sigmas[i], kept, masks)
+    expected = inpainted(dense, dense.guided(PROMPT), z, other, base.recordings, 5)
+    assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
+    decoder_masks = downsample_mask(other, DECODER_DILATION)
+    decoded = base.decoded(dense, decoder_masks, expected[-1])
+    assert max_error(seen.decoded, decoded) < IMAGE_TOLERANCE
+
+
+def test_the_transition_is_soft_where_there_is_room_and_thin_parts_keep_their_edit(
+    fast: Pipeline, image: Tensor
+) -> None:
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[10:40, 20:60] = True
+    mask[80:83, 100:150] = True  # three pixels wide
+    mask[120, 10] = True
+    seen = watched(fast, lambda: fast.inpaint(image, mask, PROMPT, steps=1))
+    assert_put_in(seen, image, mask)
+    source = (image + 1) / 2
+    share = (seen.result.image - source) / (seen.decoded - source)  # of the edit
+    share = share.where((seen.decoded - source).abs() > 0.01, float("nan")).nanmedian(dim=0).values
+    rising = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    for line in (share[9:16, 40], share[25, 19:26], share[25, 54:61].flip(0)):
+        assert line.tolist() == pytest.approx(rising, abs=1e-3)
+    assert share[79:84, 125].tolist() == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-3)
+    assert share[120, 10].item() == pytest.approx(1, abs=1e-3)
+
+
+def test_the_next_recording_is_asked_for_while_the_present_ones_are_in_use(
+    fast: Pipeline, image: Tensor, mask: Tensor
+) -> None:
+    store = Asked()
+    params = SamplingParams(BASE_PROMPT, seed=SEED, steps=12)
+    session = EditSession(fast, image, params, make_store=lambda size: store)
+    store.names_asked.clear()
+    counts = []
+
+    def after_step(i: int) -> None:
+        in_use = sum(made < i for made in RECORDED) + 1
+        expected, end = min(in_use + 1, len(RECORDED)), time.monotonic() + 5
+        while store.steps_asked() < expected and time.monotonic() < end:
+            time.sleep(0.001)  # another thread asks
+        counts.append((store.steps_asked(), expected))
+
+    watched(fast, lambda: session.inpaint(PROMPT, mask), after_step)
+    assert len(counts) == 12 and all(asked == expected for asked, expected in counts), counts
