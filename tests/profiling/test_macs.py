@@ -16,7 +16,7 @@ from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.profiling.macs import MATRIX_OPERATORS, Macs, count_macs
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT, golden_file
 
 ATTENTION = "aten::scaled_dot_product_attention"
 
@@ -163,10 +163,8 @@ def test_an_unknown_operator_is_named(caplog):
 @pytest.fixture(scope="module")
 def published():
     """The published networks on the meta device, and the published figures in GMAC."""
-    path = SHARED / "golden" / "macs_full.json"
-    if not path.is_file():
-        pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
-    return build_model(ROOT / "configs" / "sige.yaml").eval(), json.loads(path.read_text())
+    figures = json.loads(golden_file("macs_full.json").read_text())
+    return build_model(ROOT / "configs" / "sige.yaml").eval(), figures
 
 
 @pytest.fixture(scope="module")
