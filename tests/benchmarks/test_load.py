@@ -17,16 +17,14 @@ from benchmarks.synthetic import BLOCK, published_entries, write_checkpoint
 from sgm.errors import UserError
 from sgm.io.convert import Entry
 from sgm.io.weights_file import DTYPES, open_weights
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT, golden_file
 
 MB = 2**20
 linux = pytest.mark.skipif(not CLEAR.exists(), reason="peak memory is read from Linux's /proc")
 
 
 def test_the_checkpoint_has_the_tensors_of_the_published_file() -> None:
-    path = SHARED / "golden" / "checkpoint_sd_xl_base_1.0.json.gz"
-    if not path.is_file():
-        pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
+    path = golden_file("checkpoint_sd_xl_base_1.0.json.gz")
     published = json.loads(gzip.decompress(path.read_bytes()))
     expected = {n: (DTYPES[e["dtype"]], tuple(e["shape"])) for n, e in published.items()}
     entries = published_entries(ROOT / "configs" / "original.yaml")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sgm.io.checkpoint import CheckpointError, build_model, load_weights
-from tests.conftest import ROOT, SHARED, tiny_weights
+from tests.conftest import ROOT, golden_file, tiny_weights
 
 CPU = torch.device("cpu")
 CONFIGS = ROOT / "configs"
@@ -246,9 +246,7 @@ def test_the_tiny_family_has_the_published_layout(base_shapes: dict[str, list[in
 
 @pytest.mark.parametrize(("family", "count"), [("base", 2515), ("refiner", 1858)])
 def test_the_networks_are_those_of_the_published_files(family: str, count: int) -> None:
-    path = SHARED / "golden" / f"checkpoint_sd_xl_{family}_1.0.json.gz"
-    if not path.is_file():
-        pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
+    path = golden_file(f"checkpoint_sd_xl_{family}_1.0.json.gz")
     published = json.loads(gzip.decompress(path.read_bytes()))
     assert len(published) == count
     published.pop(POSITION_IDS, None)  # only CLIP's tower has them

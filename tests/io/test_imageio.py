@@ -173,7 +173,7 @@ def test_tensor_round_trip_is_exact() -> None:
 
 def test_tensor_and_resize_match_the_published_loader(golden) -> None:
     case = golden("io")
-    source = Image.fromarray(case.tensors["load/source_hwc"].numpy()).convert("RGB")
+    source = Image.fromarray(case.raw("load/source_hwc").numpy()).convert("RGB")
     expected = case["load/float"]
     expected = expected.squeeze(0) if expected.ndim == 4 else expected
     result = imageio.to_tensor(imageio.resize_picture(source, tuple(expected.shape[-2:])))

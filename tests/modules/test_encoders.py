@@ -15,7 +15,7 @@ from sgm.modules.encoders.modules import (
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder2,
 )
-from tests.conftest import SHARED, max_error, rule_weights
+from tests.conftest import golden_file, max_error, rule_weights
 
 TOLERANCE = 1e-4
 ROWS = [0, 1, 5, 40, 76]
@@ -245,9 +245,7 @@ def test_size_embedding_equals_golden(golden, key, given):
 
 @pytest.mark.parametrize("kind", ["base", "refiner"])
 def test_full_size_keys_are_the_published_ones(kind):
-    path = SHARED / "golden" / f"checkpoint_sd_xl_{kind}_1.0.json.gz"
-    if not path.is_file():
-        pytest.skip(f"published key list not found at {path}")
+    path = golden_file(f"checkpoint_sd_xl_{kind}_1.0.json.gz")
     published = {
         name: info["shape"]
         for name, info in json.loads(gzip.decompress(path.read_bytes())).items()

@@ -1,27 +1,19 @@
-"""The networks of preset `fast` against an oracle: the dense network with its pixels held.
-
-The oracle runs every pixel. Hooks put the unedited output back wherever an output of a 3x3
-convolution, of self-attention or of the group norm before it is not active. The other group norms
-see such held maps, and norm all of a map by its statistics of now; all other layers work pixel by
-pixel. A `fast` network must give the same to rounding.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+"""The networks of preset `fast` against an oracle: the dense network with its pixels held (see
+`tests.oracle`). A `fast` network must give the same to rounding."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sgm.models.autoencoder import AutoencoderKL
-from sgm.models.fast_autoencoder import FastAutoencoderKL
-from sgm.modules.diffusionmodules.fast_openaimodel import FastUNetModel
-from sgm.modules.diffusionmodules.model import AttnBlock
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
-from sgm.modules.fast_layers import FastTextAttention
-from sgm.sparse.masks import MaskPyramid, downsample_mask
+from sgm.sparse.masks import downsample_mask
+from sgm.sparse.recording import tensors_of
+from sgm.sparse.rules.sgm import SparseTextAttention
+from sgm.sparse.sparsify import handle_of, sparsify
 from sgm.sparse.state import SparseStateError
 from tests.conftest import max_error, rule_weights
+from tests.oracle import Oracle
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute
 SIZES = [(64, 64), (80, 112), (128, 208)]  # pixels; 5x7 at the lowest level of the second
@@ -50,49 +42,6 @@ CODER = {
 }
 
 
-class Oracle:
-    """A dense network that can be held at an unedited pass outside of some masks."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.kept: dict[nn.Module, Tensor] = {}
-
-    def record(self, *inputs: Tensor) -> Tensor:
-        def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            self.kept[layer] = out
-
-        with self._hooked(keep):
-            return self.network(*inputs)
-
-    def held(self, masks: MaskPyramid, *inputs: Tensor) -> Tensor:
-        def hold(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            kept = self.kept[layer]
-            if out.ndim == 4:
-                return torch.where(masks[tuple(out.shape[2:])], out, kept)
-            [mask] = [m for m in masks.values() if m.numel() == out.shape[1]]  # tokens [B, P, D]
-            return torch.where(mask.flatten()[:, None], out, kept)
-
-        with self._hooked(hold):
-            return self.network(*inputs)
-
-    @contextmanager
-    def _hooked(self, hook: Callable[..., Tensor | None]) -> Iterator[None]:
-        layers = [
-            layer
-            for name, layer in self.network.named_modules()
-            if isinstance(layer, AttnBlock)
-            or (isinstance(layer, nn.GroupNorm) and name.endswith(".norm"))
-            or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3))
-            or name.endswith(".attn1")
-        ]
-        handles = [layer.register_forward_hook(hook) for layer in layers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 def same_weights(*networks: nn.Module) -> None:
     """The same random weights in networks, whose keys and shapes must be equal."""
     shapes = [{k: list(t.shape) for k, t in n.state_dict().items()} for n in networks]
@@ -104,17 +53,20 @@ def same_weights(*networks: nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def unets() -> tuple[UNetModel, FastUNetModel]:
-    dense, fast = UNetModel(**UNET), FastUNetModel(**UNET)
+def unets() -> tuple[UNetModel, UNetModel]:
+    dense, fast = UNetModel(**UNET), UNetModel(**UNET)
     same_weights(dense, fast)
+    sparsify(fast)
     return dense, fast
 
 
 @pytest.fixture(scope="module")
-def autoencoders() -> tuple[AutoencoderKL, FastAutoencoderKL]:
+def autoencoders() -> tuple[AutoencoderKL, AutoencoderKL]:
     dense = AutoencoderKL(embed_dim=4, ddconfig=CODER)
-    fast = FastAutoencoderKL(embed_dim=4, ddconfig=CODER)
+    fast = AutoencoderKL(embed_dim=4, ddconfig=CODER)
     same_weights(dense, fast)
+    sparsify(fast.encoder)
+    sparsify(fast.decoder)
     return dense, fast
 
 
@@ -157,24 +109,24 @@ def test_unet_equals_the_held_dense_one(unets, size, mask, dilation):
     masks = downsample_mask(mask, dilation)
     x0, x1 = (unet_inputs(size, seed) for seed in (1, 2))
     oracle = Oracle(dense)
-    expected = oracle.record(*x0)
-    with fast.state.recording():
+    expected, kept = oracle.record(*x0)
+    with handle_of(fast).recording():
         assert max_error(fast(*x0), expected) < TOLERANCE
-    with fast.state.sparse(masks):
+    with handle_of(fast).sparse(masks):
         found, again = fast(*x1), fast(*x0)
-    assert max_error(found, oracle.held(masks, *x1)) < TOLERANCE
+    assert max_error(found, oracle.held(kept, masks, *x1)) < TOLERANCE
     assert max_error(again, expected) < TOLERANCE
     outside = ~masks[tuple(found.shape[2:])]
-    with fast.state.recording(masks):  # keeps only what these masks read
+    with handle_of(fast).recording(masks):  # keeps only what these masks read
         recorded = fast(*x0)
-    small = fast.state.record.size_in_bytes()
-    with fast.state.sparse(masks):
+    small = handle_of(fast).record.size_in_bytes()
+    with handle_of(fast).sparse(masks):
         assert torch.equal(fast(*x1), found)
     assert torch.equal(found[:, :, outside], recorded[:, :, outside])
-    with fast.state.recording():
+    with handle_of(fast).recording():
         fast(*x0)
-    assert small < fast.state.record.size_in_bytes()
-    fast.state.clear()
+    assert small < handle_of(fast).record.size_in_bytes()
+    handle_of(fast).clear()
 
 
 @torch.inference_mode()
@@ -184,28 +136,59 @@ def test_autoencoder_equals_the_held_dense_one(autoencoders, size, mask, part):
     shape = (1, 3, *size) if part == "encoder" else (1, 4, size[0] // 8, size[1] // 8)
     x0, x1 = (torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
     masks, oracle = downsample_mask(mask, 1), Oracle(dense)
-    expected = oracle.record(x0)
-    with fast.state.recording(masks):
+    expected, kept = oracle.record(x0)
+    with handle_of(fast).recording(masks):
         assert max_error(fast(x0), expected) < TOLERANCE
-    with fast.state.sparse(masks):
-        assert max_error(fast(x1), oracle.held(masks, x1)) < TOLERANCE
-    fast.state.clear()
+    with handle_of(fast).sparse(masks):
+        assert max_error(fast(x1), oracle.held(kept, masks, x1)) < TOLERANCE
+    handle_of(fast).clear()
 
 
 @torch.inference_mode()
-def test_text_is_projected_once_and_anew_for_another_text(unets, monkeypatch):
+def test_a_recording_cut_to_a_mask_is_the_one_made_for_it(unets):
+    fast, inputs = unets[1], unet_inputs((80, 112), 1)
+    mask = torch.zeros(80, 112, dtype=torch.bool)
+    mask[16:32, 40:71] = True
+    masks, handle = downsample_mask(mask, 1), handle_of(fast)
+    with handle.recording(masks) as made:
+        fast(*inputs)
+    with handle.recording() as whole:
+        fast(*inputs)
+    cut = handle.cut(whole, masks)
+    assert cut.values.keys() == made.values.keys() and cut.masks is masks
+    for key, value in made.values.items():
+        for a, b in zip(tensors_of(cut.values[key]), tensors_of(value), strict=True):
+            assert torch.equal(a, b), key
+    handle.clear()
+
+
+@torch.inference_mode()
+def test_text_that_was_set_is_projected_once_and_read_by_sparse_passes_alone(unets):
     dense, fast = unets
     x, t, context, y = unet_inputs((64, 64), 1)
-    layers = [m for m in fast.modules() if isinstance(m, FastTextAttention)]
-    calls = []
-    for layer in layers:
-        layer.to_k.register_forward_hook(lambda *_: calls.append(1))
-    fast(x, t, context, y), fast(x, t, context, y)
+    masks = downsample_mask(torch.ones(64, 64, dtype=torch.bool), 0)
+    layers = [m for m in fast.modules() if isinstance(m, SparseTextAttention)]
+    handle, calls, other = handle_of(fast), [], context * -1
+    hooks = [m.to_k.register_forward_hook(lambda *_: calls.append(1)) for m in layers]
+    handle.set_text(other)
     assert len(calls) == len(layers)
-    other = context * -1
-    assert max_error(fast(x, t, other, y), dense(x, t, other, y)) < TOLERANCE
+    with handle.recording():
+        assert max_error(fast(x, t, context, y), dense(x, t, context, y)) < TOLERANCE
+    assert len(calls) == 2 * len(layers)  # a full pass projects what it comes with
+    with handle.sparse(masks):
+        found = fast(x, t, context, y), fast(x, t, other, y)
     assert len(calls) == 2 * len(layers)
-    fast.state.clear()
+    assert all(max_error(out, dense(x, t, other, y)) < TOLERANCE for out in found)
+    with handle.sparse(masks), pytest.raises(SparseStateError, match=r"\(2, 4\); call set_text"):
+        fast(x, t, context[:, :4], y)
+    handle.clear()
+    with handle.recording():
+        fast(x, t, context, y)
+    with handle.sparse(masks):  # none was set: projected in the pass
+        assert max_error(fast(x, t, other, y), dense(x, t, other, y)) < TOLERANCE
+    for hook in hooks:
+        hook.remove()
+    handle.clear()
 
 
 @torch.inference_mode()
@@ -215,8 +198,8 @@ def test_a_recording_for_one_mask_is_refused_to_another(unets):
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[16:32] = True
     one, other = downsample_mask(mask, 1), downsample_mask(mask, 1)
-    with fast.state.recording(one):
+    with handle_of(fast).recording(one):
         fast(*inputs)
-    with pytest.raises(SparseStateError, match="other masks"), fast.state.sparse(other):
+    with pytest.raises(SparseStateError, match="other masks"), handle_of(fast).sparse(other):
         pass
-    fast.state.clear()
+    handle_of(fast).clear()

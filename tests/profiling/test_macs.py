@@ -18,7 +18,7 @@ from sgm.profiling.macs import MATRIX_OPERATORS, Macs, count_macs
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
 from sgm.sparse.rules.published import PUBLISHED
 from sgm.sparse.sparsify import handle_of, sparsify
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT, golden_file
 
 ATTENTION = "aten::scaled_dot_product_attention"
 
@@ -172,14 +172,12 @@ def test_an_unknown_operator_is_named(caplog):
 @pytest.fixture(scope="module")
 def published():
     """The published networks on the meta device, and the published figures in GMAC."""
-    path = SHARED / "golden" / "macs_full.json"
-    if not path.is_file():
-        pytest.skip(f"golden reference data not found at {path} (set SDXL_SIGE_SHARED)")
+    figures = json.loads(golden_file("macs_full.json").read_text())
     model = build_model(ROOT / "configs" / "sige.yaml").eval()
-    for network in (model.model.diffusion_model, *model.first_stage_model.children()):
-        if hasattr(network, "conv_out") or hasattr(network, "out"):
-            sparsify(network, PUBLISHED)
-    return model, json.loads(path.read_text())
+    autoencoder = model.first_stage_model
+    for network in (model.model.diffusion_model, autoencoder.encoder, autoencoder.decoder):
+        sparsify(network, PUBLISHED)
+    return model, figures
 
 
 @pytest.fixture(scope="module")
