@@ -6,6 +6,7 @@ means together with others is checked in `cli`.
 
 import argparse
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NoReturn
 
 from sgm.cli.option_types import braces, member, number, one_of, only, truth, whole
@@ -18,7 +19,6 @@ from sgm.specs import (
     TURBO_STEPS,
     Backend,
     Mode,
-    Name,
     Precision,
     Preset,
     RecordingMemory,
@@ -289,7 +289,7 @@ def _add_profiling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_names(
-    group: argparse._ArgumentGroup, flag: str, kind: type[Name], default: Name, text: str
+    group: argparse._ArgumentGroup, flag: str, kind: type[StrEnum], default: StrEnum, text: str
 ) -> None:
     """Add an option that takes one word of an enum."""
     group.add_argument(
