@@ -14,6 +14,9 @@ LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
+# Holds configs/ and pretrained/: the top of a checkout, or inside an installed package.
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
 

@@ -183,11 +183,17 @@ def test_a_negative_prompt_that_does_nothing_is_named(
 def test_default_folders_are_found_beside_the_program(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "elsewhere").mkdir()
+    monkeypatch.setattr(checks, "SHIPPED", folder)
+    (folder / "elsewhere" / "pretrained").mkdir(parents=True)
     monkeypatch.chdir(folder / "elsewhere")
-    monkeypatch.setattr(checks, "ROOT", folder)
     argv = ["--prompt", "x", "--init_img", "../init.png", "--mask_path", "../mask.npy"]
-    assert cli.parse(argv).weight_path == folder / "pretrained"
+    assert cli.parse(argv).weight_path == folder / "pretrained"  # this one holds nothing
+    # One that holds a file of the model is meant; another model's files do not count.
+    Path("pretrained/sd_xl_base_1.0.safetensors").touch()
+    assert cli.parse(argv).weight_path == Path("pretrained")
+    assert cli.parse([*argv, "--model", "tiny"]).weight_path == folder / "pretrained"
+    with pytest.raises(UserError, match=r"^Checkpoint pretrained/sd_xl_turbo_1\.0"):
+        cli.parse([*argv, "--run_type", "turbo"])
 
 
 def test_profiling_needs_no_checkpoint_with_random_weights(folder: Path) -> None:
@@ -223,7 +229,8 @@ def test_help_lists_every_flag_and_imports_nothing_heavy() -> None:
     for default in ("50", "6.0", "0.8", "configs", "pretrained", "original", "inpainting"):
         assert f"(default: {default})" in " ".join(shown.stdout.split()), default
     code = "from sgm.cli import main\ntry: main.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "import sys\nheavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\nsys.exit(str(heavy or ''))"
+    code += "import sys\nheavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
+    code += "sys.exit(str(heavy or ''))"
     assert run(code=code).stderr == "\n"
 
 
@@ -235,7 +242,8 @@ def test_a_bad_option_exits_2_with_one_line() -> None:
 
 def test_an_interrupt_exits_130_without_a_traceback() -> None:
     code = (
-        "import runpy, sgm.cli.main\ndef stop(): raise KeyboardInterrupt\nsgm.cli.main.main = stop\n"
+        "import runpy, sgm.cli.main\ndef stop(): raise KeyboardInterrupt\n"
+        "sgm.cli.main.main = stop\n"
         "runpy.run_path('run.py', run_name='__main__')"
     )
     stopped = run(code=code)
