@@ -269,6 +269,7 @@ from sgm.cli.main import main
 code = main(sys.argv[1:])
 loaded = [name for name in sys.modules if "sige_" in name or "backends.triton" in name]
 assert not loaded, loaded
+assert "torch._dynamo" not in sys.modules  # PyTorch's compiler, which takes a second to import
 sys.exit(code)
 """
 
