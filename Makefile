@@ -1,4 +1,4 @@
-# Needs GNU make and Python >= 3.10; everything else is installed into .venv.
+# Needs GNU make and Python >= 3.11; everything else is installed into .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,14 +33,14 @@ clean:
 # An environment whose pip does not run (an interrupted or half-made one) is made anew.
 $(VENV)/.installed: requirements.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-	  $(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; name one: make PYTHON=..." \
-	    if sys.version_info < (3, 10) else 0)' && \
+	  $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=..." \
+	    if sys.version_info < (3, 11) else 0)' && \
 	  echo "Making $(VENV) ..." && $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing requirements.txt (PyTorch is large; this is done once) ..."
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-diffusers.txt $(VENV)/.installed
 	@echo "Installing requirements-dev.txt ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

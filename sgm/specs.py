@@ -4,7 +4,7 @@ Nothing here imports torch, so that `--help` and every refused option answer at 
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,25 +14,21 @@ LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
+# Holds configs/ and pretrained/: the top of a checkout, or inside an installed package.
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
 
 
-class Name(str, Enum):
-    """An enum whose members are the words of the command line (StrEnum needs Python 3.11)."""
-
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-class Task(Name):
+class Task(StrEnum):
     """How the edit is described: a mask and a prompt, or strokes on the picture."""
 
     INPAINTING = "inpainting"
     SDEDIT = "sdedit"
 
 
-class RunType(Name):
+class RunType(StrEnum):
     """Which network runs, dense or sparse."""
 
     ORIGINAL = "original"
@@ -56,7 +52,7 @@ class RunType(Name):
         return RunType.TURBO if self.turbo else RunType.ORIGINAL
 
 
-class Mode(Name):
+class Mode(StrEnum):
     """Make a picture, or count and time one network."""
 
     GENERATE = "generate"
@@ -75,14 +71,14 @@ class Mode(Name):
         return self.value.removeprefix("profile_")
 
 
-class Preset(Name):
+class Preset(StrEnum):
     """How sparse the sparse networks are."""
 
     PUBLISHED = "published"
     FAST = "fast"
 
 
-class Precision(Name):
+class Precision(StrEnum):
     """Arithmetic of the networks; fp32 is strict, without TF32."""
 
     FP32 = "fp32"
@@ -91,7 +87,7 @@ class Precision(Name):
     FP16 = "fp16"
 
 
-class Backend(Name):
+class Backend(StrEnum):
     """Who runs the sparse operations."""
 
     AUTO = "auto"
@@ -100,7 +96,7 @@ class Backend(Name):
     SIGE = "sige"
 
 
-class RecordingMemory(Name):
+class RecordingMemory(StrEnum):
     """Where recordings are kept; the places after `auto` in order of their speed."""
 
     AUTO = "auto"

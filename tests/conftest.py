@@ -1,10 +1,12 @@
 """Shared fixtures: the golden reference data, the published weight rule, one fixed thread count."""
 
+import importlib
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -93,6 +95,17 @@ def tiny_weights(shapes: Mapping[str, list[int]], seed: int = 0) -> dict[str, to
     """Random weights for a whole engine: by the golden rule, scalars zero."""
     zeros = {name: torch.zeros(()) for name, shape in shapes.items() if not list(shape)}
     return rule_weights(shapes, seed) | zeros
+
+
+def oracle(name: str) -> ModuleType:
+    """A library that results are compared with; where it does not import, skips with the reason.
+
+    Not only ImportError: a torchvision of another build of torch, say, ends in a RuntimeError.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        pytest.skip(f"{name} does not import: {error}")
 
 
 def max_error(result: torch.Tensor, reference: torch.Tensor) -> float:

@@ -7,12 +7,15 @@ import argparse
 import importlib
 import importlib.util
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import (
     MODELS,
+    SHIPPED,
     TURBO_STEPS,
     Backend,
     ModelSpec,
@@ -24,7 +27,6 @@ from sgm.specs import (
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 # Packages that a backend needs installed, and what to do without.
 BACKEND_PACKAGES = {
     Backend.TRITON: ("triton", "use --backend auto"),
@@ -122,8 +124,9 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
         files.check_writable(Path(values.json))
         if Path(values.json).absolute() == output.absolute():
             raise UserError(f"--json and the picture are both {output}; name two files.")
-    configs, weights = _folder(values.config_path), _folder(values.weight_path)
     spec = MODELS[values.model]
+    configs = _folder(values.config_path, spec.configs)
+    weights = _folder(values.weight_path, spec.weights)
     # A sparse run falls back to the dense network for a full mask, so both must be there.
     for run_type in (values.run_type, values.run_type.dense):
         for refiner in (False, True)[: 1 + values.refined]:
@@ -158,10 +161,20 @@ def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
         ) from error
 
 
-def _folder(given: str) -> Path:
-    """A folder as given; a relative one that is not here may lie beside `run.py`."""
-    beside = ROOT / given
-    return beside if not Path(given).exists() and beside.is_dir() else Path(given)
+def _folder(given: str, names: Mapping[str, str]) -> Path:
+    """A folder as given; where a relative one has no file of a model, perhaps what is shipped has.
+
+    Args:
+        given: the word of the command line.
+        names: the model's files by role.
+    """
+
+    def holds_one(folder: Path) -> bool:
+        # Unlike `Path.exists`, False for a folder that may not be entered.
+        return any(os.path.exists(folder / name) for name in names.values())
+
+    shipped = SHIPPED / given
+    return shipped if not holds_one(Path(given)) and holds_one(shipped) else Path(given)
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:

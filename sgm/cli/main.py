@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from sgm.cli import checks
 from sgm.cli.generate import generate
@@ -15,9 +16,10 @@ from sgm.cli.inputs import read_inputs
 from sgm.cli.memory import memory_scope
 from sgm.cli.options import build_parser, read
 from sgm.cli.profile import profile
+from sgm.cli.program import start
 from sgm.specs import Precision, RecordingMemory, RunOptions, SamplingParams
 
-__all__ = ["build_parser", "main", "parse"]
+__all__ = ["build_parser", "main", "parse", "run"]
 
 
 def parse(argv: Sequence[str]) -> RunOptions:
@@ -87,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             generate(options, inputs, started)
     return 0
+
+
+def run() -> NoReturn:
+    """The installed command, `sdxl-sige`: `run.py` by another name."""
+    start("sdxl-sige", main)
 
 
 def less_memory(options: RunOptions) -> str:

@@ -3,9 +3,9 @@
 import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 
 from sgm.errors import suggestion
-from sgm.specs import Name
 
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -28,7 +28,7 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     return convert
 
 
-def member(kind: type[Name]) -> Callable[[str], Name]:
+def member(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
     """A converter from a word to a member of an enum."""
     check = one_of([str(name) for name in kind])
     return lambda text: kind(check(text))

@@ -6,6 +6,7 @@ means together with others is checked in `cli`.
 
 import argparse
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NoReturn
 
 from sgm.cli.option_types import braces, member, number, one_of, only, truth, whole
@@ -18,7 +19,6 @@ from sgm.specs import (
     TURBO_STEPS,
     Backend,
     Mode,
-    Name,
     Precision,
     Preset,
     RecordingMemory,
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage and exiting."""
         text = message.removeprefix("argument ").rstrip(".")
         # Converters below say what to do; argparse's own messages do not.
-        ending = "" if ";" in text else "; see `python run.py --help`"
+        ending = "" if ";" in text else "; see --help"
         raise UserError(f"{text}{ending}.")
 
 
@@ -67,9 +67,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
         came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
         kind = "option" if came.startswith("-") else "word"
         known = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(
-            f"Unknown {kind} {came!r}{suggestion(came, known)}; see `python run.py --help`."
-        )
+        raise UserError(f"Unknown {kind} {came!r}{suggestion(came, known)}; see --help.")
     # Not `required` in argparse: a mistyped --promt should be named rather than missed.
     if values.prompt is None:
         raise UserError("--prompt is missing; say what the edit should show, in quotes.")
@@ -79,7 +77,6 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `run.py`: every published flag with its published default, and ours."""
     parser = Parser(
-        prog="run.py",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -289,7 +286,7 @@ def _add_profiling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_names(
-    group: argparse._ArgumentGroup, flag: str, kind: type[Name], default: Name, text: str
+    group: argparse._ArgumentGroup, flag: str, kind: type[StrEnum], default: StrEnum, text: str
 ) -> None:
     """Add an option that takes one word of an enum."""
     group.add_argument(

@@ -1,12 +1,14 @@
 """Building a network from YAML and loading its weights: on the meta device, mapped, strict."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from sgm.config import instantiate_from_config, load_config
@@ -19,12 +21,32 @@ logger = logging.getLogger(__name__)
 IGNORED_KEYS = frozenset({"conditioner.embedders.0.transformer.text_model.embeddings.position_ids"})
 
 
+class _NoInit(TorchFunctionMode):
+    """While active, `torch.nn.init` leaves tensors as they are.
+
+    Values drawn on the meta device are none, but to draw them there PyTorch loads its compiler,
+    which takes longer than the rest of building and loading the tiny model.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":  # getters of attributes have none
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def build_model(config_path: Path) -> nn.Module:
     """The network of a YAML file, on the meta device: no memory until weights are assigned."""
     entry = load_config(config_path).get("model")
     if not isinstance(entry, Mapping):
         raise CheckpointError(f"Config file {config_path} has no `model` entry.")
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         return instantiate_from_config(entry)
 
 

@@ -183,11 +183,17 @@ def test_a_negative_prompt_that_does_nothing_is_named(
 def test_default_folders_are_found_beside_the_program(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "elsewhere").mkdir()
+    monkeypatch.setattr(checks, "SHIPPED", folder)
+    (folder / "elsewhere" / "pretrained").mkdir(parents=True)
     monkeypatch.chdir(folder / "elsewhere")
-    monkeypatch.setattr(checks, "ROOT", folder)
     argv = ["--prompt", "x", "--init_img", "../init.png", "--mask_path", "../mask.npy"]
-    assert cli.parse(argv).weight_path == folder / "pretrained"
+    assert cli.parse(argv).weight_path == folder / "pretrained"  # this one holds nothing
+    # One that holds a file of the model is meant; another model's files do not count.
+    Path("pretrained/sd_xl_base_1.0.safetensors").touch()
+    assert cli.parse(argv).weight_path == Path("pretrained")
+    assert cli.parse([*argv, "--model", "tiny"]).weight_path == folder / "pretrained"
+    with pytest.raises(UserError, match=r"^Checkpoint pretrained/sd_xl_turbo_1\.0"):
+        cli.parse([*argv, "--run_type", "turbo"])
 
 
 def test_profiling_needs_no_checkpoint_with_random_weights(folder: Path) -> None:

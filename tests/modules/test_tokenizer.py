@@ -1,6 +1,7 @@
 """Token ids against the golden data; what loading the vocabulary may and may not do."""
 
 import gzip
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from sgm.modules.encoders import tokenizer
+
+# SHA-256 of the file in openai/CLIP and in every release of open_clip.
+PUBLISHED = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 
 
 @pytest.mark.parametrize(("name", "pad"), [("open_clip", 0), ("clip", tokenizer.END_TOKEN)])
@@ -38,12 +42,6 @@ def test_tokens_refuse_what_is_not_a_list_of_strings(texts):
         tokenizer.tokenize(texts, 0)
 
 
-def test_missing_vocabulary_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(tokenizer.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install open_clip_torch"):
-        tokenizer.vocabulary_path()
-
-
 def test_damaged_vocabulary_is_named(tmp_path):
     path = tmp_path / "short.gz"
     path.write_bytes(gzip.compress(b"#version\na b\n"))
@@ -51,13 +49,19 @@ def test_damaged_vocabulary_is_named(tmp_path):
         tokenizer.BytePairTokenizer(path)
 
 
-def test_imports_neither_open_clip_nor_torchvision():
-    # Their binaries need not match torch; a fresh process, since other tests may import them.
+def test_vocabulary_is_the_published_one():
+    assert hashlib.sha256(tokenizer.VOCABULARY.read_bytes()).hexdigest() == PUBLISHED
+    notice = tokenizer.VOCABULARY.with_name("bpe_simple_vocab_16e6.LICENSE").read_text()
+    assert "OpenAI" in notice and "Ilharco" in notice and "Permission is hereby granted" in notice
+
+
+def test_imports_no_library_of_models():
+    # A fresh process, since other tests may import them.
     program = (
         "import sys; from sgm.modules.encoders import modules, tokenizer\n"
         "assert tokenizer.load_tokenizer.cache_info().misses == 0, 'vocabulary read on import'\n"
         "tokenizer.tokenize(['a horse'], 0)\n"
-        "bad = {'open_clip', 'torchvision', 'transformers'} & set(sys.modules)\n"
+        "bad = {'open_clip', 'torchvision', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
     root = Path(__file__).resolve().parents[2]

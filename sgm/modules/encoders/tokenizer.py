@@ -1,12 +1,7 @@
-"""The byte-pair tokenizer shared by CLIP and OpenCLIP, built from OpenCLIP's vocabulary file.
-
-Nothing is downloaded: the vocabulary is a data file inside the `open_clip_torch` package. The
-package is only *located*, never imported, because importing it needs a working torchvision.
-"""
+"""The byte-pair tokenizer shared by CLIP and OpenCLIP; its vocabulary lies beside this file."""
 
 import gzip
 import html
-import importlib.util
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -17,7 +12,7 @@ import regex
 import torch
 from torch import Tensor
 
-VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
+VOCABULARY = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 CONTEXT_LENGTH = 77
 VOCABULARY_SIZE = 49408
 START_TOKEN = VOCABULARY_SIZE - 2
@@ -31,23 +26,6 @@ _END_OF_WORD = "</w>"
 _WORD = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", flags=regex.IGNORECASE
 )
-
-
-def vocabulary_path() -> Path:
-    """Where the installed `open_clip_torch` keeps its vocabulary.
-
-    Raises:
-        FileNotFoundError: the package, or the file in it, is not installed.
-    """
-    spec = importlib.util.find_spec("open_clip")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        path = Path(folder) / VOCABULARY_FILE
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"the text encoders need the vocabulary {VOCABULARY_FILE}, which the package "
-        "open_clip_torch carries; install it with: pip install open_clip_torch"
-    )
 
 
 def _byte_symbols() -> dict[int, str]:
@@ -119,8 +97,8 @@ class BytePairTokenizer:
 
 @cache
 def load_tokenizer() -> BytePairTokenizer:
-    """The tokenizer of the installed vocabulary: read at the first call, kept for the process."""
-    return BytePairTokenizer(vocabulary_path())
+    """The tokenizer of both towers: read at the first call, kept for the process."""
+    return BytePairTokenizer(VOCABULARY)
 
 
 def tokenize(texts: Sequence[str], pad_token: int, max_length: int = CONTEXT_LENGTH) -> Tensor:
