@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from sgm.errors import suggestion
-from sgm.specs import Name
+from sgm.words import Name
 
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -83,6 +83,20 @@ def only(allowed: float, reason: str) -> Callable[[str], float]:
         return allowed
 
     return convert
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """A converter for a path that may end in a colon and a finite number; without one it is 1."""
+    path, colon, last = text.rpartition(":")
+    try:
+        value = float(last)
+    except ValueError:
+        return text, 1.0  # a colon of the path's own
+    if not colon:
+        return text, 1.0
+    if not path or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give FILE or FILE:WEIGHT")
+    return path, value
 
 
 def truth(text: str) -> bool:

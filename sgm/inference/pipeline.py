@@ -22,6 +22,7 @@ from sgm.inference.plan import Edit, Plan
 from sgm.inference.recipes import RECIPES
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.sources import kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
 from sgm.specs import (
     DEFAULT_STEPS,
@@ -34,6 +35,7 @@ from sgm.specs import (
     SamplingParams,
     Turbo,
 )
+from sgm.weights import Weights
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -116,6 +118,7 @@ class Pipeline:
         preset: Preset = Preset.PUBLISHED,
         refiner: bool = False,
         progress: bool = True,
+        weights: Weights | None = None,
     ) -> "Pipeline":
         """Build the networks of a run type and load their weights.
 
@@ -123,16 +126,19 @@ class Pipeline:
             config_path, weight_path: the folders of YAML files and of checkpoints.
             refiner: the refiner instead of the base or turbo model; always the whole schedule.
             progress: show a bar on stderr.
+            weights: the files to load; None for the family's own in `weight_path`.
 
         Raises:
             UserError: a file is missing or does not fit.
         """
-        engine = build_model(Path(config_path) / spec.config_file(run_type, refiner, preset))
-        role = "refiner" if refiner else spec.weight_role(run_type)
-        path = Path(weight_path) / spec.weight_file(role)
+        if weights is None:
+            role = "refiner" if refiner else spec.weight_role(run_type)
+            weights = Weights(Path(weight_path) / spec.weight_file(role))
+        config = Path(config_path) / spec.config_file(run_type, refiner, preset)
+        engine = build_model(config, kind_of(read_contents(weights), weights.prediction))
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
-        load_weights(engine, path, device, runtime.dtype_of(precision), progress, exact)
+        load_weights(engine, weights, device, runtime.dtype_of(precision), progress, exact)
         networks = Networks(engine.eval())
         networks.set_backend(backend.value)
         turbo = spec.turbo if run_type.turbo and not refiner else None
