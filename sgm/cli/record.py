@@ -7,7 +7,6 @@ last, so that an interrupted recording is none. It fits one run only; its key sa
 import hashlib
 import json
 import logging
-import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from sgm.cli.inputs import Inputs
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import RecordingMemory, RunOptions, Task
+from sgm.weights import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,8 +194,11 @@ def _compare(
 
 def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
     """What a recording depends on; values as JSON gives them back."""
-    spec = options.spec
-    path = options.weight_path / spec.weight_file(spec.weight_role(options.run_type))
+    from sgm.config import load_config
+    from sgm.io.sources import weights_key
+
+    config = options.spec.config_file(options.run_type, preset=options.preset)
+    values = json.dumps(load_config(options.config_path / config), sort_keys=True)
     return {
         "version": VERSION,
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
@@ -206,15 +209,8 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "task": options.task.value,
         "strength": options.sampling.strength if options.task is Task.SDEDIT else 1.0,
         "model": options.model,
-        "weights": _weights_key(path),
+        **weights_key(weights_of(options)),
+        "configuration": hashlib.sha256(values.encode()).hexdigest()[:16],
         "precision": options.precision.value,
         "preset": options.preset.value,
     }
-
-
-def _weights_key(path: Path) -> str:
-    """Size of a checkpoint and the SHA-256 of its header; the whole file takes too long to read."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = file.read(length)
-    return f"{path.stat().st_size} bytes, header {hashlib.sha256(header).hexdigest()[:16]}"

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from sgm.inference.ahead import Ahead
+from sgm.inference.held import held_noise
+from sgm.inference.places import make_store
 from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.inference import places
-from sgm.inference.ahead import Ahead
-from sgm.inference.held import held_noise
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.places import make_store
 from sgm.inference.session import EditSession, step_name
 from sgm.inference.stores import DeviceStore, DiskStore
 from sgm.sparse.norm import Moments
