@@ -25,7 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-conv", action="store_true", help="projections as linear layers, the way back"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing DST")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="say what a file holds, and end")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE",
+        help="say what a file or a folder of diffusers is, and end",
+    )
     return parser
 
 
@@ -40,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sgm.io.files import check_input_file
 
     if args.check is not None:
-        check_input_file(args.check)
-        print(convert.describe(args.check))
+        from sgm.io.describe import describe
+
+        if not args.check.is_dir():
+            check_input_file(args.check)
+        print(describe(args.check, Path(__file__).parent / "configs"))
         return 0
     if args.source is None or args.target is None:
         raise UserError("Name two files, SRC and DST, or one with --check.")

@@ -25,6 +25,7 @@ from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.convert import DTYPES, convert, plan
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, Precision
+from sgm.weights import Weights
 
 PROMPT = "a photograph of a horse on a grassland"
 PIECE = 8 * 2**20  # bytes of one read
@@ -54,7 +55,7 @@ def loaded(config: str, file: str, precision: str) -> Networks:
     """The networks of a file as a run has them on the CPU."""
     engine = build_model(Path(config))
     dtype = runtime.dtype_of(Precision(precision))
-    load_weights(engine, Path(file), torch.device("cpu"), dtype, progress=False)
+    load_weights(engine, Weights(Path(file)), torch.device("cpu"), dtype, progress=False)
     return Networks(engine.eval().to(memory_format=torch.channels_last))
 
 

@@ -9,13 +9,14 @@ from typing import BinaryIO
 
 import torch
 
-from sgm.io.checkpoint import IGNORED_KEYS, build_model
+from sgm.io.checkpoint import build_model
 from sgm.io.convert import Entry, header, target_shape
 from sgm.io.files import write_atomically
 
 # Elements of the random block that is written again and again. It is odd, so that no width of a
 # network is a multiple of it, and rows differ.
 BLOCK = 1_000_003
+POSITION_IDS = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
 
 
 def published_entries(config: Path) -> list[Entry]:
@@ -25,7 +26,7 @@ def published_entries(config: Path) -> list[Entry]:
         Entry(name, torch.float16, target_shape(name, tuple(tensor.shape), conv=False))
         for name, tensor in build_model(config).state_dict().items()
     ]
-    entries += [Entry(name, torch.int64, (1, 77)) for name in IGNORED_KEYS]
+    entries.append(Entry(POSITION_IDS, torch.int64, (1, 77)))
     return sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
 
 

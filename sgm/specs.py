@@ -4,11 +4,22 @@ Nothing here imports torch, so that `--help` and every refused option answer at 
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
 from sgm.errors import UserError, suggestion
+from sgm.words import (
+    Backend,
+    Mode,
+    Precision,
+    Prediction,
+    Preset,
+    RecordingMemory,
+    RunType,
+    Sampler,
+    Spacing,
+    Task,
+)
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
@@ -19,90 +30,6 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
-
-
-class Task(StrEnum):
-    """How the edit is described: a mask and a prompt, or strokes on the picture."""
-
-    INPAINTING = "inpainting"
-    SDEDIT = "sdedit"
-
-
-class RunType(StrEnum):
-    """Which network runs, dense or sparse."""
-
-    ORIGINAL = "original"
-    SIGE = "sige"
-    TURBO = "turbo"
-    SIGE_TURBO = "sige-turbo"
-
-    @property
-    def sparse(self) -> bool:
-        """Whether only the edited part is computed."""
-        return self in (RunType.SIGE, RunType.SIGE_TURBO)
-
-    @property
-    def turbo(self) -> bool:
-        """Whether the few-step checkpoint is used."""
-        return self in (RunType.TURBO, RunType.SIGE_TURBO)
-
-    @property
-    def dense(self) -> "RunType":
-        """The run type with the same checkpoint that computes every pixel."""
-        return RunType.TURBO if self.turbo else RunType.ORIGINAL
-
-
-class Mode(StrEnum):
-    """Make a picture, or count and time one network."""
-
-    GENERATE = "generate"
-    PROFILE_UNET = "profile_unet"
-    PROFILE_ENCODER = "profile_encoder"
-    PROFILE_DECODER = "profile_decoder"
-
-    @property
-    def profiles(self) -> bool:
-        """Whether this mode measures a network instead of making a picture."""
-        return self is not Mode.GENERATE
-
-    @property
-    def network(self) -> str:
-        """What a profile mode measures: `unet`, `encoder` or `decoder`."""
-        return self.value.removeprefix("profile_")
-
-
-class Preset(StrEnum):
-    """How sparse the sparse networks are."""
-
-    PUBLISHED = "published"
-    FAST = "fast"
-
-
-class Precision(StrEnum):
-    """Arithmetic of the networks; fp32 is strict, without TF32."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class Backend(StrEnum):
-    """Who runs the sparse operations."""
-
-    AUTO = "auto"
-    TORCH = "torch"
-    TRITON = "triton"
-    SIGE = "sige"
-
-
-class RecordingMemory(StrEnum):
-    """Where recordings are kept; the places after `auto` in order of their speed."""
-
-    AUTO = "auto"
-    DEVICE = "device"
-    HOST = "host"
-    DISK = "disk"
 
 
 @dataclass(frozen=True)
@@ -258,6 +185,8 @@ class SamplingParams:
             None for the published 50 (turbo: 4).
         scale: classifier-free guidance, at least 0.
         strength: share of the schedule that SDEdit runs, above 0 and at most 1.
+        sampler: how a step is made.
+        spacing: which noise levels are visited; of a turbo run, its own.
     """
 
     prompt: str
@@ -266,6 +195,8 @@ class SamplingParams:
     steps: int | None = None
     scale: float = 6.0
     strength: float = 0.8
+    sampler: Sampler = Sampler.DPMPP2M
+    spacing: Spacing = Spacing.PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -287,6 +218,11 @@ class RunOptions:
         refresh: steps from one recording to the next; None for the preset's.
         record, recording: folders to record into, and to edit from; None for neither.
         recording_memory: where the recordings of `recording` are while the edit runs.
+        checkpoint, refiner_checkpoint: files or folders in place of the family's own; None for
+            those in `weight_path`.
+        vae: another autoencoder's file, for base and refiner; None for the checkpoint's own.
+        loras: files and what they are multiplied by; merged into the base or turbo model.
+        prediction: of the base or turbo model; None for what its files say.
     """
 
     task: Task
@@ -315,6 +251,11 @@ class RunOptions:
     record: Path | None = None
     recording: Path | None = None
     recording_memory: RecordingMemory = RecordingMemory.AUTO
+    checkpoint: Path | None = None
+    refiner_checkpoint: Path | None = None
+    vae: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    prediction: Prediction | None = None
 
     @property
     def spec(self) -> ModelSpec:

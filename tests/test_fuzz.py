@@ -29,6 +29,7 @@ from sgm.io import convert
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.imageio import load_picture
 from sgm.io.maskio import load_mask
+from sgm.weights import Weights
 from tests.conftest import ROOT
 
 HANG = 60  # seconds after which a single file counts as a hang
@@ -121,7 +122,9 @@ def load_everywhere(path: Path) -> None:
     only_clean_errors(lambda: convert.describe(path))
     only_clean_errors(lambda: convert.plan(path, torch.float32, conv=True))
     only_clean_errors(
-        lambda: load_weights(model, path, torch.device("cpu"), torch.float32, progress=False)
+        lambda: load_weights(
+            model, Weights(path), torch.device("cpu"), torch.float32, progress=False
+        )
     )
 
 

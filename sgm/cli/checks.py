@@ -60,6 +60,8 @@ def check_together(values: argparse.Namespace) -> None:
             logger.warning("--mask_path is not used by sdedit.")
     if values.run_type.turbo:
         _check_turbo(values)
+    if values.refiner_checkpoint is not None and not values.refined:
+        raise UserError("--refiner_checkpoint is for the refiner; add --refined.")
     for flag in ("random_weights", "macs_only"):
         if getattr(values, flag) and not values.mode.profiles:
             raise UserError(f"--{flag} is for the profile modes; choose one with --mode.")
@@ -133,12 +135,37 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
             path = configs / spec.config_file(run_type, refiner, values.preset)
             if not path.is_file():
                 raise UserError(f"Config file {path} does not exist; check --config_path.")
-    roles = [spec.weight_role(values.run_type)] + ["refiner"] * values.refined
-    for role in roles:
-        path = weights / spec.weight_file(role)
-        if not (values.random_weights or values.macs_only):
-            _check_checkpoint(path, spec, role)
+    paths |= _check_weights(values, weights)
     return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
+
+
+def _check_weights(values: argparse.Namespace, folder: Path) -> dict[str, Path | None]:
+    """Check the files of the models that a run loads; those given, by the names of `RunOptions`."""
+    spec, given = MODELS[values.model], {}
+    for name in ("checkpoint", "refiner_checkpoint", "vae"):
+        path = getattr(values, name)
+        given[name] = None if path is None else Path(path)
+        if given[name] is not None and not given[name].is_dir():
+            _check_weights_file(given[name])
+    for path, _ in values.lora:
+        _check_weights_file(Path(path))
+    roles = {"checkpoint": spec.weight_role(values.run_type)}
+    if values.refined:
+        roles["refiner_checkpoint"] = "refiner"
+    for name, role in roles.items():
+        file = spec.weight_file(role)
+        if given[name] is None and not (values.random_weights or values.macs_only):
+            _check_checkpoint(folder / file, spec, role)
+    return given
+
+
+def _check_weights_file(path: Path) -> None:
+    files.check_input_file(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise UserError(
+            f"File {path} is a pickle by its name, and pickles are never opened; get the "
+            ".safetensors file."
+        )
 
 
 def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:

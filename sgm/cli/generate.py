@@ -10,6 +10,7 @@ from sgm.cli import report
 from sgm.cli.inputs import Inputs, advise_on_size
 from sgm.cli.record import edit_recorded, record
 from sgm.specs import RunOptions, Task
+from sgm.weights import weights_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -104,7 +105,8 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
         options.backend,
         options.preset,
         refiner,
-        options.refresh,
+        every=options.refresh,
+        weights=weights_of(options, refiner),
     )
 
 

@@ -64,6 +64,8 @@ def parse(argv: Sequence[str]) -> RunOptions:
         record=None if values.record is None else Path(values.record),
         recording=None if values.recording is None else Path(values.recording),
         recording_memory=values.recording_memory,
+        loras=tuple((Path(path), weight) for path, weight in values.lora),
+        prediction=values.prediction,
         **paths,
     )
 

@@ -85,6 +85,20 @@ def only(allowed: float, reason: str) -> Callable[[str], float]:
     return convert
 
 
+def weighted(text: str) -> tuple[str, float]:
+    """A converter for a path that may end in a colon and a finite number; without one it is 1."""
+    path, colon, last = text.rpartition(":")
+    try:
+        value = float(last)
+    except ValueError:
+        return text, 1.0  # a colon of the path's own
+    if not colon:
+        return text, 1.0
+    if not path or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give FILE or FILE:WEIGHT")
+    return path, value
+
+
 def truth(text: str) -> bool:
     """true/false, yes/no, 1/0 in any case (published: any word, also False, meant true)."""
     word = text.lower()

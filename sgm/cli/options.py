@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NoReturn
 
-from sgm.cli.option_types import braces, member, number, one_of, only, truth, whole
+from sgm.cli.option_types import braces, member, number, one_of, only, truth, weighted, whole
 from sgm.errors import UserError, suggestion
 from sgm.specs import (
     DEFAULT_STEPS,
@@ -20,6 +20,7 @@ from sgm.specs import (
     Backend,
     Mode,
     Precision,
+    Prediction,
     Preset,
     RecordingMemory,
     RunType,
@@ -258,6 +259,26 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
             default=value,
             help=f"{meaning}; published, only %(default)s",
         )
+    for flag, metavar, text in (
+        ("--checkpoint", "FILE|FOLDER", "any SDXL checkpoint, or a folder as diffusers saves it"),
+        ("--refiner_checkpoint", "FILE|FOLDER", "the same for the refiner of --refined"),
+        ("--vae", "FILE", "another autoencoder"),
+    ):
+        group.add_argument(flag, metavar=metavar, help=f"{text} (default: the model's own)")
+    group.add_argument(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        type=weighted,
+        default=[],
+        help="a LoRA to merge, and how much of it (default: 1); may be given several times",
+    )
+    group.add_argument(
+        "--prediction",
+        metavar=braces(Prediction),
+        type=member(Prediction),
+        help="what the network predicts (default: what the checkpoint says, else epsilon)",
+    )
     group.add_argument(
         "--json",
         metavar="FILE",

@@ -7,7 +7,6 @@ last, so that an interrupted recording is none. It fits one run only; its key sa
 import hashlib
 import json
 import logging
-import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from sgm.cli.inputs import Inputs
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import RecordingMemory, RunOptions, Task
+from sgm.weights import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sgm.inference.pipeline import EditResult, Pipeline
-    from sgm.inference.session import SessionReport
+    from sgm.inference.session import EditSession, SessionReport
     from sgm.inference.stores import DiskStore, Store
 
 logger = logging.getLogger(__name__)
@@ -123,15 +123,38 @@ def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "Edi
     from sgm.io import imageio
 
     assert inputs.init is not None  # by `check_together`
-    store = _load_into(open_recording(options, inputs.init), options.recording_memory)
+    on_disk = open_recording(options, inputs.init)
+    store, names = _load_into(on_disk, options.recording_memory), on_disk.names()
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
     session = EditSession.resume(pipe, picture, options.sampling, store, progress=True)
-    prompt, negative = options.sampling.prompt, options.sampling.negative_prompt
+    result = _edit(session, options, inputs)
+    if on_disk.names() != names:
+        _add_to_manifest(options.recording, on_disk)
+    return result
+
+
+def _edit(session: "EditSession", options: RunOptions, inputs: Inputs) -> "EditResult":
+    """The edit of a run from a session. One of another task or strength than what was recorded
+    makes its recordings now, under the edit's prompt."""
+    from sgm.io import imageio
+
+    sampling = options.sampling
+    if not session.is_recorded(options.task, sampling.strength):
+        logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
     if options.task is Task.INPAINTING:
-        return session.inpaint(prompt, imageio.pad_to_multiple(inputs.mask), negative)
+        mask = imageio.pad_to_multiple(inputs.mask)
+        return session.inpaint(sampling.prompt, mask, sampling.negative_prompt)
     edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
-    strength = options.sampling.strength
-    return session.sdedit(prompt, edited, strength, negative)
+    return session.sdedit(sampling.prompt, edited, sampling.strength, sampling.negative_prompt)
+
+
+def _add_to_manifest(folder: Path | None, store: "DiskStore") -> None:
+    """Say in a recording's manifest what an edit has added."""
+    assert folder is not None  # it was opened
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["checksums"] = store.checksums
+    text = json.dumps(manifest, indent=2) + "\n"
+    files.write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
 
 
 def _load_into(store: "DiskStore", memory: RecordingMemory) -> "Store":
@@ -194,8 +217,11 @@ def _compare(
 
 def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
     """What a recording depends on; values as JSON gives them back."""
-    spec = options.spec
-    path = options.weight_path / spec.weight_file(spec.weight_role(options.run_type))
+    from sgm.config import load_config
+    from sgm.io.sources import weights_key
+
+    config = options.spec.config_file(options.run_type, preset=options.preset)
+    values = json.dumps(load_config(options.config_path / config), sort_keys=True)
     return {
         "version": VERSION,
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
@@ -203,18 +229,9 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "seed": options.sampling.seed,
         "steps": options.sampling.steps,
         "run_type": options.run_type.value,
-        "task": options.task.value,
-        "strength": options.sampling.strength if options.task is Task.SDEDIT else 1.0,
         "model": options.model,
-        "weights": _weights_key(path),
+        **weights_key(weights_of(options)),
+        "configuration": hashlib.sha256(values.encode()).hexdigest()[:16],
         "precision": options.precision.value,
         "preset": options.preset.value,
     }
-
-
-def _weights_key(path: Path) -> str:
-    """Size of a checkpoint and the SHA-256 of its header; the whole file takes too long to read."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = file.read(length)
-    return f"{path.stat().st_size} bytes, header {hashlib.sha256(header).hexdigest()[:16]}"

@@ -24,6 +24,7 @@ from sgm.inference.noise import Noise, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.sources import kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
 from sgm.specs import (
     DEFAULT_STEPS,
@@ -36,6 +37,7 @@ from sgm.specs import (
     SamplingParams,
     Turbo,
 )
+from sgm.weights import Weights
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -116,6 +118,7 @@ class Pipeline:
         refiner: bool = False,
         every: int | None = None,
         progress: bool = True,
+        weights: Weights | None = None,
     ) -> "Pipeline":
         """Build the networks of a run type and load their weights.
 
@@ -124,16 +127,19 @@ class Pipeline:
             refiner: the refiner instead of the base or turbo model; always the whole schedule.
             every: steps from one recording to the next; None for the preset's.
             progress: show a bar on stderr.
+            weights: the files to load; None for the family's own in `weight_path`.
 
         Raises:
             UserError: a file is missing or does not fit.
         """
-        engine = build_model(Path(config_path) / spec.config_file(run_type, refiner, preset))
-        role = "refiner" if refiner else spec.weight_role(run_type)
-        path = Path(weight_path) / spec.weight_file(role)
+        if weights is None:
+            role = "refiner" if refiner else spec.weight_role(run_type)
+            weights = Weights(Path(weight_path) / spec.weight_file(role))
+        config = Path(config_path) / spec.config_file(run_type, refiner, preset)
+        engine = build_model(config, kind_of(read_contents(weights), weights.prediction))
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
-        load_weights(engine, path, device, runtime.dtype_of(precision), progress, exact)
+        load_weights(engine, weights, device, runtime.dtype_of(precision), progress, exact)
         networks = Networks(engine.eval(), table_of_preset(preset) if run_type.sparse else None)
         networks.set_backend(backend.value)
         turbo = spec.turbo if run_type.turbo and not refiner else None

@@ -151,13 +151,13 @@ class EditSession:
         Raises:
             ValueError: the strength is too small for a single step.
         """
-        discretization = self.networks.engine.denoiser.discretization
+        discretization, recipe = self.networks.engine.denoiser.discretization, self.pipeline.recipe
         if task is Task.INPAINTING:
-            return Track("inpainting", self.solver.sigmas(discretization), self.pipeline.recipe)
+            return Track("inpainting", self.solver.sigmas(discretization), recipe.recorded)
         sigmas = self.solver.sigmas(discretization, strength)
         if len(sigmas) < 2:
             raise ValueError(f"Strength {strength} is too small for a single step.")
-        return Track(f"sdedit-{strength}", sigmas, self.pipeline.recipe, stepped=True)
+        return Track(f"sdedit-{strength}", sigmas, recipe.sdedit_recorded, stepped=True)
 
     def is_recorded(self, task: Task, strength: float) -> bool:
         """Whether an edit of this kind has its recordings; if not, the first such edit makes
@@ -194,7 +194,9 @@ class EditSession:
     def _ready(self, task: Task, strength: float) -> Track:
         """The track of an edit, recorded now if it was not before."""
         track = self._track(task, strength)
-        if not self.is_recorded(task, strength):
+        if self.is_recorded(task, strength):
+            track.made = track.made_in(self.store.names())
+        else:
             with self._scope():
                 self._record(track)
         self.tracks[track.name] = track

@@ -4,11 +4,13 @@ Inpainting reads the picture with one noise at every level; SDEdit reads the pic
 denoised for itself from the first level of its strength. So each has recordings of its own.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
 from sgm.inference.noise import Noise
-from sgm.inference.presets import Recipe
+from sgm.inference.presets import Recorded
 from sgm.inference.unedited import FixedNoise, KeptLatents, SteppedAlong, Unedited, noised
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.recording import Recording
@@ -22,18 +24,23 @@ class Track:
     Args:
         name: what its names in a store begin with.
         sigmas: levels of the run [steps + 1], float32 on the CPU.
-        recipe: says which steps are recorded.
+        recorded: which steps are recorded.
         stepped: whether the unedited picture is denoised for itself (SDEdit).
     """
 
-    def __init__(self, name: str, sigmas: Tensor, recipe: Recipe, stepped: bool = False) -> None:
+    def __init__(
+        self, name: str, sigmas: Tensor, recorded: Recorded, stepped: bool = False
+    ) -> None:
         self.name, self.sigmas, self.stepped = name, sigmas, stepped
-        recorded = recipe.sdedit_recorded if stepped else recipe.recorded
         self.made = recorded.steps(len(sigmas) - 1)
 
     def name_of(self, step: int) -> str:
         """Store key of the recording of a step."""
         return f"{self.name}-{step:04d}"
+
+    def made_in(self, names: Collection[str]) -> list[int]:
+        """The steps that a store with these names has, which may be others than now by default."""
+        return [step for step in range(len(self.sigmas) - 1) if self.name_of(step) in names]
 
     @property
     def name_of_latents(self) -> str:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WORDS = {dtype: word for word, dtype in weights_file.DTYPES.items()}
 # The layers that published files hold as linear and the published port turns into 1x1 convolutions.
-_PROJECTION = re.compile(r"(^|\.)diffusion_model\..*\.proj_(in|out)\.weight$")
+PROJECTION = re.compile(r"(^|\.)diffusion_model\..*\.proj_(in|out)\.weight$")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Entry:
 
 def target_shape(name: str, shape: tuple[int, ...], conv: bool) -> tuple[int, ...]:
     """The shape of a tensor in the new file: projections as 1x1 convolutions, or as linear."""
-    if not _PROJECTION.search(name):
+    if not PROJECTION.search(name):
         return shape
     if conv and len(shape) == 2:
         return (*shape, 1, 1)
@@ -113,28 +113,6 @@ def convert(
 
     write_atomically(target, write)
     return size
-
-
-def describe(path: Path) -> str:
-    """What a checkpoint holds, for a person: tensors, bytes, types and the form of projections.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with open_weights(path) as file:
-        parts = [(name, file.get_slice(name)) for name in sorted(file.keys())]
-        metadata = dict(file.metadata() or {})
-        shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts}
-    counts: dict[str, int] = {}
-    for word, _ in shapes.values():
-        counts[word] = counts.get(word, 0) + 1
-    types = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
-    axes = {len(shape) for name, (_, shape) in shapes.items() if _PROJECTION.search(name)}
-    form = {frozenset(): "none", frozenset({2}): "linear", frozenset({4}): "1x1 convolutions"}
-    projections = form.get(frozenset(axes), "mixed")
-    size = path.stat().st_size / 1e9
-    lines = [f"{path}: {len(shapes)} tensors ({types}), {size:.2f} GB, projections: {projections}"]
-    return "\n".join(lines + [f"  {key}: {value}" for key, value in sorted(metadata.items())])
 
 
 def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:

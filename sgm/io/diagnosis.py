@@ -21,7 +21,7 @@ _MAGIC = (
 _FAMILIES = (
     ("lora", "a LoRA, which is no whole model"),
     ("cond_stage_model.", "Stable Diffusion 1 or 2"),
-    ("down_blocks.", "a diffusers UNet; get the single-file checkpoint instead"),
+    ("down_blocks.", "a diffusers UNet; name the folder that unet is in"),
     ("conditioner.embedders.1.", "SDXL base or turbo"),
     ("conditioner.embedders.0.model.", "the SDXL refiner"),
     ("double_blocks.", "a Flux model"),

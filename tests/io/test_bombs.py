@@ -22,6 +22,7 @@ from sgm.io import convert
 from sgm.io.checkpoint import load_weights
 from sgm.io.imageio import load_picture
 from sgm.io.maskio import MAX_VALUES, load_mask
+from sgm.weights import Weights
 from tests.test_fuzz import no_hang, npy
 
 # Bytes that reading may take. Pillow lets 64 MiB of a picture's texts pass, twice over meanwhile.
@@ -128,7 +129,7 @@ def read(path: Path) -> None:
         with pytest.raises(UserError):
             convert.plan(path, torch.float32, conv=True)
         model = nn.ParameterDict({"a": nn.Parameter(torch.ones(1))})
-        load_weights(model, path, torch.device("cpu"), torch.float32, progress=False)
+        load_weights(model, Weights(path), torch.device("cpu"), torch.float32, progress=False)
     elif path.suffix == ".yaml":
         load_config(path)
     elif path.suffix == ".png":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sgm.io.checkpoint import CheckpointError, load_weights
 from sgm.io.weights_file import open_weights, read_in_turn
+from sgm.weights import Weights
 
 MAPS = Path("/proc/self/maps")
 
@@ -60,7 +61,7 @@ def test_no_names_need_no_file(tmp_path: Path) -> None:
 def test_only_weights_of_the_files_own_type_stay_mapped(dtype: torch.dtype, path: Path) -> None:
     with torch.device("meta"):
         model = nn.ModuleList(nn.Linear(n + 1, 4, bias=False) for n in range(5))
-    load_weights(model, path, torch.device("cpu"), dtype, progress=False)
+    load_weights(model, Weights(path), torch.device("cpu"), dtype, progress=False)
     assert mapped(path) is (dtype is torch.float16)
 
 
@@ -69,7 +70,7 @@ def test_convolutions_are_copied_in_the_layout_that_they_run_in(tmp_path: Path) 
     save_file({"0.weight": torch.randn(4, 3, 3, 3), "1.weight": torch.randn(5, 4)}, path)
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1, bias=False))
-    load_weights(model, path, torch.device("cpu"), torch.float32, progress=False)
+    load_weights(model, Weights(path), torch.device("cpu"), torch.float32, progress=False)
     before = [parameter.data_ptr() for parameter in model.parameters()]
     model.to(memory_format=torch.channels_last)  # as pipelines do; nothing is left to copy
     assert [parameter.data_ptr() for parameter in model.parameters()] == before

@@ -16,3 +16,20 @@ class EpsScaling:
             c_skip, c_out, c_in and c_noise, each of the shape and dtype of `sigma`.
         """
         return sigma.new_ones(sigma.shape), -sigma, (sigma**2 + 1.0).rsqrt(), sigma
+
+
+class VScaling:
+    """For a network that predicts the velocity (Salimans and Ho, 2022):
+    D(x) = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) * network(x / sqrt(sigma^2 + 1))."""
+
+    def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The scalings at a noise level.
+
+        Args:
+            sigma: any shape, floating point.
+
+        Returns:
+            c_skip, c_out, c_in and c_noise, each of the shape and dtype of `sigma`.
+        """
+        c_in = (sigma**2 + 1.0).rsqrt()
+        return c_in**2, -sigma * c_in, c_in, sigma

@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# The smallest float16, as diffusers takes it: sigma is 4096 then.
+LAST_ALPHA = 2.0**-24
+
 
 class LegacyDDPMDiscretization:
     """The schedule of Stable Diffusion: betas linear in their square roots (Rombach et al., 2022).
@@ -12,6 +15,9 @@ class LegacyDDPMDiscretization:
         linear_start: beta of the first training step.
         linear_end: beta of the last training step.
         num_timesteps: number of training steps.
+        zero_terminal_snr: move and stretch the schedule so that its last step is noise alone (Lin
+            et al., 2023, algorithm 1). `LAST_ALPHA` is left of the picture, as sigma would be
+            infinite.
     """
 
     def __init__(
@@ -19,6 +25,7 @@ class LegacyDDPMDiscretization:
         linear_start: float = 0.00085,
         linear_end: float = 0.0120,
         num_timesteps: int = 1000,
+        zero_terminal_snr: bool = False,
     ) -> None:
         self.num_timesteps = num_timesteps
         # In float64, as published: float32 would shift the table that sigmas are matched against.
@@ -31,6 +38,10 @@ class LegacyDDPMDiscretization:
             device="cpu",
         )
         self._alphas_cumprod = torch.cumprod(1.0 - roots**2, dim=0)  # [num_timesteps], falling
+        if zero_terminal_snr:
+            signal = self._alphas_cumprod.sqrt()
+            signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+            self._alphas_cumprod = (signal**2).clamp(min=LAST_ALPHA)
 
     def __call__(self, steps: int, append_zero: bool = True) -> Tensor:
         """The sigmas of a run.
