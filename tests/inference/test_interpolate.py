@@ -114,7 +114,9 @@ def test_a_polynomial_of_the_order_is_met_at_every_step(order: int) -> None:
 
 @pytest.mark.parametrize("order", POLYNOMIALS)
 def test_a_polynomial_of_more_than_the_order_is_not(order: int) -> None:
-    between = Interpolated(lambda s: recording(s, lambda t: t ** (order + 1)), [0, 3, 6, 9], 1, whole)
+    between = Interpolated(
+        lambda s: recording(s, lambda t: t ** (order + 1)), [0, 3, 6, 9], 1, whole
+    )
     found = between.at(1, SMALL).values["a", "rows"]
     assert abs(found[0].item() - 1) > 0.5
 
