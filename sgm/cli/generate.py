@@ -105,7 +105,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
         options.backend,
         options.preset,
         refiner,
-        every=options.refresh,
+        recordings=options.recordings,
         weights=weights_of(options, refiner),
     )
 
