@@ -79,7 +79,7 @@ def test_a_trial_measures_every_row_on_one_set_of_weights(
 
 def test_ratios_are_of_dense_and_of_the_package() -> None:
     found = {name: Latency(ms, ms, ms) for name, ms in (("dense", 60.0), ("fast", 10.0))}
-    fast, dense = Macs({"aten::linear": 10}), Macs({"aten::linear": 80})
+    fast, dense = Macs(10), Macs(80)
     ratios = rivals.ratios("fast", fast, dense, found)
     assert ratios == {"faster": 6, "mac_ratio": 8, "share": 0.75, "faster_than_package": None}
     found["package"] = Latency(25.0, 20.0, 30.0)
