@@ -30,6 +30,7 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
+LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
-from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
+from sgm.modules.diffusionmodules.guiders import Conditioning, guider_of
 from sgm.modules.diffusionmodules.sampling import Denoise, guided
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import is_sparse
@@ -152,7 +152,7 @@ class Networks:
         passes of the UNet attend to the texts of this one, which are projected here, once."""
         dtype = next(self.unet.parameters()).dtype
         c, uc = ({k: v.to(dtype) for k, v in cond.items()} for cond in (c, uc))
-        guider = VanillaCFG(scale)
+        guider = guider_of(scale)
         if is_sparse(self.unet):
             handle_of(self.unet).set_text(guider.conditioning(c, uc)["crossattn"])
         denoise = guided(self.engine.denoiser, self.engine.model, guider, c, uc)

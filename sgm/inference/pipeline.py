@@ -20,20 +20,21 @@ from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Plan
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import Networks, NonFiniteError, table_of_preset
-from sgm.inference.noise import Noise, sequential_noise
+from sgm.inference.noise import Noise, by_level, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import kind_of, read_contents
-from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
+from sgm.modules.diffusionmodules.sampling import DPMPP2M, LCM, Denoise, Euler, Solver
+from sgm.modules.diffusionmodules.schedules import schedule_of
 from sgm.specs import (
-    DEFAULT_STEPS,
-    TURBO_STEPS,
     Backend,
     ModelSpec,
     Precision,
+    Prediction,
     Preset,
     RunType,
+    Sampler,
     SamplingParams,
     Turbo,
 )
@@ -136,7 +137,11 @@ class Pipeline:
             role = "refiner" if refiner else spec.weight_role(run_type)
             weights = Weights(Path(weight_path) / spec.weight_file(role))
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
-        engine = build_model(config, kind_of(read_contents(weights), weights.prediction))
+        kind = kind_of(read_contents(weights), weights.prediction)
+        if kind.prediction is Prediction.V:
+            zero = " on a schedule of zero terminal SNR" if kind.zero_terminal_snr else ""
+            logger.info("The network predicts v%s.", zero)
+        engine = build_model(config, kind)
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
         load_weights(engine, weights, device, runtime.dtype_of(precision), progress, exact)
@@ -198,18 +203,19 @@ class Pipeline:
                 "checkpoint, or use --precision fp32."
             ) from error
 
-    def solver(self, steps: int | None) -> Solver:
-        """The sampler: DPM++ 2M over 50 steps, or over the 4 levels of a turbo run.
+    def solver(self, params: SamplingParams, noise: Noise = sequential_noise) -> Solver:
+        """The sampler: by default DPM++ 2M over 50 steps, or over the 4 levels of a turbo run.
 
         Args:
-            steps: another number of them.
+            noise: of a sampler that draws.
 
         Raises:
             ValueError: more steps than there are levels.
         """
-        if self.turbo is not None:
-            return turbo_solver(TURBO_STEPS if steps is None else steps, self.turbo.levels)
-        return DPMPP2M(DEFAULT_STEPS if steps is None else steps)
+        schedule = schedule_of(params, self.turbo)
+        if params.sampler is Sampler.LCM:
+            return LCM(schedule, by_level(noise))
+        return (Euler if params.sampler is Sampler.EULER else DPMPP2M)(schedule)
 
     def denoiser(self, params: SamplingParams, size: tuple[int, int]) -> Denoise:
         """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
@@ -238,7 +244,7 @@ class Pipeline:
         Raises:
             UserError: the latents stopped being numbers; says at which step.
         """
-        networks, solver = self.networks, self.solver(params.steps)
+        networks, solver = self.networks, self.solver(params, noise)
         with stage("encode"):
             denoise = self.denoiser(params, size)
         count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)

@@ -133,7 +133,7 @@ class EditSession:
         self.pipeline, self.networks = pipeline, pipeline.networks
         self.picture, self.params, self.progress = picture, params, progress
         self.noise = NamedNoise(params.seed) if noise is None else noise
-        self.solver = pipeline.solver(params.steps)
+        self.solver = pipeline.solver(params)
         self.tracks: dict[str, Track] = {}
 
     @contextmanager
