@@ -23,6 +23,8 @@ from sgm.words import (
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
+# An inpainting checkpoint reads latents, a mask, and the latents of the masked picture.
+MASKED_CHANNELS = LATENT_CHANNELS + 1 + LATENT_CHANNELS
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
 # Holds configs/ and pretrained/: the top of a checkout, or inside an installed package.

@@ -15,7 +15,7 @@ from sgm.cli import report
 from sgm.cli.inputs import Inputs
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import RecordingMemory, RunOptions, Sampler, SamplingParams, Spacing, Task
+from sgm.specs import RecordingMemory, RunOptions, Task
 from sgm.weights import weights_of
 
 if TYPE_CHECKING:
@@ -228,7 +228,8 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "size": [picture.height, picture.width],
         "seed": options.sampling.seed,
         "steps": options.sampling.steps,
-        "spacing": _spacing(options.sampling),
+        "sampler": options.sampling.sampler.value,
+        "spacing": options.sampling.spacing.value,
         "guidance": options.sampling.scale > 1,  # otherwise half the batch
         "run_type": options.run_type.value,
         "model": options.model,
@@ -237,9 +238,3 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "precision": options.precision.value,
         "preset": options.preset.value,
     }
-
-
-def _spacing(sampling: SamplingParams) -> str:
-    """Whose noise levels a run visits; a sampler matters for them alone."""
-    own = sampling.sampler is Sampler.LCM and sampling.spacing is Spacing.PUBLISHED
-    return "lcm" if own else sampling.spacing.value

@@ -25,6 +25,12 @@ class Edit(ABC):
     def ratio(self) -> float | None:
         """Share of the pixels in the mask or the difference; None where unknown."""
 
+    @property
+    @abstractmethod
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """What an inpainting network is shown: a picture [3, H, W] and which of its pixels are to
+        be repainted, bool [H, W]."""
+
     @abstractmethod
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """Encode the pictures and make the masks.

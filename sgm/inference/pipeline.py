@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,14 +24,13 @@ from sgm.inference.noise import Noise, by_level, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
-from sgm.io.sources import kind_of, read_contents
+from sgm.io.sources import Kind, kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, LCM, Denoise, Euler, Solver
 from sgm.modules.diffusionmodules.schedules import schedule_of
 from sgm.specs import (
     Backend,
     ModelSpec,
     Precision,
-    Prediction,
     Preset,
     RunType,
     Sampler,
@@ -138,9 +137,8 @@ class Pipeline:
             weights = Weights(Path(weight_path) / spec.weight_file(role))
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
         kind = kind_of(read_contents(weights), weights.prediction)
-        if kind.prediction is Prediction.V:
-            zero = " on a schedule of zero terminal SNR" if kind.zero_terminal_snr else ""
-            logger.info("The network predicts v%s.", zero)
+        if kind != Kind():
+            logger.info("The checkpoint is for %s.", kind)
         engine = build_model(config, kind)
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
@@ -173,7 +171,16 @@ class Pipeline:
     def prepare(self, edit: Edit, noise: Noise) -> Plan:
         """Encode the pictures and make the masks; inside `scope`. See `Edit.prepare`."""
         recipe = self.recipe if self.sparse else None
-        return self._retried(lambda: edit.prepare(self.networks, recipe, noise))
+        plan = self._retried(lambda: edit.prepare(self.networks, recipe, noise))
+        return self.shown(plan, edit, noise)
+
+    def shown(self, plan: Plan, edit: Edit, noise: Noise) -> Plan:
+        """The plan, and with it what an inpainting network reads beside the latents."""
+        if not self.networks.reads_mask:
+            return plan
+        picture, mask = edit.shown
+        concat = self._retried(lambda: self.networks.masked(picture, mask, noise))
+        return replace(plan, concat=concat)
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture of a denoised plan; inside `scope`. See `loop.decode`."""
@@ -217,10 +224,19 @@ class Pipeline:
             return LCM(schedule, by_level(noise))
         return (Euler if params.sampler is Sampler.EULER else DPMPP2M)(schedule)
 
-    def denoiser(self, params: SamplingParams, size: tuple[int, int]) -> Denoise:
+    def denoiser(
+        self, params: SamplingParams, size: tuple[int, int], concat: Tensor | None = None
+    ) -> Denoise:
         """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
-        inside `scope`. A distilled turbo model gets the prompt in both halves (published)."""
+        inside `scope`. A distilled turbo model gets the prompt in both halves (published).
+
+        Args:
+            concat: what an inpainting network reads beside its latents; others do without it.
+        """
         c, uc = self.networks.condition(params.prompt, params.negative_prompt, size)
+        if self.networks.reads_mask:
+            assert concat is not None
+            c, uc = ({**cond, "concat": concat} for cond in (c, uc))
         distilled = self.turbo is not None and self.turbo.distilled
         return self.networks.denoiser(c, c if distilled else uc, params.scale)
 
@@ -246,7 +262,7 @@ class Pipeline:
         """
         networks, solver = self.networks, self.solver(params, noise)
         with stage("encode"):
-            denoise = self.denoiser(params, size)
+            denoise = self.denoiser(params, size, plan.concat)
         count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)
         with (
             stage("sample"),
