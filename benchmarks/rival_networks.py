@@ -66,9 +66,14 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     places = diffusers_places([UNET + name for name in weights])
     return {
-        places[UNET + name].names[0]: weight.flatten(1) if ".proj_" in name else weight
+        places[UNET + name].names[0]: weight[:, :, 0, 0] if is_linear(name, weight) else weight
         for name, weight in weights.items()
     }
+
+
+def is_linear(name: str, weight: Tensor) -> bool:
+    """Whether diffusers has a linear layer where this weight is a 1x1 convolution's."""
+    return ".proj_" in name and weight.ndim == 4
 
 
 def diffusers_unet(options: RunOptions, weights: Mapping[str, Tensor], inputs: Inputs) -> Call:

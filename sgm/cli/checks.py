@@ -63,6 +63,8 @@ def check_together(values: argparse.Namespace) -> None:
             logger.warning("--mask_path is not used by sdedit.")
     if values.run_type.turbo:
         _check_turbo(values)
+    elif values.negative_prompt and values.scale <= 1:
+        logger.warning("--negative_prompt has no effect with --scale up to 1, as without guidance.")
     own = values.sampler is Sampler.LCM and values.spacing is Spacing.PUBLISHED
     if own and not values.run_type.turbo and (values.steps or 0) > LCM_STEPS:
         raise UserError(
