@@ -25,15 +25,13 @@ from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
-from sgm.modules.diffusionmodules.sampling import DPMPP2M, LCM, Denoise, Euler, Solver
-from sgm.modules.diffusionmodules.schedules import schedule_of
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of
 from sgm.specs import (
     Backend,
     ModelSpec,
     Precision,
     Preset,
     RunType,
-    Sampler,
     SamplingParams,
     Turbo,
 )
@@ -137,8 +135,7 @@ class Pipeline:
             weights = Weights(Path(weight_path) / spec.weight_file(role))
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
         kind = kind_of(read_contents(weights), weights.prediction)
-        if kind != Kind():
-            logger.info("The checkpoint is for %s.", kind)
+        logger.log(logging.INFO if kind != Kind() else logging.DEBUG, "Checkpoint: %s.", kind)
         engine = build_model(config, kind)
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
@@ -171,16 +168,12 @@ class Pipeline:
     def prepare(self, edit: Edit, noise: Noise) -> Plan:
         """Encode the pictures and make the masks; inside `scope`. See `Edit.prepare`."""
         recipe = self.recipe if self.sparse else None
-        plan = self._retried(lambda: edit.prepare(self.networks, recipe, noise))
-        return self.shown(plan, edit, noise)
 
-    def shown(self, plan: Plan, edit: Edit, noise: Noise) -> Plan:
-        """The plan, and with it what an inpainting network reads beside the latents."""
-        if not self.networks.reads_mask:
-            return plan
-        picture, mask = edit.shown
-        concat = self._retried(lambda: self.networks.masked(picture, mask, noise))
-        return replace(plan, concat=concat)
+        def prepared() -> Plan:
+            plan = edit.prepare(self.networks, recipe, noise)
+            return replace(plan, concat=edit.concat(self.networks, noise))
+
+        return self._retried(prepared)
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture of a denoised plan; inside `scope`. See `loop.decode`."""
@@ -219,10 +212,7 @@ class Pipeline:
         Raises:
             ValueError: more steps than there are levels.
         """
-        schedule = schedule_of(params, self.turbo)
-        if params.sampler is Sampler.LCM:
-            return LCM(schedule, by_level(noise))
-        return (Euler if params.sampler is Sampler.EULER else DPMPP2M)(schedule)
+        return solver_of(params, self.turbo, by_level(noise))
 
     def denoiser(
         self, params: SamplingParams, size: tuple[int, int], concat: Tensor | None = None

@@ -275,7 +275,7 @@ class EditSession:
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
         with self._scope() as stage, self._kept(track) as kept:
             with stage("encode"):
-                plan = self.pipeline.shown(prepare(kept), edit, self.noise)
+                plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
             done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
             with stage("decode"):
                 picture = self.pipeline.decode(done)

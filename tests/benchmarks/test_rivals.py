@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import rival_networks, rivals
 from sgm.config import load_config

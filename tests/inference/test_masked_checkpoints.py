@@ -9,10 +9,11 @@ from torch import Tensor
 
 from benchmarks.rival_networks import unet_arguments
 from sgm.config import load_config
+from sgm.inference import loop
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.plan import Edit
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.specs import (
@@ -189,7 +190,7 @@ def test_equal_to_diffusers_inpainting_pipeline(
         plan = pipe.prepare(edit, NOISE)
         c, uc = networks.condition(PARAMS.prompt, "", SIZE)
         denoise, solver = pipe.denoiser(PARAMS, SIZE, plan.concat), pipe.solver(PARAMS)
-        ours = plan.denoise(networks, denoise, solver, NOISE, lambda i, x: None).x
+        ours = loop.run(plan, networks, denoise, solver, NOISE, lambda i, x: None).result
         theirs = rival(tensors)(
             image=picture()[None] / 2 + 0.5,
             mask_image=mask[None, None].float(),

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser, Network
 from sgm.modules.diffusionmodules.guiders import Conditioning, Guider
-from sgm.modules.diffusionmodules.schedules import Discretization, Schedule
+from sgm.modules.diffusionmodules.schedules import Discretization, Schedule, schedule_of
+from sgm.specs import Sampler, SamplingParams, Turbo
 
 # (x [B, ...], sigma [B] float32) -> guided denoised estimate [B, ...]
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -219,3 +220,15 @@ class LCM(Solver):
         denoised = denoise(x, per_sample(sigma, x))
         noised = denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else denoised
         return noised, SolverState(denoised, sigma)
+
+
+def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:
+    """The solver that a run asks for, along its schedule; `draw` is for one that draws.
+
+    Raises:
+        ValueError: see `schedule_of`.
+    """
+    schedule = schedule_of(params, turbo)
+    if params.sampler is Sampler.LCM:
+        return LCM(schedule, draw)
+    return (Euler if params.sampler is Sampler.EULER else DPMPP2M)(schedule)
