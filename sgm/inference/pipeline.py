@@ -135,7 +135,8 @@ class Pipeline:
             weights = Weights(Path(weight_path) / spec.weight_file(role))
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
         kind = kind_of(read_contents(weights), weights.prediction)
-        logger.log(logging.INFO if kind != Kind() else logging.DEBUG, "Checkpoint: %s.", kind)
+        if kind != Kind():
+            logger.info("The checkpoint is for %s.", kind)
         engine = build_model(config, kind)
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
@@ -204,14 +205,8 @@ class Pipeline:
             ) from error
 
     def solver(self, params: SamplingParams, noise: Noise = sequential_noise) -> Solver:
-        """The sampler: by default DPM++ 2M over 50 steps, or over the 4 levels of a turbo run.
-
-        Args:
-            noise: of a sampler that draws.
-
-        Raises:
-            ValueError: more steps than there are levels.
-        """
+        """The sampler: by default DPM++ 2M over 50 steps, or over the 4 levels of a turbo run. Of
+        `noise` draws a sampler that needs some; ValueError: more steps than there are levels."""
         return solver_of(params, self.turbo, by_level(noise))
 
     def denoiser(
