@@ -2,8 +2,7 @@
 
 import logging
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -29,16 +28,22 @@ def drawn(seed: int) -> np.ndarray:
 
 def to_input(pictures: np.ndarray) -> Tensor:
     """uint8 [N, 256, 512, 3] as a float tensor [N, 3, 256, 512] in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw_many(seeds: range, workers: int) -> Iterator[np.ndarray]:
-    """The pictures of training seeds, in order, drawn by `workers` processes beside this one."""
-    if workers <= 1:
-        yield from map(drawn, seeds)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(drawn, seeds, chunksize=SHARD // 4)
+class Pictures:
+    """The pictures of training seeds: drawn when asked for, or `count` of them beforehand by all
+    cores, and then only those."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.kept: list[np.ndarray] = []
+        if count:
+            with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                self.kept = list(pool.map(drawn, range(count), chunksize=SHARD // 4))
+
+    def __call__(self, seed: int) -> np.ndarray:
+        """uint8 [256, 512, 3]"""
+        return self.kept[seed % len(self.kept)] if self.kept else drawn(seed)
 
 
 @torch.no_grad()
@@ -65,24 +70,25 @@ def shards(folder: Path) -> list[Path]:
 
 
 @torch.inference_mode()
-def extend(folder: Path, vae: AutoencoderKL, scenes: int, deadline: float, batch: int = 1) -> None:
-    """Encode more scenes, until there are `scenes` or the time `deadline` (`time.time`) is over.
-
-    A file that is there stays; one is written when it is full.
-    """
-    device, workers = vae.quant_conv.weight.device, len(os.sched_getaffinity(0)) if batch > 1 else 1
-    first = SHARD * len(shards(folder))
-    pictures = draw_many(range(first, scenes), workers)
-    for start in range(first, scenes, SHARD):
+def extend(
+    folder: Path,
+    vae: AutoencoderKL,
+    pictures: Pictures,
+    scenes: int,
+    stop: Callable[[], bool],
+    batch: int = 1,
+) -> None:
+    """Encode more scenes, until there are `scenes` or `stop()` holds. What is there stays."""
+    device = vae.quant_conv.weight.device
+    for start in range(SHARD * len(shards(folder)), scenes, SHARD):
+        if stop():
+            return
         latents = []
-        for begin in range(0, SHARD, batch):
-            count = min(batch, SHARD - begin)
-            x = to_input(np.stack([next(pictures) for _ in range(count)])).to(device)
+        for seeds in torch.arange(start, start + SHARD).split(batch):
+            x = to_input(np.stack([pictures(seed) for seed in seeds.tolist()])).to(device)
             latents.append((vae.posterior(x).mode() * SCALE_FACTOR).half().cpu())
         write(folder / f"{start:06d}.safetensors", {"latents": torch.cat(latents)}, {})
         logger.info("%d scenes encoded", start + SHARD)
-        if time.time() > deadline:
-            return
 
 
 class LatentScenes:

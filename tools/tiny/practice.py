@@ -7,7 +7,7 @@ and numbers; captions are drawn anew each time a scene is shown.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,19 +29,18 @@ class Practice:
     """One window of a scene.
 
     Attributes:
-        top, left: of the window, in latents.
+        window: (top, left, bottom, right) in latents.
         region: (top, left, bottom, right) within the window, in latents: where the object is that
             the caption names, with some of what surrounds it. All of the window where no object is.
         text: the caption.
     """
 
-    top: int
-    left: int
+    window: tuple[int, int, int, int]
     region: tuple[int, int, int, int]
     text: str
 
 
-@cache
+@lru_cache(maxsize=20_000)
 def practice_scene(seed: int) -> Scene:
     """The scene of a training seed: it has the object whose turn it is.
 
@@ -77,7 +76,7 @@ def practise(seed: int, size: tuple[int, int], rng: np.random.Generator) -> Prac
         )
     there = any(obj.name == name for obj in seen.objects)
     text = caption(seen, rng, name if target is not None and there else None)
-    return Practice(top, left, region, text)
+    return Practice((top, left, top + size[0], left + size[1]), region, text)
 
 
 def corner(

@@ -72,13 +72,12 @@ class Batches:
         weights = torch.ones(count, 1, *size)
         for row, seed in enumerate(rng.integers(0, len(self.data), count)):
             seen = practise(int(seed), size, rng)
+            top, left, bottom, right = seen.window
+            crops.append(self.data[seed][:, top:bottom, left:right])
+            corners.append((top * FACTOR, left * FACTOR))
             top, left, bottom, right = seen.region
-            crops.append(
-                self.data[seed][:, seen.top : seen.top + size[0], seen.left : seen.left + size[1]]
-            )
             weights[row, :, top:bottom, left:right] = REGION_WEIGHT
             texts.append(seen.text)
-            corners.append((seen.top * FACTOR, seen.left * FACTOR))
         sizes = {
             "original_size_as_tuple": torch.tensor([ORIGINAL_SIZE] * count),
             "crop_coords_top_left": torch.tensor(corners),
