@@ -1,4 +1,4 @@
-"""Training of the tiny autoencoder: all of it on crops of scenes, then its decoder on whole ones."""
+"""Training of the tiny autoencoder: all of it on crops of scenes, its decoder on whole ones too."""
 
 from __future__ import annotations
 

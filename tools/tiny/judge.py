@@ -9,6 +9,7 @@ not seen stands in the file's metadata.
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class Judge(nn.Module):
         super().__init__()
         widths = (4, 16, 32, 64, 96)
         layers: list[nn.Module] = []
-        for last, width in zip(widths, widths[1:], strict=False):
+        for last, width in pairwise(widths):
             layers += [nn.Conv2d(last, width, 3, 2, 1), nn.GroupNorm(8, width), nn.ReLU()]
             layers += [nn.Conv2d(width, width, 3, 1, 1), nn.GroupNorm(8, width), nn.ReLU()]
         self.features = nn.Sequential(*layers)
@@ -72,8 +73,13 @@ def view(picture: Image.Image, box: Box) -> Tensor:
 
 
 def loosened(box: Box, rng: np.random.Generator) -> Box:
-    """A region as a person marks it: the object's box and a few pixels around, or nearly so."""
+    """A region as a person marks it: the object's box and a few pixels around, or nearly so; or
+    much more, for what is painted into a region need not fill it."""
     grown = [int(n) for n in rng.integers(-2, 11, 4)]
+    if rng.random() < 0.4:
+        share = rng.uniform(0, 0.4, 4)
+        height, width = box[2] - box[0], box[3] - box[1]
+        grown = [int(n) for n in share * (height, width, height, width)]
     top, left = max(0, box[0] - grown[0]), max(0, box[1] - grown[1])
     return top, left, min(SIZE[0], box[2] + grown[2]), min(SIZE[1], box[3] + grown[3])
 

@@ -1,4 +1,4 @@
-"""The data set of the UNet and of the decoder: latents of whole scenes, in files of `SHARD` each."""
+"""The data set of UNet and decoder: latents of whole scenes, in files of `SHARD` each."""
 
 import logging
 import os

@@ -1,9 +1,8 @@
 """Training of the tiny UNet together with its two text towers, on latents of scenes."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-
-import numpy as np
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.diffusion import DiffusionEngine
@@ -104,9 +103,7 @@ def random_levels(count: int) -> Tensor:
     return ((torch.arange(count) + torch.rand(count)) * 1000 / count).long().clamp(max=999)
 
 
-def loss_of(
-    engine: DiffusionEngine, z: Tensor, weights: Tensor, cond: dict[str, Tensor]
-) -> Tensor:
+def loss_of(engine: DiffusionEngine, z: Tensor, weights: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """Noise prediction error (Ho et al., 2020), weighted by Min-SNR (Hang et al., 2023)."""
     levels = random_levels(len(z)).to(z.device)
     sigma = engine.denoiser.sigmas.to(z.device)[levels][:, None, None, None]
