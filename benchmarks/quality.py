@@ -9,11 +9,11 @@ the edit than the published decoder looks for changes around it, which is dilate
 colours step at the edit's border than they did in the input.
 
 Preset `fast` puts its edit into the input picture. So it is compared twice: `fast` as it is, and
-`fast_network`, the network's picture before that, which shows what the sparse passes cost. `warm` is
-`fast` from a session that recorded the picture before, under no prompt. The
-bytes that `fast` changed outside of the edit's region are counted. With `--sweep`, other dilations
-and refresh intervals of `fast_network` follow. PSNR and sharpness of the autoencoder alone, a picture
-encoded and decoded again, say what any run could at best keep.
+`fast_network`, the network's picture before that, which shows what the sparse passes cost. `warm`
+is `fast` from a session that recorded the picture before, under no prompt. The bytes that `fast`
+changed outside of the edit's region are counted. With `--sweep`, other dilations and refresh
+intervals of `fast_network` follow. PSNR and sharpness of the autoencoder alone, a picture encoded
+and decoded again, say what any run could at best keep.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def held_out_psnr(vae: AutoencoderKL, count: int = 8) -> float:
     device, values = vae.quant_conv.weight.device, []
     for index in range(count):
         scene = sample_scene(np.random.default_rng(HELD_OUT_SEED + index))
-        x = to_input(np.asarray(render(scene, *SIZE))[None]).to(device)
+        x = to_input(np.array(render(scene, *SIZE))[None]).to(device)
         made = vae.decode(vae.posterior(x).mode()).clamp(-1, 1)
         values.append(10 * torch.log10(4 / F.mse_loss(made, x)).item())
     return float(np.mean(values))

@@ -28,12 +28,14 @@ class Course:
         seconds: of training in all, over all sittings. The learning rate falls with them.
         lr: the highest learning rate.
         decay: of the moving average, a step.
+        clock: what the seconds are counted by.
     """
 
     path: Path
     seconds: float
     lr: float
     decay: float
+    clock: Callable[[], float] = time.monotonic
 
     def learning_rate(self, step: int, done: float) -> float:
         """Linear warm-up, then a half cosine down to nearly zero; `done` runs from 0 to 1."""
@@ -59,7 +61,7 @@ class Course:
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=0.0)
         state = TrainingState(self.path, module, optimizer, Ema(module, self.decay))
         state.resume()
-        began = saved = time.time()
+        began, saved = self.clock(), time.monotonic()
         spent, first, total = state.seconds, state.step, 0.0
         while (done := state.seconds / self.seconds) < 1 and not stop():
             for group in optimizer.param_groups:
@@ -72,16 +74,16 @@ class Course:
             state.ema.update(module, state.step)
             total += loss.item()
             state.step += 1
-            now = time.time()
+            now = self.clock()
             state.seconds = spent + now - began
             if state.step % SAY_EVERY == 0:
                 speed = (now - began) / (state.step - first)
                 said = (self.path.stem, state.step, 100 * done, total / SAY_EVERY, speed)
                 logger.info("%s step %d, %.1f %%, loss %.4f, %.2f s a step", *said)
                 total = 0.0
-            if now - saved > SAVE_EVERY:
+            if time.monotonic() - saved > SAVE_EVERY:
                 state.save()
-                saved = now
+                saved = time.monotonic()
         if state.step > first:
             state.save()
         return state.seconds >= self.seconds

@@ -27,6 +27,12 @@ STARTED_SHARES = {"latents": 0.1, "decoder": 0.2, "unet": 0.6, "refiner": 0.1}  
 FEWEST_SCENES = 280
 
 
+def processor_time() -> float:
+    """Seconds that the cores of this process were busy for it. A course on a CPU is counted by
+    these: on a busy machine it takes longer, and learns as much."""
+    return time.process_time() / torch.get_num_threads()
+
+
 @dataclass(frozen=True)
 class Scale:
     """How much of a machine to use.
@@ -53,7 +59,8 @@ class Family:
 
     Args:
         work: folder of the states. A stage goes on from its state.
-        minutes: of training in all; the stages share them.
+        minutes: of training in all; the stages share them. On a CPU they are minutes of its cores,
+            which in the background come by slowly.
         sitting: minutes after which to stop, whatever is left; None for as long as it takes.
         start: an older family's base. Its encoder stays, so that its latents do, and its decoder
             and its UNet are trained on.
@@ -71,13 +78,14 @@ class Family:
         self.work, self.device, self.scale, self.start = work, device, scale, start
         shares = SHARES if start is None else STARTED_SHARES
         self.seconds = {name: 60 * minutes * share for name, share in shares.items()}
-        self.deadline = None if sitting is None else time.time() + 60 * sitting
+        self.deadline = None if sitting is None else time.monotonic() + 60 * sitting
         self.pictures = Pictures(scale.drawn)
+        self.clock = processor_time if device == "cpu" else time.monotonic
         self.interrupted = False
 
     def stop(self) -> bool:
         """Whether this sitting is to end."""
-        return self.interrupted or (self.deadline is not None and time.time() > self.deadline)
+        return self.interrupted or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def interrupt(self, *_: object) -> None:
         """End the sitting after the present step; the state is saved."""
@@ -109,7 +117,7 @@ class Family:
         return torch.autocast(self.device, torch.bfloat16) if half else nullcontext()
 
     def course(self, name: str, lr: float, decay: float) -> Course:
-        return Course(self.work / f"{name}.safetensors", self.seconds[name], lr, decay)
+        return Course(self.work / f"{name}.safetensors", self.seconds[name], lr, decay, self.clock)
 
     def first_stage(self) -> AutoencoderKL:
         """The autoencoder whose latents the UNet learns, on the device."""
@@ -145,12 +153,12 @@ class Family:
 
     def encode(self) -> bool:
         """Latents of scenes."""
-        latest = time.time() + self.seconds["latents"]
+        latest = self.clock() + self.seconds["latents"]
         folder = self.work / "latents"
 
         def stop() -> bool:
             enough = len(LatentScenes(folder)) >= FEWEST_SCENES
-            return self.stop() or (enough and time.time() > latest)
+            return self.stop() or (enough and self.clock() > latest)
 
         batch = 28 if self.scale.drawn else 1
         if not (self.work / "unet.safetensors").exists():

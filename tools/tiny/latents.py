@@ -23,12 +23,12 @@ SHARD = 140  # scenes a file: a whole number of turns of the objects
 
 def drawn(seed: int) -> np.ndarray:
     """The picture of a training seed, uint8 [256, 512, 3]."""
-    return np.asarray(render(practice_scene(seed), *SIZE))
+    return np.array(render(practice_scene(seed), *SIZE))
 
 
 def to_input(pictures: np.ndarray) -> Tensor:
     """uint8 [N, 256, 512, 3] as a float tensor [N, 3, 256, 512] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Pictures:
