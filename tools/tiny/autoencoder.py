@@ -72,7 +72,7 @@ def crop_batch(pictures: Pictures, step: int, size: tuple[int, int], factor: int
     window = (size[0] // FACTOR, size[1] // FACTOR)
     crops: list[np.ndarray] = []
     while len(crops) < count:
-        seed = int(rng.integers(HELD_OUT_SEED))
+        seed = int(rng.integers(pictures.seeds))
         picture = pictures(seed)
         for _ in range(min(4, count - len(crops))):
             top, left, bottom, right = (FACTOR * n for n in practise(seed, window, rng).window)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgm.models.autoencoder import AutoencoderKL
 from tools.tiny.checkpoints import read, write
-from tools.tiny.practice import SIZE, practice_scene
+from tools.tiny.practice import HELD_OUT_SEED, SIZE, practice_scene
 from tools.tiny.scenes import render
 
 logger = logging.getLogger(__name__)
@@ -33,17 +33,22 @@ def to_input(pictures: np.ndarray) -> Tensor:
 
 class Pictures:
     """The pictures of training seeds: drawn when asked for, or `count` of them beforehand by all
-    cores, and then only those."""
+    cores, and then only those.
+
+    Attributes:
+        seeds: how many there are, from 0 on.
+    """
 
     def __init__(self, count: int = 0) -> None:
+        self.seeds = count or HELD_OUT_SEED
         self.kept: list[np.ndarray] = []
         if count:
             with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                self.kept = list(pool.map(drawn, range(count), chunksize=SHARD // 4))
+                self.kept = list(pool.map(drawn, range(count), chunksize=32))
 
     def __call__(self, seed: int) -> np.ndarray:
         """uint8 [256, 512, 3]"""
-        return self.kept[seed % len(self.kept)] if self.kept else drawn(seed)
+        return self.kept[seed] if self.kept else drawn(seed)
 
 
 @torch.no_grad()
