@@ -52,7 +52,7 @@ from tools.compare import (
 )
 from tools.metrics import psnr
 from tools.tiny.judge import Judge, load_judge
-from tools.tiny.looks import asked_for, looks, sharpness
+from tools.tiny.looks import asked_for, looks, object_table, percent, sharpness
 from tools.tiny.pairs import HELD_OUT, held_out_scene, inpainting_pair, sdedit_pair
 from tools.tiny.scenes import render
 
@@ -184,11 +184,8 @@ def compare(
 def warm(fast: Pipeline, edit: Edit, steps: int, noise: Noise) -> Tensor:
     """The edit from a session that recorded the picture without a prompt: [3, H, W] in [0, 1]."""
     params = SamplingParams("", seed=edit.seed, steps=steps)
-    inpainting = edit.edited is None
-    session = EditSession(
-        fast, edit.image, params, 1.0 if inpainting else params.strength, noise=noise
-    )
-    if inpainting:
+    session = EditSession(fast, edit.image, params, edit.task, noise=noise)
+    if edit.edited is None:
         return session.inpaint(edit.prompt, edit.mask).image
     return session.sdedit(edit.prompt, edit.edited).image
 
@@ -303,27 +300,6 @@ def table(figures: dict[str, object]) -> str:
     rows.append((f"autoencoder alone (sharpness {cell(sharp, 2)})", *values))
     head = ("against dense", "PSNR inside", "median", "SSIM", "PSNR outside", "bytes outside")
     return markdown_table((*head, "object found", "border step"), rows)
-
-
-def object_table(figures: dict[str, object]) -> str:
-    """How often the object that was asked for is found, as Markdown: a row for every object."""
-    runs = ("dense", "published", "fast", "warm")
-    found: dict[str, dict[str, list[float]]] = {}
-    for task, results in figures["tasks"].items():
-        for run in runs:
-            for edit in results[run]["edits"]:
-                row = found.setdefault(f"{task}, {edit['object']}", {name: [] for name in runs})
-                row[run].append(edit["found"])
-    rows = [
-        (name, str(len(row["dense"])), *(percent(statistics.fmean(row[run])) for run in runs))
-        for name, row in found.items()
-    ]
-    return markdown_table(("asked for", "edits", *runs), rows)
-
-
-def percent(value: float | None) -> str:
-    """A share of the table; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def cell(value: float | None, digits: int) -> str:

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 BASE_CONFIG, REFINER_CONFIG = "configs/tiny-original.yaml", "configs/tiny-refiner.yaml"
 # Of the time, in the order in which they run. Encoding has no more than its share, and no less
 # than the fewest scenes.
-SHARES = {"autoencoder": 0.22, "latents": 0.08, "decoder": 0.1, "unet": 0.5, "refiner": 0.1}
-STARTED_SHARES = {"latents": 0.1, "decoder": 0.2, "unet": 0.6, "refiner": 0.1}  # from a family
+SHARES = {"autoencoder": 0.22, "latents": 0.08, "unet": 0.5, "decoder": 0.1, "refiner": 0.1}
+STARTED_SHARES = {"latents": 0.1, "unet": 0.6, "decoder": 0.2, "refiner": 0.1}  # from a family
 FEWEST_SCENES = 280
 
 
@@ -99,7 +99,7 @@ class Family:
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
-        stages = (self.train_autoencoder, self.encode, self.train_decoder, self.train_unet)
+        stages = (self.train_autoencoder, self.encode, self.train_unet, self.train_decoder)
         done = all(stage() for stage in stages)
         if (self.work / "unet.safetensors").exists():
             logger.info("wrote %s", export(self.work, "base", folder, note))
@@ -165,6 +165,25 @@ class Family:
             extend(folder, self.first_stage(), self.pictures, self.scale.scenes, stop, batch)
         return len(LatentScenes(folder)) >= FEWEST_SCENES
 
+    def train_unet(self) -> bool:
+        """The UNet and its text towers."""
+        engine = unet.build(BASE_CONFIG)
+        if self.start is not None:
+            engine = refiner.load_engine(BASE_CONFIG, self.start)
+        trainable = unet.Trainable(engine).to(self.device, memory_format=torch.channels_last)
+        data = LatentScenes(self.work / "latents")
+        batches = unet.Batches(data, self.scale.factor)
+
+        def loss_of(step: int, done: float) -> Tensor:
+            z, weights, texts, sizes = batches(step, unet.window_size(step, done))
+            sizes = {name: self.ready(value) for name, value in sizes.items()}
+            with self.autocast():
+                cond = unet.conditioning(engine, texts, sizes)
+                return unet.loss_of(engine, self.ready(z), self.ready(weights), cond)
+
+        course = self.course("unet", 1e-3 if self.start is None else 8e-4, 0.999)
+        return course.run(trainable, trainable.used(), loss_of, self.stop)
+
     def train_decoder(self) -> bool:
         """More of the decoder, on the latents that are in use."""
         data, vae = LatentScenes(self.work / "latents"), self.first_stage()
@@ -186,25 +205,6 @@ class Family:
         trained = part(read(self.work / "decoder.safetensors")[0], "ema")
         vae.load_state_dict(vae.state_dict() | trained)
         return autoencoder.held_out_psnr(vae)
-
-    def train_unet(self) -> bool:
-        """The UNet and its text towers."""
-        engine = unet.build(BASE_CONFIG)
-        if self.start is not None:
-            engine = refiner.load_engine(BASE_CONFIG, self.start)
-        trainable = unet.Trainable(engine).to(self.device, memory_format=torch.channels_last)
-        data = LatentScenes(self.work / "latents")
-        batches = unet.Batches(data, self.scale.factor)
-
-        def loss_of(step: int, done: float) -> Tensor:
-            z, weights, texts, sizes = batches(step, unet.window_size(step, done))
-            sizes = {name: self.ready(value) for name, value in sizes.items()}
-            with self.autocast():
-                cond = unet.conditioning(engine, texts, sizes)
-                return unet.loss_of(engine, self.ready(z), self.ready(weights), cond)
-
-        course = self.course("unet", 1e-3 if self.start is None else 8e-4, 0.999)
-        return course.run(trainable, trainable.used(), loss_of, self.stop)
 
     def train_refiner(self, base: Path) -> bool:
         """The refiner, taught by the exported base."""

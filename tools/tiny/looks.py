@@ -6,13 +6,17 @@ for if the judge finds that one, and no other, in the region of the edit.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tools.compare import markdown_table
 from tools.metrics import LUMA
 from tools.tiny.captions import NOUNS
 from tools.tiny.judge import Box, Judge, object_in
@@ -98,3 +102,24 @@ def asked_for(prompt: str) -> str:
         raise ValueError(f"The prompt {prompt!r} names none of {', '.join(NOUNS)}.")
     others = [noun for noun in named if noun != ALWAYS_NAMED]
     return (others or named)[0]
+
+
+def object_table(figures: Mapping[str, Any]) -> str:
+    """How often the object that was asked for is found, as Markdown: a row for every object."""
+    runs = ("dense", "published", "fast", "warm")
+    found: dict[str, dict[str, list[float]]] = {}
+    for task, results in figures["tasks"].items():
+        for run in runs:
+            for edit in results[run]["edits"]:
+                row = found.setdefault(f"{task}, {edit['object']}", {name: [] for name in runs})
+                row[run].append(edit["found"])
+    rows = [
+        (name, str(len(row["dense"])), *(percent(statistics.fmean(row[run])) for run in runs))
+        for name, row in found.items()
+    ]
+    return markdown_table(("asked for", "edits", *runs), rows)
+
+
+def percent(value: float | None) -> str:
+    """A share of the table; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.0f} %"

@@ -17,13 +17,16 @@ TEXT_WIDTH_OF_VECTOR = 32
 HALF = (32, 32)
 BATCH = {HALF: 9, GRID: 5}
 REGION_WEIGHT = 4.0  # of the error where the named object is, against that around it
-MAX_SNR = 5.0
+# Weights of the noise levels, which grow with the noise's deviation. Where something stands is
+# decided while a picture is mostly noise; there the prediction of noise is easy and its error
+# small, so that without a weight next to nothing is learned of it.
+LEAST_WEIGHT, LARGEST_WEIGHT = 0.1, 8.0
 REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
 def window_size(step: int, done: float) -> tuple[int, int]:
-    """Which window a step trains on: whole scenes more and more."""
-    return GRID if step % 4 == 3 or (done >= 0.5 and step % 2) else HALF
+    """Which window a step trains on: half of them whole scenes, at the end all."""
+    return GRID if step % 2 or done >= 0.8 else HALF
 
 
 class Trainable(nn.Module):
@@ -104,11 +107,12 @@ def random_levels(count: int) -> Tensor:
 
 
 def loss_of(engine: DiffusionEngine, z: Tensor, weights: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Noise prediction error (Ho et al., 2020), weighted by Min-SNR (Hang et al., 2023)."""
+    """Noise prediction error (Ho et al., 2020), weighted by the level: between that of the noise
+    and that of the picture, whose square is the noise's times its variance."""
     levels = random_levels(len(z)).to(z.device)
     sigma = engine.denoiser.sigmas.to(z.device)[levels][:, None, None, None]
     noise = torch.randn(z.shape).to(z)
     scaled = (z + sigma * noise) / (sigma**2 + 1).sqrt()
     predicted = engine.model(scaled, levels, cond).float()
-    weights = weights * (MAX_SNR * sigma**2).clamp(max=1)
+    weights = weights * sigma.clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
     return (weights * (predicted - noise) ** 2).mean()
