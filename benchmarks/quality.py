@@ -6,7 +6,7 @@ preset `fast`, at the same seed and with the same noise. Compared with dense are
 the edit than the published decoder looks for changes around it, which is dilated by 5 and then by
 40 pixels. The ring between the two is in neither. And of each picture by itself: whether a judge
 (`tools/tiny/judge.py`) finds the object that the prompt asks for in the edit, and how much more the
-colours step at the edit's border than they did in the input.
+colours step at the edit's border than they did in the input (of a drawing: 5 pixels around it).
 
 Preset `fast` puts its edit into the input picture. So it is compared twice: `fast` as it is, and
 `fast_network`, the network's picture before that, which shows what the sparse passes cost. `warm`
@@ -40,6 +40,7 @@ from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.inference.session import EditSession
 from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
+from sgm.sparse.masks import SDEDIT_DILATION, dilate
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams, Task
 from tools.compare import (
     Edit,
@@ -166,9 +167,10 @@ def compare(
     pictures["warm"] = warm(fast, edit, steps, noise)
     source = to_picture(source_of(edit))
     name = asked_for(edit.prompt)
+    border = edit.mask if edit.edited is None else dilate(edit.mask, SDEDIT_DILATION)
     figures: dict[str, dict[str, object]] = {}
     for run, picture in pictures.items():
-        seen = looks(judge, to_picture(picture), source, edit.mask, name)
+        seen = looks(judge, to_picture(picture), source, edit.mask, border, name)
         figures[run] = {
             "seed": edit.seed,
             "prompt": edit.prompt,

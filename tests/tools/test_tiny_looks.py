@@ -78,7 +78,7 @@ def test_looks_compares_the_border_with_the_inputs() -> None:
     source = np.tile(np.arange(8) * 10, (8, 1))
     made = source.copy()
     made[MASK.numpy()] += 30
-    found = looks(load_judge(), grey(made), grey(source), MASK, "horse")
+    found = looks(load_judge(), grey(made), grey(source), MASK, MASK, "horse")
     # Above, below: 30 more. Left: 10 -> 40. Right: 10 -> |10 - 30| = 20.
     assert found.border_step == pytest.approx((8 * 30 + 4 * 30 + 4 * 10) / 16)
     assert found.found == 0
@@ -93,7 +93,8 @@ def test_a_found_object_counts(monkeypatch) -> None:
             patch.setattr(pairs, "without", lambda scene, index: scene)
             whole, _, _ = inpainting_pair(seed)
         for picture in (whole, empty):
-            found.append(looks(said, picture, empty, torch.from_numpy(mask), asked_for(prompt)))
+            where = torch.from_numpy(mask)
+            found.append(looks(said, picture, empty, where, where, asked_for(prompt)))
     assert sum(look.found for look in found[::2]) >= 9
     assert sum(look.found for look in found[1::2]) <= 1
     assert all(look.border_step == 0 for look in found[1::2])

@@ -39,17 +39,24 @@ class Looks:
 
 
 def looks(
-    judge: Judge, picture: Image.Image, source: Image.Image, mask: Tensor, name: str
+    judge: Judge,
+    picture: Image.Image,
+    source: Image.Image,
+    mask: Tensor,
+    border: Tensor,
+    name: str,
 ) -> Looks:
     """Look at an edited picture.
 
     Args:
         picture, source: the result, and what the edit started from; RGB, of one size.
         mask: bool [H, W], True where it was edited.
+        border: bool [H, W], True within the border: the mask, or where something was drawn, whose
+            own outline is no seam, a little more.
         name: of the object that was asked for.
     """
     found = object_in(judge, picture, bounds(mask)) == name
-    step = colour_step(picture, mask) - colour_step(source, mask)
+    step = colour_step(picture, border) - colour_step(source, border)
     return Looks(float(found), step)
 
 
