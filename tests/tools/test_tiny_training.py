@@ -167,6 +167,14 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     states = {path.name: read(path)[1] for path in work.glob("*.safetensors")}
     assert Family(work, 0.001, "cpu", small).train(folder, "a test")
     assert states == {path.name: read(path)[1] for path in work.glob("*.safetensors")}
+    # A network without a state stays as it is in the file, and gets the trained decoder.
+    (work / "refiner.safetensors").unlink()
+    (work / "decoder.safetensors").unlink()
+    before, _ = read(folder / "tiny_refiner.safetensors")
+    after, metadata = read(family.export(work, "refiner", folder, "again"))
+    assert metadata["note"] == "again" and int(metadata["refiner_steps"]) > 0
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("first_stage_model.") for name in changed)
     # From a family that is there: its encoder, and so its latents, stay.
     start = folder / "tiny_base.safetensors"
     drawn = Scale(factor=2, scenes=2, drawn=2, half=False)

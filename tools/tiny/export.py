@@ -13,7 +13,8 @@ NETWORKS = {"base": "unet", "refiner": "refiner"}  # part of the family: its tra
 
 def export(work: Path, name: str, folder: Path, note: str) -> Path:
     """Write half-precision weights of a part of the family from the averages of its training so
-    far: UNet and towers, and the autoencoder.
+    far: UNet and towers, and the autoencoder. UNet and towers that have no state stay those of the
+    file that is there.
 
     Args:
         work: the folder of the states.
@@ -21,17 +22,22 @@ def export(work: Path, name: str, folder: Path, note: str) -> Path:
         folder: gets tiny_<name>.safetensors.
         note: added to the metadata (device, time).
     """
-    tensors, steps = read(work / f"{NETWORKS[name]}.safetensors")
-    weights = part(tensors, "ema")
+    path, state = folder / f"tiny_{name}.safetensors", work / f"{NETWORKS[name]}.safetensors"
     first_stage, made = read(work / "first_stage.safetensors")
     metadata = {
         "made_by": "python -m tools.tiny.train all",
         "data": "procedural scenes of tools/tiny/scenes.py, 256x512",
         **said("autoencoder", made),
-        **said(NETWORKS[name], steps),
-        "torch": torch.__version__,
-        "note": note,
     }
+    if state.exists():
+        tensors, steps = read(state)
+        weights = part(tensors, "ema")
+        metadata |= said(NETWORKS[name], steps)
+    else:
+        tensors, before = read(path)
+        weights = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
+        metadata = before | metadata
+    metadata |= {"torch": torch.__version__, "note": note}
     if (work / "decoder.safetensors").exists():
         trained, steps = read(work / "decoder.safetensors")
         average = part(trained, "ema").items()
@@ -40,11 +46,10 @@ def export(work: Path, name: str, folder: Path, note: str) -> Path:
     if name == "refiner":
         metadata["started_from"] = "tiny_base.safetensors, narrowed, and taught by it"
     weights |= {f"first_stage_model.{k}": v for k, v in first_stage.items()}
-    path = folder / f"tiny_{name}.safetensors"
     write(path, {k: v.half() for k, v in weights.items()}, metadata)
     return path
 
 
 def said(name: str, spent: Mapping[str, str]) -> dict[str, str]:
-    """What went into a part, as metadata."""
-    return {f"{name}_{key}": value for key, value in spent.items()}
+    """The steps and seconds that went into a part, as metadata."""
+    return {f"{name}_steps": spent["step"], f"{name}_seconds": spent["seconds"]}

@@ -133,7 +133,9 @@ class Family:
         vae = autoencoder.build(BASE_CONFIG)
         if self.start is not None:
             tensors, metadata = read(self.start)
-            write(path, part(tensors, "first_stage_model"), metadata)
+            steps, seconds = metadata["autoencoder_steps"], metadata["autoencoder_seconds"]
+            kept = {"step": steps, "seconds": seconds}
+            write(path, part(tensors, "first_stage_model"), kept)
             return True
         vae.to(self.device, memory_format=torch.channels_last)
 
