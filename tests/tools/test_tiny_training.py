@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.io.checkpoint import build_model, load_weights
+from sgm.weights import Weights
 from tests.conftest import ROOT
 from tools.tiny import course, family, latents
 from tools.tiny.captions import NOUNS, SIZES, caption
@@ -160,9 +161,8 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     assert Family(work, 0.001, "cpu", small).train(folder, "a test")
     for name, config in (("base", "tiny-sige.yaml"), ("refiner", "tiny-sige-refiner.yaml")):
         path = folder / f"tiny_{name}.safetensors"
-        load_weights(
-            build_model(ROOT / "configs" / config), path, torch.device("cpu"), torch.float32
-        )
+        model = build_model(ROOT / "configs" / config)
+        load_weights(model, Weights(path), torch.device("cpu"), torch.float32, progress=False)
         assert read(path)[1]["note"] == "a test"
     states = {path.name: read(path)[1] for path in work.glob("*.safetensors")}
     assert Family(work, 0.001, "cpu", small).train(folder, "a test")
