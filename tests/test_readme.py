@@ -91,14 +91,7 @@ def test_the_stages_of_training_parse() -> None:
     train = importlib.import_module("tools.tiny.train")
     stages = commands("-m tools.tiny.train")
     named = [train.build_parser().parse_args(words).stage for words in stages]
-    assert [name for name, _ in groupby(named)] == [
-        "vae",
-        "latents",
-        "unet",
-        "export",
-        "refiner",
-        "export",
-    ]
+    assert [name for name, _ in groupby(named)] == ["all", "export", "judge"]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
