@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgm.inference import loop
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise, Noise
@@ -101,6 +102,6 @@ def test_a_plan_without_a_result_is_refused() -> None:
     pipe = pipeline(RunType.ORIGINAL, False)
     with pipe.scope():
         plan = EDITS["inpainting"].prepare(pipe.networks, None, NamedNoise(0))
-        for act in (plan.for_refiner, lambda: plan.decode(pipe.networks)):
-            with pytest.raises(ValueError, match="call denoise first"):
+        for act in (plan.for_refiner, lambda: loop.decode(plan, pipe.networks)):
+            with pytest.raises(ValueError, match="call run first"):
                 act()
