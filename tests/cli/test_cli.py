@@ -18,6 +18,8 @@ from sgm.cli import main as cli
 from sgm.errors import UserError
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
+from sgm.inference.presets import PUBLISHED, Recipe
+from sgm.photo import Blend
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
 
 pytest_plugins = ["tests.cli.cli_folder"]
@@ -43,6 +45,11 @@ class FakePipeline:
     loads: list[tuple[object, ...]] = field(default_factory=list)
     calls: list[tuple[Edit, SamplingParams]] = field(default_factory=list)
     fails: BaseException | None = None
+    recipe: Recipe = PUBLISHED
+
+    def with_recipe(self, recipe: Recipe) -> "FakePipeline":
+        assert recipe.blend is None or recipe.blend == Blend(2, match_border=False)
+        return self
 
     def load(self, *arguments: object) -> "FakePipeline":
         self.loads.append(arguments)
@@ -52,7 +59,7 @@ class FakePipeline:
         self.calls.append((edit, params))
         assert progress
         if isinstance(edit, Inpainting):
-            return self._result(edit.image, edit.mask)
+            return self._result(edit.image, edit.mask > 0.5)
         return self._result(edit.edited, torch.zeros(edit.size, dtype=torch.bool))
 
     def _result(self, image: Tensor, mask: Tensor) -> Result:
