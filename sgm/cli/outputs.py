@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions, Task
+from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions, Sampler, Task
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHEET = "sheet"  # what the contact sheet has in its name in place of a seed
+# As other tools call them.
+SAMPLERS = {Sampler.DPMPP2M: "DPM++ 2M", Sampler.EULER: "Euler", Sampler.LCM: "LCM"}
 THUMBNAIL, CAPTION = 320, 16  # longer side of a picture on the sheet, and height of its caption
 
 
@@ -120,7 +122,7 @@ def parameters(options: RunOptions, size: Sequence[int]) -> str:
     steps = params.steps or (TURBO_STEPS if options.run_type.turbo else DEFAULT_STEPS)
     facts: Mapping[str, object] = {
         "Steps": steps,
-        "Sampler": "DPM++ 2M",
+        "Sampler": SAMPLERS[params.sampler],
         "CFG scale": params.scale,
         "Seed": params.seed,
         "Size": f"{size[0]}x{size[1]}",
