@@ -251,11 +251,7 @@ class Pipeline:
             denoise = self.denoiser(params, size, plan.concat)
         count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)
         if not count:
-            logger.warning(
-                "At strength %g no sampler step is left, so the networks only encode and decode "
-                "the picture; take more steps or more strength.",
-                params.strength,
-            )
+            logger.warning("No sampler step is left at strength %g; take more.", params.strength)
         with (
             stage("sample"),
             tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar,
