@@ -96,6 +96,11 @@ def cut_out(picture: Image.Image) -> Image.Image:
     return cut
 
 
+def turned(picture: Image.Image) -> Image.Image:
+    """As the sensor of a camera held upside down saw it."""
+    return picture.rotate(180)
+
+
 def exif(orientation: int) -> Image.Exif:
     """Of a camera that was held so."""
     found = Image.Exif()
@@ -122,7 +127,9 @@ CASES = {
     "JPEG": Case((256, 512), ".jpg", disc(0.6, 0.5, 0.2), {"quality": 90}, grain=8),
     "WebP": Case((256, 512), ".webp", box(0.5, 0.5, 0.7, 0.8), {"quality": 90}),
     "TIFF, 300 dpi": Case((240, 400), ".tif", disc(0.5, 0.3, 0.2), {"dpi": (300, 300)}),
-    "turned camera": Case((256, 512), ".jpg", disc(0.6, 0.6, 0.2), {"exif": exif(3)}),
+    "turned camera": Case(
+        (256, 512), ".jpg", disc(0.6, 0.6, 0.2), {"exif": exif(3)}, change=turned
+    ),
     "profile": Case((256, 512), ".png", box(0.5, 0.2, 0.8, 0.5), {"icc_profile": SRGB}),
     "cut-out": Case((256, 512), ".png", disc(0.6, 0.5, 0.15), change=cut_out),
 }

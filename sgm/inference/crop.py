@@ -137,6 +137,11 @@ class Cropped(Edit):
         """See `Edit.ratio`; of the whole picture."""
         return (self.levels > 0.5).float().mean().item()
 
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """See `Edit.shown`; of the window."""
+        return self.inner.shown
+
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """See `Edit.prepare`."""
         return self.inner.prepare(networks, recipe, noise)

@@ -19,7 +19,6 @@ from sgm.errors import UserError
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.presets import PUBLISHED, Recipe
-from sgm.photo import Blend
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
 
 pytest_plugins = ["tests.cli.cli_folder"]
@@ -48,10 +47,10 @@ class FakePipeline:
     recipe: Recipe = PUBLISHED
 
     def with_recipe(self, recipe: Recipe) -> "FakePipeline":
-        assert recipe.blend is None or recipe.blend == Blend(2, match_border=False)
+        self.recipe = recipe
         return self
 
-    def load(self, *arguments: object) -> "FakePipeline":
+    def load(self, *arguments: object, every: int | None, weights: object) -> "FakePipeline":
         self.loads.append(arguments)
         return self
 

@@ -1,6 +1,7 @@
 """Pictures, masks and seeds on the command line: what the flags do, what a run says of itself."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,7 @@ def test_unchanged_is_said_of_what_is(
 def test_what_changed_outside_is_measured_on_the_file(
     folder: Path, pipeline: FakePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     words = [*INPAINT, "--mask_feather", "2", "--json", "figures.json"]
     cli.main([*words, "--output_path", "out.png"])
     figures = json.loads(Path("figures.json").read_text())
