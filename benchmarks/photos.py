@@ -33,6 +33,7 @@ from sgm.inference.composite import distance
 from sgm.io.imageio import save_picture
 from sgm.io.maskio import load_levels
 from tools.compare import markdown_table
+from tools.tiny.captions import caption
 from tools.tiny.pairs import HELD_OUT, held_out_scene
 from tools.tiny.scenes import render
 
@@ -156,7 +157,7 @@ def make(case: Case, number: int, folder: Path) -> tuple[Path, Path, str]:
     y, x = np.mgrid[:height, :width]
     levels = case.mask((y + 0.5) / height, (x + 0.5) / width).astype(float)
     Image.fromarray((levels * 255).round().astype(np.uint8)).save(files[1])
-    return *files, "a photograph of a grassland"
+    return *files, caption(scene, np.random.default_rng(number))
 
 
 def seam(result: Tensor, levels: Tensor) -> float:
