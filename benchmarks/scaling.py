@@ -23,12 +23,13 @@ from benchmarks.common import RESULTS, ROOT, commit, write_results
 from benchmarks.plot import Chart, Line
 from sgm import runtime
 from sgm.cli.program import start
+from sgm.inference.composite import opacity
 from sgm.inference.networks import Networks, recording, sparse, table_of_preset
 from sgm.inference.presets import RECIPES, Recipe
 from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable, write_atomically
 from sgm.profiling.macs import count_macs
-from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.masks import MaskPyramid, cover
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, MODELS, Preset, RunType
 from tools.compare import markdown_table
 
@@ -115,9 +116,12 @@ class Counter:
         found: list[float] = []
         for preset, networks in self.networks.items():
             recipe = RECIPES[preset]
-            found.append(self._sparse(networks.unet, recipe.inpainting(mask), self.unet_inputs))
-            masks = recipe.inpainting_decoder(mask)
-            found.append(self._sparse(networks.decoder, masks, [self.latents]))
+            masks, decoder_masks = recipe.inpainting(mask), recipe.inpainting_decoder(mask)
+            if recipe.blend is not None:
+                ring = opacity(mask, recipe.blend.width(self.size)) > 0
+                masks, decoder_masks = cover(masks, ring), cover(decoder_masks, ring)
+            found.append(self._sparse(networks.unet, masks, self.unet_inputs))
+            found.append(self._sparse(networks.decoder, decoder_masks, [self.latents]))
         return Counts(*self.dense, *found)
 
     def _sparse(

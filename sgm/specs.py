@@ -3,11 +3,12 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from sgm.errors import UserError, suggestion
+from sgm.photo import PhotoOptions
 from sgm.words import (
     Backend,
     Mode,
@@ -24,6 +25,8 @@ from sgm.words import (
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
+# An inpainting checkpoint reads latents, a mask, and the latents of the masked picture.
+MASKED_CHANNELS = LATENT_CHANNELS + 1 + LATENT_CHANNELS
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
 # Holds configs/ and pretrained/: the top of a checkout, or inside an installed package.
@@ -33,6 +36,7 @@ SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
 # Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
 DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
+LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ class SamplingParams:
         strength: share of the schedule that SDEdit runs, above 0 and at most 1.
         sampler: how a step is made.
         spacing: which noise levels are visited; of a turbo run, its own.
+        weighted: whether `(word:1.3)` weighs words, and prompts go on beyond 77 tokens.
     """
 
     prompt: str
@@ -200,6 +205,7 @@ class SamplingParams:
     strength: float = 0.8
     sampler: Sampler = Sampler.DPMPP2M
     spacing: Spacing = Spacing.PUBLISHED
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +250,7 @@ class RunOptions:
         vae: another autoencoder's file, for base and refiner; None for the checkpoint's own.
         loras: files and what they are multiplied by; merged into the base or turbo model.
         prediction: of the base or turbo model; None for what its files say.
+        photo: about pictures, masks and seeds.
     """
 
     task: Task
@@ -277,6 +284,7 @@ class RunOptions:
     vae: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     prediction: Prediction | None = None
+    photo: PhotoOptions = field(default_factory=PhotoOptions)
 
     @property
     def spec(self) -> ModelSpec:

@@ -22,6 +22,7 @@ from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.io.files import check_input_file
+from sgm.photo import Blend
 from sgm.profiling.macs import Macs, count_macs
 from sgm.sparse.masks import (
     SDEDIT_DECODER_DILATION,
@@ -59,12 +60,11 @@ class Edit:
     mask: Tensor
     edited: Tensor | None = None
 
-    @property
-    def request(self) -> Inpainting | SDEdit:
+    def request(self, blend: Blend | None = None) -> Inpainting | SDEdit:
         """What a pipeline is asked for."""
         if self.edited is None:
-            return Inpainting(self.image, self.mask)
-        return SDEdit(self.image, self.edited)
+            return Inpainting(self.image, self.mask, blend)
+        return SDEdit(self.image, self.edited, blend=blend)
 
     @property
     def pyramid(self) -> MaskPyramid:

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 from sgm.cli.program import start
-from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.presets import RECIPES
 from sgm.inference.refined import refined_edit
-from sgm.inference.sdedit import SDEdit
 from sgm.io.imageio import save_picture
 from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
 from tools.compare import ROOT, Edit, likeness
@@ -77,8 +76,7 @@ def result(
         files = (ROOT / "configs", args.weight_path, DEVICE, Precision.FP32, Backend.AUTO)
         return Pipeline.load(SPEC, kind, *files, preset, refiner, progress=False)
 
-    inpainting = edit.edited is None
-    wanted = Inpainting(edit.image, edit.mask) if inpainting else SDEdit(edit.image, edit.edited)
+    wanted = edit.request(RECIPES[preset].blend)
     steps = None if kind.turbo else args.steps
     params = SamplingParams(edit.prompt, seed=edit.seed, steps=steps)
     noise = fixed_noise(NamedNoise(edit.seed))

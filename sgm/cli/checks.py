@@ -11,9 +11,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from sgm.cli.outputs import output_path
+from sgm.cli.photo_options import check_photos
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import (
+    LCM_STEPS,
     MODELS,
     SHIPPED,
     TURBO_STEPS,
@@ -22,6 +25,8 @@ from sgm.specs import (
     Precision,
     Preset,
     RecordingMemory,
+    Sampler,
+    Spacing,
     Task,
 )
 
@@ -38,6 +43,7 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 def check_together(values: argparse.Namespace) -> None:
     """Raise UserError for options that lack another one or contradict each other."""
     _check_recordings(values)
+    check_photos(values)
     if values.record is not None:
         if values.init_img is None:
             raise UserError("--record needs --init_img; name the picture to record.")
@@ -56,10 +62,16 @@ def check_together(values: argparse.Namespace) -> None:
                 f"Sdedit with --run_type {values.run_type} needs --init_img, the picture before "
                 "it was drawn on; name it or use a dense run type."
             )
-        if values.mask_path is not None:
-            logger.warning("--mask_path is not used by sdedit.")
     if values.run_type.turbo:
         _check_turbo(values)
+    elif values.negative_prompt and values.scale <= 1:
+        logger.warning("--negative_prompt has no effect with --scale up to 1, as without guidance.")
+    own = values.sampler is Sampler.LCM and values.spacing is Spacing.PUBLISHED
+    if own and not values.run_type.turbo and (values.steps or 0) > LCM_STEPS:
+        raise UserError(
+            f"--steps {values.steps} came, but --sampler lcm knows {LCM_STEPS} noise levels; give "
+            f"1 to {LCM_STEPS}, or add --spacing trailing."
+        )
     if values.refiner_checkpoint is not None and not values.refined:
         raise UserError("--refiner_checkpoint is for the refiner; add --refined.")
     for flag in ("random_weights", "macs_only"):
@@ -110,6 +122,11 @@ def _check_turbo(values: argparse.Namespace) -> None:
             f"--steps {values.steps} came, but --run_type {values.run_type} knows {TURBO_STEPS} "
             f"noise levels; give 1 to {TURBO_STEPS}, or leave --steps out."
         )
+    if values.spacing is not Spacing.PUBLISHED:
+        raise UserError(
+            f"--spacing is for a whole schedule, and --run_type {values.run_type} has noise levels "
+            f"of its own; use --run_type {'sige' if values.run_type.sparse else 'original'}."
+        )
     distilled = MODELS[values.model].turbo.distilled
     if values.negative_prompt and distilled and not values.refined:
         # Both halves of the guidance get the prompt (published), so the scale cancels as well.
@@ -124,9 +141,7 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
         paths[name] = None if given is None else Path(given)
         if paths[name] is not None:
             files.check_input_file(paths[name])
-    default = f"outputs/{values.task}-{values.run_type}-{values.seed}.png"
-    output = Path(default if values.output_path is None else values.output_path)
-    files.check_output_path(output)
+    output = output_path(values, list(paths.values()))
     if values.json not in (None, "-"):
         files.check_writable(Path(values.json))
         if Path(values.json).absolute() == output.absolute():

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from sgm.cli.option_types import braces, member, number, one_of, only, truth, weighted, whole
+from sgm.cli.photo_options import add_photos
 from sgm.errors import UserError, suggestion
 from sgm.specs import (
     DEFAULT_RECORDED,
@@ -27,6 +28,8 @@ from sgm.specs import (
     RecordingMemory,
     RecordingPrecision,
     RunType,
+    Sampler,
+    Spacing,
     Task,
 )
 
@@ -88,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_task(parser)
     _add_pictures(parser)
+    add_photos(parser)
     _add_sampling(parser)
     _add_engine(parser)
     _add_recordings(parser)
@@ -135,7 +139,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mask_path",
         metavar="FILE",
-        help="where to repaint, white or True (inpainting): .npy, .npz or any picture",
+        help="where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)",
     )
     group.add_argument(
         "--output_path",
@@ -174,7 +178,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type=number(0, MAX_SCALE),
         default=6.0,
-        help="classifier-free guidance (default: %(default)s)",
+        help="classifier-free guidance (default: %(default)s); up to 1 there is none, which costs "
+        "half",
     )
     group.add_argument(
         "--strength",
@@ -183,6 +188,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=0.8,
         help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
     )
+    text = "how a step is made; euler and lcm are for few-step models"
+    _add_names(group, "--sampler", Sampler, Sampler.DPMPP2M, text)
+    text = "which noise levels are visited; trailing is for few-step models"
+    _add_names(group, "--spacing", Spacing, Spacing.PUBLISHED, text)
     group.add_argument(
         "--ddim_eta",
         metavar="0",

@@ -146,10 +146,12 @@ def _edit(session: "EditSession", options: RunOptions, inputs: Inputs) -> "EditR
     if not session.is_recorded(options.task, sampling.strength):
         logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
     if options.task is Task.INPAINTING:
-        mask = imageio.pad_to_multiple(inputs.mask)
+        mask = imageio.pad_to_multiple(inputs.levels)
         return session.inpaint(sampling.prompt, mask, sampling.negative_prompt)
     edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
-    return session.sdedit(sampling.prompt, edited, sampling.strength, sampling.negative_prompt)
+    drawing = imageio.pad_to_multiple(inputs.mask)
+    words = (sampling.strength, sampling.negative_prompt)
+    return session.sdedit(sampling.prompt, edited, *words, drawing)
 
 
 def _add_to_manifest(folder: Path | None, store: "DiskStore") -> None:
@@ -232,6 +234,9 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "size": [picture.height, picture.width],
         "seed": options.sampling.seed,
         "steps": options.sampling.steps,
+        "sampler": options.sampling.sampler.value,
+        "spacing": options.sampling.spacing.value,
+        "guidance": options.sampling.scale > 1,  # otherwise half the batch
         "run_type": options.run_type.value,
         "model": options.model,
         **weights_key(weights_of(options)),

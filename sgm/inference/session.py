@@ -14,7 +14,7 @@ from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
-from sgm.inference.networks import recording, sparse
+from sgm.inference.networks import recording, sparse, with_mask
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
 from sgm.inference.prefetch import kept_of
@@ -22,9 +22,8 @@ from sgm.inference.prompt_shift import record_shift
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
 from sgm.inference.track import DECODER, ENCODER, Track
-from sgm.inference.unedited import FixedNoise
 from sgm.modules.diffusionmodules.sampling import Denoise
-from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.masks import MaskPyramid, cover
 from sgm.sparse.recording import Recording, narrow
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import RecordingMemory, SamplingParams, Task
@@ -136,7 +135,7 @@ class EditSession:
         self.pipeline, self.networks = pipeline, pipeline.networks
         self.picture, self.params, self.progress = picture, params, progress
         self.noise = NamedNoise(params.seed) if noise is None else noise
-        self.solver = pipeline.solver(params.steps)
+        self.solver = pipeline.solver(params, self.noise)
         self.tracks: dict[str, Track] = {}
 
     @contextmanager
@@ -145,8 +144,13 @@ class EditSession:
             yield Stopwatch(self.networks.device)
 
     def _denoiser(self, params: SamplingParams) -> Denoise:
-        """Under some prompt; until the next one, sparse passes attend to it."""
-        return self.pipeline.denoiser(params, (self.picture.shape[1], self.picture.shape[2]))
+        """Under some prompt; until the next one, sparse passes attend to it. An inpainting network
+        is shown all of the picture."""
+        size = (self.picture.shape[1], self.picture.shape[2])
+        concat = None
+        if self.networks.reads_mask:
+            concat = with_mask(self.z, torch.zeros_like(self.z[:, :1]))
+        return self.pipeline.denoiser(params, size, concat)
 
     def _track(self, task: Task, strength: float) -> Track:
         """The levels of a task, and which of them are recorded.
@@ -215,10 +219,8 @@ class EditSession:
         names = {step: track.name_of_prompt(*words, step) for step in track.steps_of_prompt()}
         if not self.store.names().issuperset(names.values()):
             denoise, watch = self._denoiser(params), NanCheck(self.networks.device)
-            unedited = track.latents_of(self.store.get(track.name_of_latents))
-            if unedited is None:
-                draw = self.noise("start", self.z.shape).to(self.z)
-                unedited = FixedNoise(self.z, draw, track.sigmas, denoise)
+            latents = track.latents_of(self.store.get(track.name_of_latents))
+            unedited = latents or track.unedited(self.z, self.noise, denoise, self.solver)
             unet = self.networks.unet
             record_shift(track, names, self.store, unet, unedited, denoise, watch)
             watch.check(self.pipeline.precision)
@@ -228,12 +230,13 @@ class EditSession:
         """Repaint the masked part of the picture.
 
         Args:
-            mask: bool [H, W], True where to repaint; not empty.
+            mask: bool [H, W], True where to repaint, or float with a soft border; not empty.
 
         Raises:
             ValueError: the mask is empty or of another size.
         """
-        edit, recipe = Inpainting(self.picture, mask), self.pipeline.recipe
+        recipe = self.pipeline.recipe
+        edit = Inpainting(self.picture, mask, recipe.blend)
         track = self._ready(Task.INPAINTING, 1.0)
         return self._edit(
             edit,
@@ -244,7 +247,12 @@ class EditSession:
         )
 
     def sdedit(
-        self, prompt: str, edited: Tensor, strength: float = 0.8, negative_prompt: str = ""
+        self,
+        prompt: str,
+        edited: Tensor,
+        strength: float = 0.8,
+        negative_prompt: str = "",
+        drawing: Tensor | None = None,
     ) -> EditResult:
         """Turn what was drawn on the picture into something in the manner of the model.
 
@@ -252,11 +260,13 @@ class EditSession:
             edited: the picture with the drawing, [3, H, W] in [-1, 1].
             strength: share of the schedule that is run; the first edit of a strength makes its
                 recordings.
+            drawing: where it was drawn on, bool [H, W]; None for every difference.
 
         Raises:
             ValueError: nothing was drawn, the size differs, or the strength makes no step.
         """
-        edit, recipe = SDEdit(self.picture, edited, strength), self.pipeline.recipe
+        recipe = self.pipeline.recipe
+        edit = SDEdit(self.picture, edited, strength, drawing, recipe.blend)
         track = self._ready(Task.SDEDIT, strength)
         return self._edit(
             edit,
@@ -280,7 +290,7 @@ class EditSession:
                 of_prompt = self._prompt_names(track, params)
             with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
                 with stage("encode"):
-                    plan = prepare(kept)
+                    plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
                 done = self.pipeline.denoise(
                     plan, params, edit.size, self.noise, stage, self.progress
                 )
@@ -302,7 +312,7 @@ class EditSession:
         if not changed.any():
             return
         picture = torch.where(changed, result.image * 2 - 1, self.picture)
-        masks = self.pipeline.recipe.inpainting(changed)
+        masks = cover(self.pipeline.recipe.inpainting(changed), changed)
         networks = self.networks
         with self._scope():
             z = self._update(

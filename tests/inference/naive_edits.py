@@ -4,6 +4,8 @@ The numbers of the preset stand here once more, as literals: whoever changes one
 look like.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +32,7 @@ STEPS, RECORDED = 16, [0, 2, 4, 6, 9, 11, 13, 15]
 DRAWN_RECORDED = {15: [0, 1, 2, 4, 6, 8, 11, 14], 9: [0, 1, 2, 3, 5, 6, 8], 3: [0, 1, 2]}
 # The recorded steps at which a session follows another prompt, by the steps of a run.
 FOLLOWED = {16: [0, 9, 15], 9: [0, 3, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
-FEATHER = 4
+FEATHER = 2  # pixels of the ring: 8 for a picture of 1024
 
 
 class Dense:
@@ -229,8 +231,9 @@ def inpainted(
     """Latents after every step of inpainting, bool mask [H, W], from what is kept of a step."""
     sigmas = levels(steps)
     first = start_noise(z) * (1 + sigmas[0] ** 2) ** 0.5
-    masks = downsample_mask(mask, UNET_DILATION)
-    sampled = downsample_mask(mask, KNOWN_DILATION)[LATENTS]
+    ring = naive_opacity(mask) > 0
+    masks = with_all_of(downsample_mask(mask, UNET_DILATION), ring)
+    sampled = with_all_of(downsample_mask(mask, KNOWN_DILATION), ring)[LATENTS]
     return held_loop(
         dense,
         guided,
@@ -251,9 +254,13 @@ def drawn_masks(image: Tensor, drawing: Tensor) -> tuple[MaskPyramid, MaskPyrami
 
 
 def drawn_region(image: Tensor, drawing: Tensor) -> Tensor:
-    """Where the picture may change: bool [H, W]."""
-    difference = difference_mask(image, drawing)
-    return dilate(dilate(difference, DRAWN_DILATIONS[0]), REGION_DILATION)
+    """Where the picture is another in the end, apart from the ring around: bool [H, W]."""
+    return dilate(difference_mask(image, drawing), DRAWN_DILATIONS[0])
+
+
+def decoded_masks(mask: Tensor, region: Tensor, dilation: int) -> MaskPyramid:
+    """Of the decoder: a mask [H, W], grown at every resolution, and a region with its ring."""
+    return with_all_of(downsample_mask(mask, dilation), naive_opacity(region) > 0)
 
 
 def drawn(
@@ -290,16 +297,24 @@ def drawn(
 
 
 def naive_opacity(mask: Tensor) -> Tensor:
-    """Of the edit at each pixel of mask [H, W]: a fifth at the border, 1 from the fifth pixel in;
-    the deepest pixels within reach of a pixel count as 1 where they are less deep."""
+    """Of the edit at each pixel of mask [H, W]: 1 inside, falling smoothly to 0 in a ring."""
     height, width = mask.shape
-    depth = torch.zeros(height, width)
-    for d in range(FEATHER + 1):  # a pixel is deeper than d if all around it are in the mask
-        for r, c in mask.nonzero().tolist():
-            around = mask[max(r - d, 0) : r + d + 1, max(c - d, 0) : c + d + 1]
-            depth[r, c] += around.all()
     weight = torch.zeros(height, width)
+    steps = range(-FEATHER, FEATHER + 1)
     for r, c in mask.nonzero().tolist():
-        rows, columns = (slice(max(n - FEATHER, 0), n + FEATHER + 1) for n in (r, c))
-        weight[r, c] = depth[r, c] / depth[rows, columns].max()
-    return weight.clamp(max=1)
+        for down, right in itertools.product(steps, steps):
+            distance = math.hypot(down, right)
+            y, x = r + down, c + right
+            if distance <= FEATHER and 0 <= y < height and 0 <= x < width:
+                near = 1 - distance / (FEATHER + 1)
+                weight[y, x] = max(weight[y, x].item(), near**2 * (3 - 2 * near))
+    return weight
+
+
+def with_all_of(masks: MaskPyramid, region: Tensor) -> MaskPyramid:
+    """Masks that also hold every cell in which a pixel of a region [H, W] lies."""
+    found = {}
+    for (h, w), mask in masks.items():
+        cells = region.reshape(h, region.shape[0] // h, w, region.shape[1] // w)
+        found[h, w] = mask | cells.any(3).any(1)
+    return found
