@@ -4,8 +4,6 @@ The numbers of the preset stand here once more, as literals: whoever changes one
 look like.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +30,7 @@ STEPS, RECORDED = 16, [0, 2, 4, 6, 9, 11, 13, 15]
 DRAWN_RECORDED = {15: [0, 1, 2, 4, 6, 8, 11, 14], 9: [0, 1, 2, 3, 5, 6, 8], 3: [0, 1, 2]}
 # The recorded steps at which a session follows another prompt, by the steps of a run.
 FOLLOWED = {16: [0, 9, 15], 9: [0, 3, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
-FEATHER = 2  # pixels of the ring: 8 for a picture of 1024
+FEATHER = 2  # pixels of the ring, for a picture of 192
 
 
 class Dense:
@@ -231,9 +229,8 @@ def inpainted(
     """Latents after every step of inpainting, bool mask [H, W], from what is kept of a step."""
     sigmas = levels(steps)
     first = start_noise(z) * (1 + sigmas[0] ** 2) ** 0.5
-    ring = naive_opacity(mask) > 0
-    masks = with_all_of(downsample_mask(mask, UNET_DILATION), ring)
-    sampled = with_all_of(downsample_mask(mask, KNOWN_DILATION), ring)[LATENTS]
+    masks = with_ring(downsample_mask(mask, UNET_DILATION), mask)
+    sampled = with_ring(downsample_mask(mask, KNOWN_DILATION), mask)[LATENTS]
     return held_loop(
         dense,
         guided,
@@ -254,13 +251,13 @@ def drawn_masks(image: Tensor, drawing: Tensor) -> tuple[MaskPyramid, MaskPyrami
 
 
 def drawn_region(image: Tensor, drawing: Tensor) -> Tensor:
-    """Where the picture is another in the end, apart from the ring around: bool [H, W]."""
+    """Where the picture changes, but for the ring around it: bool [H, W]."""
     return dilate(difference_mask(image, drawing), DRAWN_DILATIONS[0])
 
 
-def decoded_masks(mask: Tensor, region: Tensor, dilation: int) -> MaskPyramid:
-    """Of the decoder: a mask [H, W], grown at every resolution, and a region with its ring."""
-    return with_all_of(downsample_mask(mask, dilation), naive_opacity(region) > 0)
+def drawn_decoder_masks(region: Tensor) -> MaskPyramid:
+    """Masks of the decoder for the region of a drawing."""
+    return with_ring(downsample_mask(dilate(region, REGION_DILATION), 0), region)
 
 
 def drawn(
@@ -297,24 +294,24 @@ def drawn(
 
 
 def naive_opacity(mask: Tensor) -> Tensor:
-    """Of the edit at each pixel of mask [H, W]: 1 inside, falling smoothly to 0 in a ring."""
-    height, width = mask.shape
-    weight = torch.zeros(height, width)
-    steps = range(-FEATHER, FEATHER + 1)
+    """Of the edit at each pixel of mask [H, W]: 1 where it was marked, and less the farther away,
+    smoothly, within two pixels of that."""
+    rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in mask.shape), indexing="ij")
+    distance = torch.full(mask.shape, float("inf"))
     for r, c in mask.nonzero().tolist():
-        for down, right in itertools.product(steps, steps):
-            distance = math.hypot(down, right)
-            y, x = r + down, c + right
-            if distance <= FEATHER and 0 <= y < height and 0 <= x < width:
-                near = 1 - distance / (FEATHER + 1)
-                weight[y, x] = max(weight[y, x].item(), near**2 * (3 - 2 * near))
-    return weight
+        distance = torch.minimum(distance, ((rows - r) ** 2 + (columns - c) ** 2).sqrt())
+    near = torch.where(distance <= FEATHER, 1 - distance / (FEATHER + 1), 0)
+    return 3 * near**2 - 2 * near**3
 
 
-def with_all_of(masks: MaskPyramid, region: Tensor) -> MaskPyramid:
-    """Masks that also hold every cell in which a pixel of a region [H, W] lies."""
-    found = {}
-    for (h, w), mask in masks.items():
-        cells = region.reshape(h, region.shape[0] // h, w, region.shape[1] // w)
-        found[h, w] = mask | cells.any(3).any(1)
+def with_ring(pyramid: MaskPyramid, mask: Tensor) -> MaskPyramid:
+    """A pyramid that holds all that a mask [H, W] and the ring around it touch."""
+    height, width = mask.shape
+    touched = (naive_opacity(mask) > 0).nonzero().tolist()
+    found = {size: level.clone() for size, level in pyramid.items()}
+    for (h, w), level in found.items():
+        for r, c in touched:
+            # Where sizes do not divide, a pixel of a level stands for all that it overlaps.
+            rows = slice(r * h // height, -(-(r + 1) * h // height))
+            level[rows, c * w // width : -(-(c + 1) * w // width)] = True
     return found
