@@ -187,13 +187,12 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
             told(f"share {share}")
             counts = counter.count(square(size, share))
             by_share[str(share)], passes[str(share)] = row(counts, args.steps), asdict(counts)
-        by_shape = {}
+        by_shape, by_steps = {}, {}
         for name, mask in shapes(size, SHAPE_SHARE):
             told(name)
-            found = row(counter.count(mask), args.steps)
-            by_shape[name] = {"share": mask.float().mean().item(), **found}
-        counts = counter.count(square(size, SHAPE_SHARE))
-        by_steps = {str(steps): row(counts, steps) for steps in STEPS}
+            counts = counter.count(mask)
+            by_shape[name] = {"share": mask.float().mean().item(), **row(counts, args.steps)}
+            by_steps = by_steps or {str(steps): row(counts, steps) for steps in STEPS}
         by_size = {}
         for one in sizes:
             told("x".join(map(str, one)))
