@@ -4,13 +4,16 @@ The tiny model makes held-out edits (`tools/tiny/pairs.py`) dense, with preset `
 preset `fast`, at the same seed and with the same noise. Compared with dense are PSNR and SSIM
 *inside* the edit (the mask, or where the picture was drawn on) and *outside* of it: farther from
 the edit than the published decoder looks for changes around it, which is dilated by 5 and then by
-40 pixels. The ring between the two is in neither.
+40 pixels. The ring between the two is in neither. And of each picture by itself: whether a judge
+(`tools/tiny/judge.py`) finds the object that the prompt asks for in the edit, and how much more the
+colours step at the edit's border than they did in the input (of a drawing: 5 pixels around it).
 
 Preset `fast` puts its edit into the input picture. So it is compared twice: `fast` as it is, and
-`fast_network`, the network's picture before that, which shows what the sparse passes cost. The
-bytes that `fast` changed outside of the edit's region are counted. With `--sweep`, other dilations
-and refresh intervals of `fast_network` follow. The PSNR of the autoencoder alone, a picture encoded
-and decoded again, says what any run could at best keep.
+`fast_network`, the network's picture before that, which shows what the sparse passes cost. `warm`
+is `fast` from a session that recorded the picture before, under no prompt. The bytes that `fast`
+changed outside of the edit's region are counted. With `--sweep`, other dilations and refresh
+intervals of `fast_network` follow. PSNR and sharpness of the autoencoder alone, a picture encoded
+and decoded again, say what any run could at best keep.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, ROOT, commit, write_figures
 from sgm import runtime
 from sgm.cli.program import start
-from sgm.inference.noise import NamedNoise, fixed_noise
+from sgm.inference.noise import NamedNoise, Noise, fixed_noise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, PUBLISHED, Recipe
+from sgm.inference.session import EditSession
 from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
+from sgm.sparse.masks import SDEDIT_DILATION, dilate
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams, Task
 from tools.compare import (
     Edit,
     inpainting_edit,
@@ -47,6 +52,8 @@ from tools.compare import (
     sdedit_edit,
 )
 from tools.metrics import psnr
+from tools.tiny.judge import Judge, load_judge
+from tools.tiny.looks import asked_for, looks, object_table, percent, sharpness
 from tools.tiny.pairs import HELD_OUT, held_out_scene, inpainting_pair, sdedit_pair
 from tools.tiny.scenes import render
 
@@ -58,6 +65,8 @@ METRICS = {
     "ssim_outside": "SSIM outside",
     "edit_ratio": "edited share",
     "changed_outside": "bytes changed outside",
+    "found": "object found",
+    "border_step": "step at the border (of 255)",
 }
 # Recipes of `--sweep`, each without the composition. Dilations are by halving of the picture, the
 # last number for all that follow: latents are the fourth.
@@ -138,48 +147,75 @@ def load(weight_path: Path, device: torch.device, precision: Precision) -> dict[
 
 
 def compare(
-    pipelines: dict[str, Pipeline], edit: Edit, steps: int, recipes: dict[str, Recipe]
+    pipelines: dict[str, Pipeline],
+    edit: Edit,
+    steps: int,
+    recipes: dict[str, Recipe],
+    judge: Judge,
 ) -> dict[str, dict[str, object]]:
     """The figures of one edit by the name of the run."""
     # One noise for all steps in every run, as preset `fast` has.
     noise = fixed_noise(NamedNoise(edit.seed))
     dense = run_edit(pipelines["dense"], edit, steps, noise=noise).image
-    pictures = {"published": run_edit(pipelines["published"], edit, steps, noise=noise).image}
+    pictures = {"dense": dense}
+    pictures["published"] = run_edit(pipelines["published"], edit, steps, noise=noise).image
     fast = pipelines["fast"]
     for name, recipe in recipes.items():
         one = fast.with_recipe(replace(recipe, feather=None))
         pictures[name] = run_edit(one, edit, steps, noise=noise).image
     pictures["fast"] = edit.request.finish(pictures["fast_network"], FAST)
+    pictures["warm"] = warm(fast, edit, steps, noise)
+    source = to_picture(source_of(edit))
+    name = asked_for(edit.prompt)
+    border = edit.mask if edit.edited is None else dilate(edit.mask, SDEDIT_DILATION)
     figures: dict[str, dict[str, object]] = {}
-    for name, picture in pictures.items():
-        figures[name] = {
+    for run, picture in pictures.items():
+        seen = looks(judge, to_picture(picture), source, edit.mask, border, name)
+        figures[run] = {
             "seed": edit.seed,
             "prompt": edit.prompt,
+            "object": name,
             "edit_ratio": edit.mask.float().mean().item(),
-            "changed_outside": changed_outside(edit, picture, name.startswith("fast")),
+            "changed_outside": changed_outside(edit, picture, run not in ("dense", "published")),
             **asdict(likeness(dense, picture, edit.mask)),
+            **asdict(seen),
         }
     return figures
+
+
+def warm(fast: Pipeline, edit: Edit, steps: int, noise: Noise) -> Tensor:
+    """The edit from a session that recorded the picture without a prompt: [3, H, W] in [0, 1]."""
+    params = SamplingParams("", seed=edit.seed, steps=steps)
+    session = EditSession(fast, edit.image, params, edit.task, noise=noise)
+    if edit.edited is None:
+        return session.inpaint(edit.prompt, edit.mask).image
+    return session.sdedit(edit.prompt, edit.edited).image
 
 
 def changed_outside(edit: Edit, picture: Tensor, fast: bool) -> int:
     """Bytes that differ from the input outside of the region that a preset may change."""
     recipe = FAST if fast else PUBLISHED
     region = edit.mask if edit.edited is None else recipe.sdedit_region(edit.mask)
-    source = edit.image if edit.edited is None else edit.edited
-    before, after = (np.asarray(to_picture(picture)) for picture in ((source + 1) / 2, picture))
+    before, after = (np.asarray(to_picture(image)) for image in (source_of(edit), picture))
     return int(((before != after) & ~region.numpy()[..., None]).sum())
 
 
-def reconstruction(pipeline: Pipeline, number: int) -> float:
-    """PSNR in dB of a held-out scene after the autoencoder, without the posterior's noise."""
+def source_of(edit: Edit) -> Tensor:
+    """The picture that an edit starts from, [3, H, W] in [0, 1]."""
+    return ((edit.image if edit.edited is None else edit.edited) + 1) / 2
+
+
+def reconstruction(pipeline: Pipeline, number: int) -> tuple[float, float]:
+    """PSNR in dB and sharpness of a held-out scene after the autoencoder, without the posterior's
+    noise."""
     networks = pipeline.networks
     first_stage = networks.engine.first_stage_model
     x = to_tensor(render(held_out_scene(HELD_OUT + number)))
     with torch.inference_mode():
         dtype = first_stage.quant_conv.weight.dtype
         z = first_stage.posterior(x[None].to(networks.device, dtype)).mode()
-        return psnr(networks.decode(z * networks.engine.scale_factor), (x + 1) / 2)
+        made = networks.decode(z * networks.engine.scale_factor)
+        return psnr(made, (x + 1) / 2), sharpness(made, (x + 1) / 2)
 
 
 def summary(values: Iterable[float]) -> dict[str, float | int | None]:
@@ -200,7 +236,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     device = runtime.pick_device(args.device)
     precision = Precision(args.precision)
     runtime.check_precision(precision, device)
-    pipelines = load(args.weight_path, device, precision)
+    pipelines, judge = load(args.weight_path, device, precision), load_judge()
     recipes = {"fast_network": FAST} | (SWEEP if args.sweep else {})
     tasks = list(Task) if args.task == "all" else [Task(args.task)]
     numbers = range(args.seed, args.seed + args.pairs)
@@ -209,7 +245,9 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         for task in tasks:
             edits = []
             for number in numbers:
-                edits.append(compare(pipelines, make_edit(task, number), args.steps, recipes))
+                edits.append(
+                    compare(pipelines, make_edit(task, number), args.steps, recipes, judge)
+                )
                 bar.update()
             results[task.value] = {
                 run: {
@@ -236,7 +274,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "versions": runtime.versions(),
         "commit": commit(),
         "tasks": results,
-        "autoencoder_psnr": summary(vae),
+        "autoencoder_psnr": summary(value for value, _ in vae),
+        "autoencoder_sharpness": summary(value for _, value in vae),
     }
 
 
@@ -254,12 +293,15 @@ def table(figures: dict[str, object]) -> str:
                     cell(found["ssim_inside"]["mean"], 3),
                     cell(found["psnr_outside"]["mean"], 1),
                     cell(found["changed_outside"]["mean"], 0),
+                    percent(found["found"]["mean"]),
+                    cell(found["border_step"]["mean"], 1),
                 )
             )
-    alone = figures["autoencoder_psnr"]
-    rows.append(("autoencoder alone", cell(alone["mean"], 1), cell(alone["median"], 1), *"---"))
+    alone, sharp = figures["autoencoder_psnr"], figures["autoencoder_sharpness"]["mean"]
+    values = (cell(alone["mean"], 1), cell(alone["median"], 1), *"-----")
+    rows.append((f"autoencoder alone (sharpness {cell(sharp, 2)})", *values))
     head = ("against dense", "PSNR inside", "median", "SSIM", "PSNR outside", "bytes outside")
-    return markdown_table(head, rows)
+    return markdown_table((*head, "object found", "border step"), rows)
 
 
 def cell(value: float | None, digits: int) -> str:
@@ -276,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(args.output)
     figures = measure(args)
     write_figures(args.output, figures)
-    print(table(figures))
+    print(table(figures), object_table(figures), sep="\n\n")
     print(f"\n{args.output}")
     return 0
 

@@ -7,15 +7,14 @@ is left out.
 from __future__ import annotations
 
 import importlib
-import itertools
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgm.config import load_config
+from sgm.io.names import UNET, diffusers_places
 from sgm.profiling.latency import Call
 from sgm.profiling.passes import Inputs, Pass, call
 from sgm.specs import RunOptions
@@ -59,35 +58,26 @@ def unet_arguments(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def borrowed(network: nn.Module, weights: Mapping[str, Tensor]) -> int:
-    """Fill a network of the meta device with tensors of the same shapes from another one's
-    weights, each used once where there are enough, without a copy; what has no like is drawn.
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A UNet's weights under diffusers' names and in its shapes, without a copy.
 
-    Returns:
-        How many numbers were drawn.
+    Args:
+        weights: of our UNet; the 1x1 convolutions around its transformers are linear there.
     """
-    pools: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-    for weight in weights.values():
-        shape = tuple(weight.shape)
-        # A 1x1 convolution is a linear layer.
-        pools[shape[:2] if shape[2:] == (1, 1) else shape].append(weight)
-    sources = {shape: itertools.cycle(pool) for shape, pool in pools.items()}
-    like = next(iter(weights.values()))
-    found, drawn = {}, 0
-    for name, parameter in network.state_dict().items():
-        shape = tuple(parameter.shape)
-        key = shape[:2] if shape[2:] == (1, 1) else shape
-        if key in sources:
-            found[name] = next(sources[key]).reshape(shape)
-        else:
-            found[name] = torch.randn(shape, dtype=like.dtype, device=like.device) / 10
-            drawn += parameter.numel()
-    network.load_state_dict(found, assign=True)
-    return drawn
+    places = diffusers_places([UNET + name for name in weights])
+    return {
+        places[UNET + name].names[0]: weight[:, :, 0, 0] if is_linear(name, weight) else weight
+        for name, weight in weights.items()
+    }
+
+
+def is_linear(name: str, weight: Tensor) -> bool:
+    """Whether diffusers has a linear layer where this weight is a 1x1 convolution's."""
+    return ".proj_" in name and weight.ndim == 4
 
 
 def diffusers_unet(options: RunOptions, weights: Mapping[str, Tensor], inputs: Inputs) -> Call:
-    """A pass of the UNet of `diffusers` with the shape of a run's, on borrowed weights.
+    """A pass of the UNet of `diffusers` that is a run's, with the same weights.
 
     Args:
         options: a run of the dense network.
@@ -102,7 +92,7 @@ def diffusers_unet(options: RunOptions, weights: Mapping[str, Tensor], inputs: I
     arguments = unet_arguments(config["model"]["params"]["network_config"]["params"])
     with torch.device("meta"):
         network = module.UNet2DConditionModel(**arguments).eval()
-    borrowed(network, weights)
+    network.load_state_dict(renamed(weights), assign=True)
     network.to(memory_format=torch.channels_last)
     latents, y = inputs[0].to(memory_format=torch.channels_last), inputs["y"]
     dtype = next(iter(weights.values())).dtype

@@ -1,4 +1,4 @@
-"""MACs and latency of every table of the README: `python -m benchmarks.tables`.
+"""MACs and latency of every table of docs/reproduce.md: `python -m benchmarks.tables`.
 
 Each row is a profile mode of `run.py` with random weights: a sparse and the dense pass, counted on
 shapes and timed in turns on this device. The inpainting mask is the published rectangle; the
@@ -55,7 +55,8 @@ class Case:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tables", description="MACs and latency of the README's tables."
+        prog="python -m benchmarks.tables",
+        description="MACs and latency of the tables of docs/reproduce.md.",
     )
     parser.add_argument("--quick", action="store_true", help="the tiny model: only a trial")
     parser.add_argument("--macs_only", action="store_true", help="count, do not time")
@@ -73,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--update", action="store_true", help="keep rows of the file that are not measured anew"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="measure nothing: put the file's tables in README.md"
+        "--pages",
+        action="store_true",
+        help="measure nothing: put the file's tables in docs/reproduce.md",
     )
     return parser
 
@@ -195,7 +198,7 @@ def _median(row: Mapping[str, object], name: str) -> float | None:
 
 
 def table(figures: Mapping[str, object], model: str, task: str) -> str:
-    """One table of the README as Markdown: a row for each pass, then how it was measured."""
+    """One table of docs/reproduce.md as Markdown: a row for each pass, then how it was measured."""
     rows = [row for row in figures["rows"] if (row["model"], row["task"]) == (model, task)]
     lines, seen = [], set()
     for row in rows:
@@ -218,7 +221,15 @@ def table(figures: Mapping[str, object], model: str, task: str) -> str:
         if "first_steps" in row:
             share = row["first_steps"]["share"]
             lines.append(_line(f"{title}, first {share:.0%}", row, "first_steps", None, None))
-    return markdown_table((f"{model}, {task}", *HEAD), lines)
+    return markdown_table(*_with_figures((f"{model}, {task}", *HEAD), lines))
+
+
+def _with_figures(
+    head: tuple[str, ...], lines: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table without the columns in which nothing was measured."""
+    kept = [n for n in range(len(head)) if any(line[n] != "-" for line in lines)]
+    return tuple(head[n] for n in kept), [tuple(line[n] for n in kept) for line in lines]
 
 
 def _line(
@@ -263,8 +274,8 @@ def tables(figures: Mapping[str, object]) -> dict[str, str]:
     return {f"{model} {task}": table(figures, model, task) for model, task in found}
 
 
-def into_readme(text: str, figures: Mapping[str, object]) -> str:
-    """The README with its blocks `<!-- tables: <model> <task> -->` to `<!-- /tables -->` filled.
+def into_page(text: str, figures: Mapping[str, object]) -> str:
+    """A page with its blocks `<!-- tables: <model> <task> -->` to `<!-- /tables -->` filled.
 
     Raises:
         UserError: a block is not closed.
@@ -276,19 +287,19 @@ def into_readme(text: str, figures: Mapping[str, object]) -> str:
             continue
         _, closed, after = rest.partition("<!-- /tables -->")
         if not closed:
-            raise UserError(f"README.md does not close its block {name!r}; add <!-- /tables -->.")
+            raise UserError(f"The page does not close its block {name!r}; add <!-- /tables -->.")
         text = f"{before}{start}{content}\n\n{source(figures)}\n{closed}{after}"
     return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, write JSON and Markdown, print the tables; or fill the README. The exit code."""
+    """Measure, write JSON and Markdown, print the tables; or fill the page. The exit code."""
     args = build_parser().parse_args(argv)
-    if args.readme:
+    if args.pages:
         figures = json.loads(args.output.read_text(encoding="utf-8"))
-        readme = ROOT / "README.md"
-        text = into_readme(readme.read_text(encoding="utf-8"), figures)
-        write_atomically(readme, lambda file: file.write(text.encode()))
+        page = ROOT / "docs" / "reproduce.md"
+        text = into_page(page.read_text(encoding="utf-8"), figures)
+        write_atomically(page, lambda file: file.write(text.encode()))
         return 0
     check_writable(args.output)
     write_results(

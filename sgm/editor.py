@@ -15,12 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
+from sgm.inference.inpainting import Inpainting
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
 from sgm.specs import SHIPPED, SamplingParams, model_spec
 from sgm.weights import Lora, Weights
-from sgm.words import Backend, Precision, Prediction, Preset, RunType, Task
+from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
 
 # A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor
 # [3, H, W] in [0, 1].
@@ -51,6 +53,8 @@ class Settings:
         steps: sampler steps; None for 50, or 4 of a few-step model.
         scale: classifier-free guidance.
         strength: SDEdit: share of the schedule that is run.
+        sampler, spacing: how a step is made and which noise levels are visited; the words of the
+            command line.
         progress: show bars on stderr.
     """
 
@@ -59,12 +63,21 @@ class Settings:
     steps: int | None = None
     scale: float = 6.0
     strength: float = 0.8
+    sampler: Sampler | str = Sampler.DPMPP2M
+    spacing: Spacing | str = Spacing.PUBLISHED
     progress: bool = False
 
     def params(self, prompt: str) -> SamplingParams:
         """These settings with a prompt."""
         return SamplingParams(
-            prompt, self.negative_prompt, self.seed, self.steps, self.scale, self.strength
+            prompt,
+            self.negative_prompt,
+            self.seed,
+            self.steps,
+            self.scale,
+            self.strength,
+            Sampler(self.sampler),
+            Spacing(self.spacing),
         )
 
 
@@ -92,16 +105,9 @@ class Editor:
         source = to_tensor(image)
         size = (source.shape[1], source.shape[2])
         params = chosen.params(prompt)
-        result = self.pipeline.inpaint(
-            imageio.pad_to_multiple(source),
-            imageio.pad_to_multiple(to_mask(mask, size)),
-            prompt,
-            params.negative_prompt,
-            seed=params.seed,
-            steps=params.steps,
-            scale=params.scale,
-            progress=chosen.progress,
-        )
+        padded = imageio.pad_to_multiple(source)
+        edit = Inpainting(padded, imageio.pad_to_multiple(to_mask(mask, size)))
+        result = self.pipeline.edit(edit, params, progress=chosen.progress)
         return to_image(result, size)
 
     def sdedit(
@@ -120,17 +126,9 @@ class Editor:
         chosen = Settings(**settings)
         edited = to_tensor(drawn)
         params = chosen.params(prompt)
-        result = self.pipeline.sdedit(
-            None if image is None else imageio.pad_to_multiple(to_tensor(image)),
-            imageio.pad_to_multiple(edited),
-            prompt,
-            params.negative_prompt,
-            seed=params.seed,
-            steps=params.steps,
-            scale=params.scale,
-            strength=params.strength,
-            progress=chosen.progress,
-        )
+        before = None if image is None else imageio.pad_to_multiple(to_tensor(image))
+        edit = SDEdit(before, imageio.pad_to_multiple(edited), params.strength)
+        result = self.pipeline.edit(edit, params, progress=chosen.progress)
         return to_image(result, (edited.shape[1], edited.shape[2]))
 
     def session(

@@ -23,6 +23,8 @@ from sgm.words import (
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8
+# An inpainting checkpoint reads latents, a mask, and the latents of the masked picture.
+MASKED_CHANNELS = LATENT_CHANNELS + 1 + LATENT_CHANNELS
 # Pixels are padded to this: the VAE divides by 8, the deepest UNet (the refiner) by 8 again.
 SIZE_MULTIPLE = 64
 # Holds configs/ and pretrained/: the top of a checkout, or inside an installed package.
@@ -30,6 +32,7 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
+LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ and the step of a sampling loop, from the published formulas.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -65,15 +65,14 @@ class Oracle:
 
     def held(self, kept: Kept, masks: MaskPyramid, *inputs: Tensor) -> Tensor:
         """The output of a pass that is held outside of the masks, bool [h, w] by size."""
-        return self._run(kept, masks, inputs)[0]
+        return self.run(kept, masks, *inputs)[0]
 
     def updated(self, kept: Kept, masks: MaskPyramid, *inputs: Tensor) -> Kept:
         """What a held pass leaves."""
-        return self._run(kept, masks, inputs)[1]
+        return self.run(kept, masks, *inputs)[1]
 
-    def _run(
-        self, kept: Kept, masks: MaskPyramid, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Kept]:
+    def run(self, kept: Kept, masks: MaskPyramid, *inputs: Tensor) -> tuple[Tensor, Kept]:
+        """The output of a held pass, and what it leaves."""
         left: Kept = {}
 
         def hold(name: str, kind: str, x: Tensor, out: Tensor) -> Tensor:
@@ -133,11 +132,14 @@ def normed(norm: nn.GroupNorm, x: Tensor, squares: Tensor) -> Tensor:
     return out.to(x.dtype)
 
 
-def between(a: Kept, b: Kept, share: float) -> Kept:
-    """`a` and `b` with `share` (0 to 1) of the latter."""
+def weighted(kept: Sequence[Kept], shares: Sequence[float]) -> Kept:
+    """The sum of what passes left, each times its share."""
     return {
-        name: tuple((1 - share) * x + share * y for x, y in zip(parts, b[name], strict=True))
-        for name, parts in a.items()
+        name: tuple(
+            sum(share * one[name][part] for one, share in zip(kept, shares, strict=True))
+            for part in range(len(parts))
+        )
+        for name, parts in kept[0].items()
     }
 
 

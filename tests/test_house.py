@@ -32,44 +32,58 @@ LAYERS: dict[str, str] = {
     r"sgm\.cli\b.*": "cli",
     r"sgm\.inference\b.*": "inference",
     r"sgm\.profiling\b.*": "profiling",
-    r"sgm\.models\.(sige|fast)_.*": "sige models",
+    r"sgm\.models\.sige_.*": "sige models",
     r"sgm\.models\b.*": "models",
-    r"sgm\.modules\.(.*\.)?(sige|fast)_\w+": "sige modules",
+    r"sgm\.modules\.(.*\.)?sige_\w+": "sige modules",
     r"sgm\.modules\b.*": "modules",
-    r"sgm\.products": "arithmetic",  # of tensors, whoever multiplies
     r"sgm\.sparse\.backends\b.*": "sparse.backends",
     r"sgm\.sparse\.ops": "sparse.ops",
     r"sgm\.sparse\.(state|network)": "sparse.state",
-    r"sgm\.sparse\.modules": "sparse.modules",
-    r"sgm\.sparse\b.*": "sparse data",  # masks, active sets, norms: tensors in, tensors out
+    r"sgm\.sparse\.(modules|layers)": "sparse.layers",
+    r"sgm\.sparse\.rules\b.*": "sparse.rules",  # the only ones that know networks
+    r"sgm\.sparse(\.sparsify)?": "sparse",
+    r"sgm\.sparse\..*": "sparse data",  # masks, active sets, norms: tensors in, tensors out
     r"sgm\.io\b.*": "io",
+    r"sgm\.editor": "api",
+    r"sgm": "top",  # loads nothing until it is called
     r"sgm(\.\w+)?": "base",  # names, files, pictures, configurations, devices
 }
-SPARSE = {"sparse data", "sparse.ops", "sparse.state"}
+SPARSE = {"sparse data", "sparse.ops", "sparse.state", "sparse.layers", "sparse"}
 # What a layer may import besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "base": set(),
     "io": {"base"},
-    "arithmetic": set(),
     "sparse data": set(),
-    "sparse.backends": {"sparse data", "arithmetic"},
+    "sparse.backends": {"sparse data"},
     "sparse.ops": {"sparse.backends", "sparse data"},
     "sparse.state": {"sparse.ops", "sparse data"},
-    "sparse.modules": SPARSE,
-    "modules": {"base", "arithmetic"},
+    "sparse.layers": {"sparse.state", "sparse.ops", "sparse data"},
+    "sparse": SPARSE,
+    "sparse.rules": {"modules", "sige modules"} | SPARSE,
+    "modules": {"base"},
     "models": {"modules", "base"},
-    "sige modules": {"modules", "base", "arithmetic", "sparse.modules"} | SPARSE,
+    "sige modules": {"modules", "base"} | SPARSE - {"sparse"},
     "sige models": {"models", "sige modules", "modules", "base"},
-    "inference": {"models", "modules", "base", "io"} | SPARSE,
+    "inference": {"models", "modules", "base", "io", "sparse.rules"} | SPARSE,
     "profiling": {"inference", "models", "modules", "base"} | SPARSE,
-    "cli": {"inference", "profiling", "io", "base", "sparse data"},
+    "cli": {"inference", "profiling", "io", "base", "sparse data", "sparse"},
+    "api": {"inference", "io", "base"},
+    "top": {"api"},
 }
-# Signatures that may take `**name`: every keyword is kept as data, so none can be swallowed.
+# Signatures that may take `**name`: every keyword is kept as data, or all are handed on to one that
+# names them, so none can be swallowed.
 KEYWORD_DATA = {
     ("sgm/sparse/state.py", "put"),
     ("sgm/sparse/network.py", "put"),
     ("sgm/sparse/network.py", "update"),
     ("sgm/sparse/network.py", "forward"),
+    ("sgm/sparse/network.py", "_dense"),
+    ("sgm/sparse/network.py", "_record"),
+    ("sgm/sparse/layers.py", "_record"),
+    ("sgm/__init__.py", "load"),
+    ("sgm/editor.py", "inpaint"),
+    ("sgm/editor.py", "sdedit"),
+    ("sgm/editor.py", "session"),
 }
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
@@ -256,6 +270,27 @@ def test_requirements_are_what_is_imported() -> None:
     assert listed == needed
     for name in listed:
         importlib.metadata.version(name)  # an unknown name raises
+
+
+ENGINE_ALONE = """
+import sys
+
+for name in ("triton", "sige", "diffusers", "PIL", "safetensors", "yaml"):
+    sys.modules[name] = None  # importing it now raises ImportError
+
+import sgm.sparse
+
+ours = {name for name in sys.modules if name.partition(".")[0] == "sgm"}
+assert all(name == "sgm" or name.startswith("sgm.sparse") for name in ours), ours
+assert not any(name.startswith("sgm.sparse.rules.") for name in ours), ours
+"""
+
+
+def test_the_engine_loads_torch_and_no_other_module_of_ours() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE_ALONE], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 DENSE_RUN = """

@@ -1,4 +1,4 @@
-"""Every shell command of the README, run as it stands but small: by the tiny family, few steps."""
+"""Every shell command of README and docs, run as it stands but small: the tiny model, few steps."""
 
 import contextlib
 import functools

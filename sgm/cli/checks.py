@@ -14,6 +14,7 @@ from pathlib import Path
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import (
+    LCM_STEPS,
     MODELS,
     SHIPPED,
     TURBO_STEPS,
@@ -22,6 +23,8 @@ from sgm.specs import (
     Precision,
     Preset,
     RecordingMemory,
+    Sampler,
+    Spacing,
     Task,
 )
 
@@ -60,6 +63,14 @@ def check_together(values: argparse.Namespace) -> None:
             logger.warning("--mask_path is not used by sdedit.")
     if values.run_type.turbo:
         _check_turbo(values)
+    elif values.negative_prompt and values.scale <= 1:
+        logger.warning("--negative_prompt has no effect with --scale up to 1, as without guidance.")
+    own = values.sampler is Sampler.LCM and values.spacing is Spacing.PUBLISHED
+    if own and not values.run_type.turbo and (values.steps or 0) > LCM_STEPS:
+        raise UserError(
+            f"--steps {values.steps} came, but --sampler lcm knows {LCM_STEPS} noise levels; give "
+            f"1 to {LCM_STEPS}, or add --spacing trailing."
+        )
     if values.refiner_checkpoint is not None and not values.refined:
         raise UserError("--refiner_checkpoint is for the refiner; add --refined.")
     for flag in ("random_weights", "macs_only"):
@@ -104,6 +115,11 @@ def _check_turbo(values: argparse.Namespace) -> None:
         raise UserError(
             f"--steps {values.steps} came, but --run_type {values.run_type} knows {TURBO_STEPS} "
             f"noise levels; give 1 to {TURBO_STEPS}, or leave --steps out."
+        )
+    if values.spacing is not Spacing.PUBLISHED:
+        raise UserError(
+            f"--spacing is for a whole schedule, and --run_type {values.run_type} has noise levels "
+            f"of its own; use --run_type {'sige' if values.run_type.sparse else 'original'}."
         )
     distilled = MODELS[values.model].turbo.distilled
     if values.negative_prompt and distilled and not values.refined:

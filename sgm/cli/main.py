@@ -52,6 +52,8 @@ def parse(argv: Sequence[str]) -> RunOptions:
             steps=values.steps,
             scale=values.scale,
             strength=values.strength,
+            sampler=values.sampler,
+            spacing=values.spacing,
         ),
         height=values.H,
         width=values.W,

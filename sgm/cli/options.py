@@ -24,6 +24,8 @@ from sgm.specs import (
     Preset,
     RecordingMemory,
     RunType,
+    Sampler,
+    Spacing,
     Task,
 )
 
@@ -171,7 +173,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type=number(0, MAX_SCALE),
         default=6.0,
-        help="classifier-free guidance (default: %(default)s)",
+        help="classifier-free guidance (default: %(default)s); up to 1 there is none, which costs "
+        "half",
     )
     group.add_argument(
         "--strength",
@@ -180,6 +183,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=0.8,
         help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
     )
+    text = "how a step is made; euler and lcm are for few-step models"
+    _add_names(group, "--sampler", Sampler, Sampler.DPMPP2M, text)
+    text = "which noise levels are visited; trailing is for few-step models"
+    _add_names(group, "--spacing", Spacing, Spacing.PUBLISHED, text)
     group.add_argument(
         "--ddim_eta",
         metavar="0",

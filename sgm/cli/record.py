@@ -228,6 +228,9 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
         "size": [picture.height, picture.width],
         "seed": options.sampling.seed,
         "steps": options.sampling.steps,
+        "sampler": options.sampling.sampler.value,
+        "spacing": options.sampling.spacing.value,
+        "guidance": options.sampling.scale > 1,  # otherwise half the batch
         "run_type": options.run_type.value,
         "model": options.model,
         **weights_key(weights_of(options)),

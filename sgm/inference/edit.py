@@ -25,6 +25,17 @@ class Edit(ABC):
     def ratio(self) -> float | None:
         """Share of the pixels in the mask or the difference; None where unknown."""
 
+    @property
+    @abstractmethod
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """What an inpainting network is shown: a picture [3, H, W] and which of its pixels are to
+        be repainted, bool [H, W]."""
+
+    def concat(self, networks: Networks, noise: Noise) -> Tensor | None:
+        """What an inpainting network reads beside its latents, see `Networks.masked`; None for
+        other networks."""
+        return networks.masked(*self.shown, noise) if networks.reads_mask else None
+
     @abstractmethod
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """Encode the pictures and make the masks.

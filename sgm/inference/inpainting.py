@@ -37,6 +37,11 @@ class Inpainting(Edit):
         """See `Edit.ratio`."""
         return self.mask.float().mean().item()
 
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """See `Edit.shown`."""
+        return self.image, self.mask.bool()
+
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """Encode the picture and bring the mask to the size of its latents; see `Edit.prepare`.
 

@@ -124,8 +124,8 @@ class Interpolated:
         return max(s for s in steps if point in nearest(self._made, s, self._order))
 
     def at(self, step: int, masks: MaskPyramid) -> Recording:
-        """The recording of a step for sparse passes with some masks, valid until the next is asked
-        for. Steps are asked for in rising order.
+        """The recording of a step for sparse passes with some masks, which may write into it; valid
+        until the next is asked for. Steps are asked for in rising order.
 
         Raises:
             ValueError: the step is not between two that are made.
@@ -145,8 +145,8 @@ class Interpolated:
                 self._fitting[m] = whole if specific else self._cut(whole, masks)
         if step >= self._change:
             self._whole = {m: r for m, r in self._whole.items() if m not in self._fitting}
-        if len(points) == 1:
-            return self._fitting[step]
+        # A copy also where nothing is interpolated: the sparse pass writes into what it is given,
+        # and these are still needed, or the store's own.
         fitting = [self._fitting[m] for m in points]
         self._sum = combine(fitting, lagrange(points, step), self._sum)
         return self._sum

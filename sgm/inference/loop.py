@@ -77,6 +77,8 @@ class Plan:
         decoder_masks: to decode sparsely, from `kept` or a recording made for it; None to decode
             the result alone, in full.
         x: latents of the result; None before the loop.
+        concat: what an inpainting network reads beside its latents, see `Networks.masked`; None
+            for other networks.
     """
 
     source: Source
@@ -89,6 +91,7 @@ class Plan:
     kept: Kept | None = None
     decoder_masks: MaskPyramid | None = None
     x: Tensor | None = None
+    concat: Tensor | None = None
 
     @property
     def result(self) -> Tensor:

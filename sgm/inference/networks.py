@@ -4,19 +4,20 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
-from sgm.modules.diffusionmodules.guiders import Conditioning, VanillaCFG
+from sgm.modules.diffusionmodules.guiders import Conditioning, guider_of
 from sgm.modules.diffusionmodules.sampling import Denoise, guided
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import Table, handle_of, sparsify
-from sgm.specs import Preset
+from sgm.specs import MASKED_CHANNELS, Preset
 
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)
@@ -78,6 +79,12 @@ class Networks:
         """Whether the conditioner reads an aesthetic score, which only a refiner's does."""
         return "aesthetic_score" in self.engine.conditioner.input_keys
 
+    @property
+    def reads_mask(self) -> bool:
+        """Whether the UNet is for inpainting, and reads mask and masked picture beside the
+        latents."""
+        return self.unet.input_blocks[0][0].in_channels == MASKED_CHANNELS
+
     def set_backend(self, name: str) -> None:
         """Choose who runs the sparse operators on this device, and lay weights and maps out as it
         likes them; see `select_ops`."""
@@ -108,6 +115,22 @@ class Networks:
         _check_finite(posterior.mean)
         draw = noise(f"posterior/{name}", posterior.mean.shape)
         return self.engine.scale_factor * posterior.sample(draw)
+
+    def masked(self, picture: Tensor, mask: Tensor, noise: Noise) -> Tensor:
+        """What an inpainting network reads beside its latents: the mask, and the latents of the
+        picture with grey where it is repainted. One draw called `masked`.
+
+        Args:
+            picture: [3, H, W] in [-1, 1].
+            mask: bool [H, W], True where to repaint.
+
+        Returns:
+            [1, 1 + C, h, w]. The mask is 1 where any pixel of a latent is repainted, since all
+            of such a latent is sampled.
+        """
+        z = self.encode(picture * ~mask, noise, "masked")
+        size = mask.shape[0] // z.shape[2]
+        return with_mask(z, F.max_pool2d(mask[None, None].float(), size).to(z))
 
     def decode(self, z: Tensor) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32 on the CPU, of scaled latents. Without data (on the
@@ -147,12 +170,16 @@ class Networks:
             batch(prompt), batch(negative_prompt), zeroed
         )
 
+    def _laid_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor of a conditioning as the networks want it."""
+        return x.to(dtype, memory_format=self.layout if x.ndim == 4 else torch.preserve_format)
+
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
         passes of the UNet attend to the texts of this one, which are projected here, once."""
         dtype = next(self.unet.parameters()).dtype
-        c, uc = ({k: v.to(dtype) for k, v in cond.items()} for cond in (c, uc))
-        guider = VanillaCFG(scale)
+        c, uc = ({k: self._laid_out(v, dtype) for k, v in cond.items()} for cond in (c, uc))
+        guider = guider_of(scale)
         if is_sparse(self.unet):
             handle_of(self.unet).set_text(guider.conditioning(c, uc)["crossattn"])
         denoise = guided(self.engine.denoiser, self.engine.model, guider, c, uc)
@@ -161,6 +188,11 @@ class Networks:
             return denoise(x.contiguous(memory_format=self.layout), sigma)
 
         return laid_out
+
+
+def with_mask(z: Tensor, mask: Tensor) -> Tensor:
+    """Mask [1, 1, h, w] and latents of a masked picture [1, C, h, w] as a network reads them."""
+    return torch.cat([mask, z], dim=1)
 
 
 def _check_finite(x: Tensor) -> None:

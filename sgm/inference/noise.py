@@ -16,6 +16,19 @@ def sequential_noise(name: str, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape))
 
 
+def by_level(noise: Noise) -> Callable[[float, Tensor], Tensor]:
+    """A source for solvers that draw: one draw for each noise level, kept for the run, so that
+    latents which are stepped side by side get the same."""
+    kept: dict[float, Tensor] = {}
+
+    def draw(sigma: float, like: Tensor) -> Tensor:
+        if sigma not in kept:
+            kept[sigma] = noise(f"level/{sigma:.6g}", like.shape).to(like)
+        return kept[sigma]
+
+    return draw
+
+
 class NamedNoise:
     """Noise that depends on the seed and the draw's name, never on what was drawn before.
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,15 +20,13 @@ from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Plan
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import Networks, NonFiniteError, table_of_preset
-from sgm.inference.noise import Noise, sequential_noise
+from sgm.inference.noise import Noise, by_level, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
-from sgm.io.sources import kind_of, read_contents
-from sgm.modules.diffusionmodules.sampling import DPMPP2M, Denoise, Solver, turbo_solver
+from sgm.io.sources import Kind, kind_of, read_contents
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of
 from sgm.specs import (
-    DEFAULT_STEPS,
-    TURBO_STEPS,
     Backend,
     ModelSpec,
     Precision,
@@ -136,7 +134,10 @@ class Pipeline:
             role = "refiner" if refiner else spec.weight_role(run_type)
             weights = Weights(Path(weight_path) / spec.weight_file(role))
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
-        engine = build_model(config, kind_of(read_contents(weights), weights.prediction))
+        kind = kind_of(read_contents(weights), weights.prediction)
+        if kind != Kind():
+            logger.info("The checkpoint is for %s.", kind)
+        engine = build_model(config, kind)
         # The autoencoder's activations pass the largest float16.
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
         load_weights(engine, weights, device, runtime.dtype_of(precision), progress, exact)
@@ -168,7 +169,12 @@ class Pipeline:
     def prepare(self, edit: Edit, noise: Noise) -> Plan:
         """Encode the pictures and make the masks; inside `scope`. See `Edit.prepare`."""
         recipe = self.recipe if self.sparse else None
-        return self._retried(lambda: edit.prepare(self.networks, recipe, noise))
+
+        def prepared() -> Plan:
+            plan = edit.prepare(self.networks, recipe, noise)
+            return replace(plan, concat=edit.concat(self.networks, noise))
+
+        return self._retried(prepared)
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture of a denoised plan; inside `scope`. See `loop.decode`."""
@@ -198,23 +204,24 @@ class Pipeline:
                 "checkpoint, or use --precision fp32."
             ) from error
 
-    def solver(self, steps: int | None) -> Solver:
-        """The sampler: DPM++ 2M over 50 steps, or over the 4 levels of a turbo run.
+    def solver(self, params: SamplingParams, noise: Noise = sequential_noise) -> Solver:
+        """The sampler: by default DPM++ 2M over 50 steps, or over the 4 levels of a turbo run. Of
+        `noise` draws a sampler that needs some; ValueError: more steps than there are levels."""
+        return solver_of(params, self.turbo, by_level(noise))
+
+    def denoiser(
+        self, params: SamplingParams, size: tuple[int, int], concat: Tensor | None = None
+    ) -> Denoise:
+        """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
+        inside `scope`. A distilled turbo model gets the prompt in both halves (published).
 
         Args:
-            steps: another number of them.
-
-        Raises:
-            ValueError: more steps than there are levels.
+            concat: what an inpainting network reads beside its latents; others do without it.
         """
-        if self.turbo is not None:
-            return turbo_solver(TURBO_STEPS if steps is None else steps, self.turbo.levels)
-        return DPMPP2M(DEFAULT_STEPS if steps is None else steps)
-
-    def denoiser(self, params: SamplingParams, size: tuple[int, int]) -> Denoise:
-        """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
-        inside `scope`. A distilled turbo model gets the prompt in both halves (published)."""
         c, uc = self.networks.condition(params.prompt, params.negative_prompt, size)
+        if self.networks.reads_mask:
+            assert concat is not None
+            c, uc = ({**cond, "concat": concat} for cond in (c, uc))
         distilled = self.turbo is not None and self.turbo.distilled
         return self.networks.denoiser(c, c if distilled else uc, params.scale)
 
@@ -238,9 +245,9 @@ class Pipeline:
         Raises:
             UserError: the latents stopped being numbers; says at which step.
         """
-        networks, solver = self.networks, self.solver(params.steps)
+        networks, solver = self.networks, self.solver(params, noise)
         with stage("encode"):
-            denoise = self.denoiser(params, size)
+            denoise = self.denoiser(params, size, plan.concat)
         count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)
         with (
             stage("sample"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sgm.inference.composite import composite
@@ -45,6 +46,11 @@ class SDEdit(Edit):
         if self.init is None:
             return None
         return difference_mask(self.init, self.edited).float().mean().item()
+
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """See `Edit.shown`: all of the picture is redrawn."""
+        return self.edited, torch.ones(self.size, dtype=torch.bool)
 
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """See `Edit.prepare`. A dense run encodes the edited picture alone; a sparse one the

@@ -14,7 +14,7 @@ from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
-from sgm.inference.networks import recording, sparse
+from sgm.inference.networks import recording, sparse, with_mask
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
 from sgm.inference.prefetch import Prefetch
@@ -133,7 +133,7 @@ class EditSession:
         self.pipeline, self.networks = pipeline, pipeline.networks
         self.picture, self.params, self.progress = picture, params, progress
         self.noise = NamedNoise(params.seed) if noise is None else noise
-        self.solver = pipeline.solver(params.steps)
+        self.solver = pipeline.solver(params, self.noise)
         self.tracks: dict[str, Track] = {}
 
     @contextmanager
@@ -142,8 +142,12 @@ class EditSession:
             yield Stopwatch(self.networks.device)
 
     def _denoiser(self) -> Denoise:
-        """Under the base prompt."""
-        return self.pipeline.denoiser(self.params, (self.picture.shape[1], self.picture.shape[2]))
+        """Under the base prompt; an inpainting network is shown all of the picture."""
+        size = (self.picture.shape[1], self.picture.shape[2])
+        concat = None
+        if self.networks.reads_mask:
+            concat = with_mask(self.z, torch.zeros_like(self.z[:, :1]))
+        return self.pipeline.denoiser(self.params, size, concat)
 
     def _track(self, task: Task, strength: float) -> Track:
         """The levels of a task, and which of them are recorded.
@@ -271,7 +275,7 @@ class EditSession:
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
         with self._scope() as stage, self._kept(track) as kept:
             with stage("encode"):
-                plan = prepare(kept)
+                plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
             done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
             with stage("decode"):
                 picture = self.pipeline.decode(done)

@@ -17,7 +17,7 @@ from sgm.io.fits import check_network, fit, listed
 from sgm.io.lora import merged, read_loras
 from sgm.io.sources import Kind, Source, find, read_contents
 from sgm.io.weights_file import DTYPES, CheckpointError, open_weights, read_in_turn
-from sgm.specs import Prediction
+from sgm.specs import MASKED_CHANNELS, Prediction
 from sgm.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def _of_kind(entry: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
             schedule = denoiser["discretization_config"]
             given = schedule.get("params") or {}
             schedule["params"] = {**given, "zero_terminal_snr": True}
-    if kind.in_channels is not None:
-        params["network_config"]["params"]["in_channels"] = kind.in_channels
+    if kind.reads_mask:
+        params["network_config"]["params"]["in_channels"] = MASKED_CHANNELS
     return entry
 
 

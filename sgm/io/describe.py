@@ -58,14 +58,12 @@ def _facts(contents: Contents, configs: Path) -> list[str]:
         return [f"  family: {found or 'not known here'}"]
     name, wanted = network
     kind = kind_of(contents)
-    further = {9: " (9 input channels: mask and masked picture, for inpainting)"}
-    zero = " with zero terminal SNR" if kind.zero_terminal_snr else ""
     sources, unused = find(contents, wanted)
     missing = [n for n in wanted if n not in sources and not n.endswith("logit_scale")]
     shapes = wrong_shapes(sources, wanted)
     return [
-        f"  family: {name}{further.get(kind.in_channels or 4, '')}",
-        f"  prediction: {kind.prediction}{zero}",
+        f"  family: {name}",
+        f"  made for: {kind}",
         f"  missing: {_counted(missing)}",
         f"  of another shape: {_counted(shapes)}",
         f"  not used: {_counted(unused)}",

@@ -20,7 +20,7 @@ from sgm.io.names import (
     older_vae_name,
 )
 from sgm.io.weights_file import CheckpointError, Part, catalogue, content_key
-from sgm.specs import Prediction
+from sgm.specs import MASKED_CHANNELS, Prediction
 from sgm.weights import Weights
 
 # `torch.compile` puts it into every name of a network that was saved in its compiled form.
@@ -102,12 +102,18 @@ class Kind:
     Attributes:
         prediction: what it predicts.
         zero_terminal_snr: whether it was trained on a schedule that ends in noise alone.
-        in_channels: of its first layer; None if that is not there.
+        reads_mask: whether it is for inpainting, and gets the mask and the masked picture as
+            further input channels.
     """
 
     prediction: Prediction = Prediction.EPSILON
     zero_terminal_snr: bool = False
-    in_channels: int | None = None
+    reads_mask: bool = False
+
+    def __str__(self) -> str:
+        zero = " on a schedule of zero terminal SNR" * self.zero_terminal_snr
+        inpainting = ", inpainting (9 input channels)" * self.reads_mask
+        return f"prediction of {self.prediction}{zero}{inpainting}"
 
 
 def read_contents(weights: Weights) -> Contents:
@@ -196,9 +202,9 @@ def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
     zero = zero or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     first = single.get(f"{UNET}input_blocks.0.0.weight")
     first = first or contents.parts.get("unet", {}).get("conv_in.weight")
-    channels = first.shape[1] if first is not None and len(first.shape) == 4 else None
+    reads_mask = first is not None and first.shape[1:2] == (MASKED_CHANNELS,)
     # A noise prediction says nothing about the picture where there is noise alone.
-    return Kind(prediction, zero and prediction is Prediction.V, channels)
+    return Kind(prediction, zero and prediction is Prediction.V, reads_mask)
 
 
 def find(contents: Contents, wanted: Collection[str]) -> tuple[dict[str, Source], list[str]]:
@@ -273,5 +279,5 @@ def weights_key(weights: Weights) -> dict[str, str]:
     return {
         "weights": "; ".join(map(content_key, files)),
         "LoRAs": "; ".join(sorted(loras)) or "none",
-        "prediction": f"{kind.prediction}{' of zero SNR' * kind.zero_terminal_snr}",
+        "prediction": str(kind).removeprefix("prediction of "),
     }

@@ -20,6 +20,7 @@ from sgm.sparse.ops import BACKENDS
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
+LAST = torch.channels_last
 INSTALLED = BACKENDS["sige"].obstacle(CPU) is None
 QUICK = ["--quick", "--device", "cpu", "--examples", "mask"]
 
@@ -144,15 +145,22 @@ def test_the_unet_of_diffusers_has_the_shape_of_sdxl() -> None:
     assert made["projection_class_embeddings_input_dim"] == 2816
 
 
-def test_weights_are_borrowed_by_shape() -> None:
-    with torch.device("meta"):
-        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(5, 4))
-    weights = {"a": torch.randn(4, 4, 1, 1), "b": torch.randn(4, 4), "c": torch.randn(4)}
-    assert rival_networks.borrowed(network, weights) == 4 * 5
-    assert network[0].weight.data_ptr() == weights["a"].data_ptr()
-    assert network[1].weight.data_ptr() == weights["b"].data_ptr()
-    assert network[2].bias.data_ptr() == weights["c"].data_ptr()
-    assert not network[2].weight.is_meta
+def test_weights_get_the_names_of_diffusers_without_a_copy() -> None:
+    weights = {
+        "input_blocks.0.0.weight": torch.randn(4, 4, 3, 3),
+        "input_blocks.1.0.in_layers.2.bias": torch.randn(4),
+        "middle_block.1.proj_in.weight": torch.randn(4, 5, 1, 1).to(memory_format=LAST),
+        "middle_block.1.proj_in.bias": torch.randn(4),
+    }
+    found = rival_networks.renamed(weights)
+    assert {name: tuple(t.shape) for name, t in found.items()} == {
+        "conv_in.weight": (4, 4, 3, 3),
+        "down_blocks.0.resnets.0.conv1.bias": (4,),
+        "mid_block.attentions.0.proj_in.weight": (4, 5),
+        "mid_block.attentions.0.proj_in.bias": (4,),
+    }
+    pairs = zip(found.values(), weights.values(), strict=True)
+    assert all(new.data_ptr() == old.data_ptr() for new, old in pairs)
 
 
 def importable(name: str) -> bool:

@@ -73,6 +73,8 @@ def test_ratios_are_of_dense_to_sparse() -> None:
     dense = ["UNet, original", "3015.82", "3000.00", "3001.00", "319.99", "50.00", "-", "-"]
     sparse = ["UNet, SIGE", "974.42", "1000.00", "1001.00", "130.08", "20.00", "2.46x", "2.50x"]
     assert [cells(line) for line in lines[2:]] == [dense, sparse]
+    counted = tables.table({"rows": [made_up((None, None))]}, "base", "inpainting").splitlines()
+    assert [len(cells(line)) for line in counted] == [6] * 4  # no column of ours without a figure
     package = made_up((50.0, 25.0)) | {"backend": "sige"}
     line = tables.table({"rows": [package]}, "base", "inpainting").splitlines()[-1]
     assert cells(line)[0] == "UNet, SIGE, package sige" and cells(line)[-1] == "2.00x"
@@ -92,13 +94,13 @@ def test_the_counts_of_the_results_are_the_published_ones() -> None:
         assert row["sparse"]["gmacs"] == pytest.approx(sparse.gmacs, rel=0.005)
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
     names = {f"{model} {task}" for model, _, task in PUBLISHED}
-    assert all(f"<!-- tables: {name} -->" in readme for name in names)
-    assert tables.into_readme(readme, RESULTS) == readme
+    assert all(f"<!-- tables: {name} -->" in page for name in names)
+    assert tables.into_page(page, RESULTS) == page
 
 
-def test_an_open_block_of_the_readme_is_refused() -> None:
+def test_an_open_block_of_a_page_is_refused() -> None:
     with pytest.raises(UserError, match="does not close its block 'base inpainting'"):
-        tables.into_readme("<!-- tables: base inpainting -->\n| old |\n", RESULTS)
+        tables.into_page("<!-- tables: base inpainting -->\n| old |\n", RESULTS)

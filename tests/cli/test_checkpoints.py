@@ -139,8 +139,8 @@ def test_what_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     path = saved(tmp_path / "a.safetensors", tensors, metadata)
     assert convert_weights.main(["--check", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "family: tiny base or turbo (9 input channels" in text
-    assert "prediction: v\n" in text
+    assert "family: tiny base or turbo\n" in text
+    assert "made for: prediction of v, inpainting (9 input channels)\n" in text
     assert f"missing: 1 ({UNET}out.2.bias)" in text and "not used: 1 (extra)" in text
     assert "\x1b" not in text and "a [31mb cxxx" in text
     assert all(len(line) < 200 for line in text.splitlines())

@@ -5,6 +5,7 @@ look like.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from sgm.inference.noise import NamedNoise
 from sgm.sparse.masks import MaskPyramid, difference_mask, dilate, downsample_mask
 from tests.inference.test_edits import networks_of
-from tests.oracle import Guided, Kept, Oracle, Trajectory, between, levels
+from tests.oracle import Guided, Kept, Oracle, Trajectory, levels, weighted
 
 SIZE, LATENTS = (128, 192), (16, 24)
 SEED, SCALE_FACTOR = 3, 0.13025
@@ -22,9 +23,11 @@ BASE_PROMPT = "a grassland"
 # at most steps and at the first; of what the decoder computes around a drawing.
 UNET_DILATION, DECODER_DILATION, KNOWN_DILATION = (1, 1, 1, 2, 1), 1, 1
 DRAWN_DILATIONS, REGION_DILATION = (7, 40), 8
-EARLY, LEADING = 0.4, 0.15  # of the steps
-DRAWN_REFRESH = 5  # steps
-RECORDED = [0, 4, 7, 11]  # of 12 steps: the first, the last, and no two more than 4 apart
+EARLY = 0.4  # of the steps
+# Eight of the steps of a run are recorded, in inpainting spread evenly, in SDEdit denser at the
+# first: of 16 steps, and of the 15 and the 9 of a drawing.
+STEPS, RECORDED = 16, [0, 2, 4, 6, 9, 11, 13, 15]
+DRAWN_RECORDED = {15: [0, 1, 2, 4, 6, 8, 11, 14], 9: [0, 1, 2, 3, 5, 6, 8], 3: [0, 1, 2]}
 FEATHER = 4
 
 
@@ -63,16 +66,16 @@ class Dense:
 
     def updated(
         self, guided: Guided, x: Tensor, sigma: float, kept: Kept, masks: MaskPyramid
-    ) -> Kept:
-        """What a held pass on latents at a level leaves."""
+    ) -> tuple[Tensor, Kept]:
+        """The estimate of a held pass on latents at a level, and what it leaves."""
         left: list[Kept] = []
 
         def network(*inputs: Tensor) -> Tensor:
-            left.append(self.unet.updated(kept, masks, *inputs))
-            return inputs[0]
+            out, now = self.unet.run(kept, masks, *inputs)
+            left.append(now)
+            return out
 
-        guided(network, x, sigma)
-        return left[0]
+        return guided(network, x, sigma), left[0]
 
     def recordings(
         self, guided: Guided, z: Tensor, sigmas: Sequence[float], made: Sequence[int]
@@ -81,12 +84,41 @@ class Dense:
         draw = start_noise(z)
         return {i: self.recorded(guided, z + draw * sigmas[i], sigmas[i])[1] for i in made}
 
+    def stepped(
+        self,
+        z: Tensor,
+        sigmas: Sequence[float],
+        full_pass: Callable[[int, Tensor, float], tuple[Tensor, Kept]],
+    ) -> "Stepped":
+        """The unedited latents noised once and denoised for themselves, in as many steps as are
+        recorded.
+
+        Args:
+            full_pass: the estimate at a step, for latents at a level, and what it leaves.
+        """
+        made = DRAWN_RECORDED[len(sigmas) - 1]
+        run, latents, recordings = Trajectory(z + start_noise(z) * sigmas[0]), {}, {}
+        for i, after in zip(made, [*made[1:], len(sigmas) - 1], strict=True):
+            latents[i] = run.x
+            estimate, recordings[i] = full_pass(i, run.x, sigmas[i])
+            run.step(estimate, sigmas[i], sigmas[after])
+        return Stepped(recordings, latents, run.x)
+
     def step(
         self, run: Trajectory, guided: Guided, kept: Kept, masks: MaskPyramid, pair: Sequence[float]
     ) -> None:
         """Move latents from the first of two levels to the second by a held pass."""
         estimate = guided(lambda *inputs: self.unet.held(kept, masks, *inputs), run.x, pair[0])
         run.step(estimate, *pair)
+
+
+@dataclass
+class Stepped:
+    """The unedited picture of SDEdit: recordings and latents by step, and the last latents."""
+
+    recordings: dict[int, Kept]
+    latents: dict[int, Tensor]
+    end: Tensor
 
 
 class Base:
@@ -110,37 +142,55 @@ def start_noise(z: Tensor) -> Tensor:
     return NamedNoise(SEED)("start", z.shape)
 
 
+def points_of(made: Sequence[int], step: int) -> list[int]:
+    """The recorded steps that a parabola goes through at another step: the two around it and the
+    nearest of the rest, of two that are as near the earlier."""
+    if step in made:
+        return [step]
+    around = [max(i for i in made if i < step), min(i for i in made if i > step)]
+    rest = [i for i in made if i not in around]
+    return sorted([*around, min(rest, key=lambda i: (abs(i - step), i))])
+
+
 def kept_at(recordings: dict[int, Kept], step: int) -> Kept:
-    """Of any step: linear between the two recordings around it."""
-    before = max(i for i in recordings if i <= step)
-    after = min(i for i in recordings if i >= step)
-    if before == after:
+    """Of any step: on the parabola through three recordings (Lagrange's formula)."""
+    points = points_of(sorted(recordings), step)
+    if points == [step]:
         return recordings[step]
-    return between(recordings[before], recordings[after], (step - before) / (after - before))
+    a, b, c = points
+    shares = {
+        a: (step - b) * (step - c) / ((a - b) * (a - c)),
+        b: (step - a) * (step - c) / ((b - a) * (b - c)),
+        c: (step - a) * (step - b) / ((c - a) * (c - b)),
+    }
+    return weighted([recordings[i] for i in points], [shares[i] for i in points])
 
 
 def held_loop(
     dense: Dense,
     guided: Guided,
-    z: Tensor,
     first: Tensor,
     sigmas: Sequence[float],
-    kept_of: Callable[[int], Kept],
+    recordings: dict[int, Kept],
     masks_of: Callable[[int], MaskPyramid],
-    sampled_of: Callable[[int], Tensor],
+    sampled: Tensor,
+    known_of: Callable[[int], Tensor | None],
 ) -> list[Tensor]:
-    """Latents after every step, where before each one the surroundings are put back, noised.
+    """Latents after every step, where before each one the surroundings are put back, if they are
+    known.
 
     Args:
         first: latents at the first level.
-        kept_of, masks_of: of the UNet, by step.
-        sampled_of: bool [h, w], by step; False where the surroundings are put back.
+        masks_of: of the UNet, by step.
+        sampled: bool [h, w]; False where the surroundings are put back.
+        known_of: the unedited latents at a step.
     """
     run, found = Trajectory(first), []
     for i in range(len(sigmas) - 1):
-        known = z + start_noise(z) * sigmas[i]
-        run.x = torch.where(sampled_of(i), run.x, known)
-        dense.step(run, guided, kept_of(i), masks_of(i), sigmas[i : i + 2])
+        known = known_of(i)
+        if known is not None:
+            run.x = torch.where(sampled, run.x, known)
+        dense.step(run, guided, kept_at(recordings, i), masks_of(i), sigmas[i : i + 2])
         found.append(run.x)
     return found
 
@@ -156,12 +206,12 @@ def inpainted(
     return held_loop(
         dense,
         guided,
-        z,
         first,
         sigmas,
-        lambda i: kept_at(recordings, i),
+        recordings,
         lambda i: masks,
-        lambda i: sampled,
+        sampled,
+        lambda i: z + start_noise(z) * sigmas[i],
     )
 
 
@@ -179,29 +229,34 @@ def drawn_region(image: Tensor, drawing: Tensor) -> Tensor:
 
 
 def drawn(
-    dense: Dense, guided: Guided, image: Tensor, drawing: Tensor, sigmas: Sequence[float]
+    dense: Dense,
+    guided: Guided,
+    image: Tensor,
+    drawing: Tensor,
+    sigmas: Sequence[float],
+    unedited: Stepped,
+    encoder: Kept,
 ) -> list[Tensor]:
-    """Latents after every step of SDEdit and the result, of two pictures [3, H, W]. The unedited
-    one is stepped along, by longer steps; its recordings stand until the next.
+    """Latents after every step of SDEdit and the result, of two pictures [3, H, W].
+
+    Args:
+        unedited: the picture without the drawing, stepped along the same levels.
+        encoder: what its encoding left.
     """
     count = len(sigmas) - 1
-    leading = int(LEADING * count)
-    made = [*range(leading), *range(leading, count, DRAWN_REFRESH)]
     late, early = drawn_masks(image, drawing)
-    encoded, kept = dense.encoder.record(image[None])
-    z = dense.latents(encoded, "init")
-    z_drawn = dense.latents(dense.encoder.held(kept, late, drawing[None]), "edited")
-    init, edited = (Trajectory(x + start_noise(z) * sigmas[0]) for x in (z, z_drawn))
-    found = []
-    for i in range(count):
-        if i in made:
-            edited.x = torch.where(early[LATENTS], edited.x, init.x)
-            masks = early if i < int(EARLY * count) else late
-            estimate, kept = dense.recorded(guided, init.x, sigmas[i])
-            init.step(estimate, sigmas[i], sigmas[[*made[1:], count][made.index(i)]])
-        dense.step(edited, guided, kept, masks, sigmas[i : i + 2])
-        found.append(edited.x)
-    return [*found, torch.where(early[LATENTS], edited.x, init.x)]
+    z = dense.latents(dense.encoder.held(encoder, late, drawing[None]), "edited")
+    found = held_loop(
+        dense,
+        guided,
+        z + start_noise(z) * sigmas[0],
+        sigmas,
+        unedited.recordings,
+        lambda i: early if i < int(EARLY * count) else late,
+        early[LATENTS],
+        unedited.latents.get,
+    )
+    return [*found, torch.where(early[LATENTS], found[-1], unedited.end)]
 
 
 def naive_opacity(mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.presets import FAST
+from sgm.inference.presets import FAST, Recorded
 from sgm.io.checkpoint import build_model
 from sgm.io.imageio import to_bytes, to_picture
 from sgm.sparse.masks import difference_mask
@@ -103,7 +103,8 @@ def test_an_edit_without_recordings_decodes_once_and_in_full(
 def test_sdedit_makes_as_many_full_passes_as_its_recipe_says(
     fast: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(FAST, sdedit_leading=0.5, sdedit_refresh=3, feather=None)
+    recorded = Recorded(count=4, order=1, power=1.5)
+    recipe = replace(FAST, sdedit_recorded=recorded, feather=None)
     monkeypatch.setattr(fast, "recipe", recipe)
     forward, modes = fast.networks.unet.forward, []
 
@@ -115,8 +116,9 @@ def test_sdedit_makes_as_many_full_passes_as_its_recipe_says(
     edited = drawn_on(picture(SIZE), rectangle(SIZE))
     fast.sdedit(picture(SIZE), edited, PROMPT, steps=10, strength=0.8, noise=NamedNoise(3))
     full, sparse = Mode.RECORD, Mode.SPARSE
-    # Seven steps: the first three are recorded, then every third.
-    assert modes == [full, sparse] * 4 + [sparse, sparse, full, sparse]
+    # Of seven steps 0, 1, 3 and 6 are recorded, each before the first step that lies behind the
+    # one before.
+    assert modes == [full, sparse] * 3 + [sparse, full, sparse, sparse, sparse]
 
 
 def test_bf16_makes_a_picture(fast: Pipeline) -> None:

@@ -1,6 +1,7 @@
 """Whole edits with preset `fast` against naive loops over a dense network that is held, latents by
 latents, before anything is put into the input picture; and what is put into it."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,36 +9,36 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from sgm.inference.finite import FiniteWatch
 from torch import Tensor
 
+from sgm.inference import pipeline
+from sgm.inference.nan_check import NanCheck
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.presets import FAST
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore
-from sgm.sparse.masks import MaskPyramid, downsample_mask
+from sgm.sparse.masks import downsample_mask
 from sgm.sparse.recording import Recording
-from sgm.specs import Precision, Preset, SamplingParams
+from sgm.specs import Precision, SamplingParams
 from tests.conftest import max_error
 from tests.inference.naive_edits import (
     BASE_PROMPT,
     DECODER_DILATION,
-    EARLY,
     LATENTS,
     RECORDED,
     SCALE_FACTOR,
     SEED,
     SIZE,
+    STEPS,
     UNET_DILATION,
     Base,
     Dense,
     drawn,
-    drawn_masks,
     drawn_region,
-    held_loop,
     inpainted,
-    kept_at,
     naive_opacity,
+    points_of,
     start_noise,
 )
 from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture
@@ -69,9 +70,10 @@ def watched(
     seen, first_stage = Watched(), pipe.networks.engine.first_stage_model
     decode = first_stage.decode
 
-    def on_step(watch: FiniteWatch, i: int, x: Tensor) -> None:
-        seen.steps.append(x.clone())
-        after_step(i)
+    class Watch(NanCheck):
+        def __call__(self, step: int, x: Tensor) -> None:
+            seen.steps.append(x.clone())
+            after_step(step)
 
     def on_decode(z: Tensor) -> Tensor:
         x = decode(z)
@@ -80,7 +82,7 @@ def watched(
         return x
 
     with (
-        patch.object(FiniteWatch, "__call__", on_step),
+        patch.object(pipeline, "NanCheck", Watch),
         patch.object(first_stage, "decode", on_decode),
     ):
         seen.result = run()
@@ -100,7 +102,7 @@ class Asked(DeviceStore):
 
     def steps_asked(self) -> int:
         """How many different recordings of the UNet."""
-        return len({name for name in list(self.names_asked) if name.startswith("unet")})
+        return len({n for n in list(self.names_asked) if re.fullmatch(r"inpainting-\d{4}", n)})
 
 
 # --- tests ---------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def dense() -> Iterator[Dense]:
 
 @pytest.fixture(scope="module")
 def fast() -> Pipeline:
-    return Pipeline(networks_of("fast"), Precision.FP32, sparse=True, preset=Preset.FAST)
+    return Pipeline(networks_of("fast"), Precision.FP32, sparse=True, recipe=FAST)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +126,13 @@ def image() -> Tensor:
 
 @pytest.fixture(scope="module")
 def session(fast: Pipeline, image: Tensor) -> EditSession:
-    return EditSession(fast, image, SamplingParams(BASE_PROMPT, seed=SEED, steps=12))
+    return EditSession(fast, image, SamplingParams(BASE_PROMPT, seed=SEED, steps=STEPS))
 
 
 @pytest.fixture(scope="module")
 def base(dense: Dense, image: Tensor) -> Base:
     with torch.inference_mode():
-        return Base(dense, image, levels(12), RECORDED)
+        return Base(dense, image, levels(STEPS), RECORDED)
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +171,12 @@ def test_cold_inpainting_is_the_naive_loop(
     fast: Pipeline, dense: Dense, image: Tensor, mask: Tensor
 ) -> None:
     seen = watched(
-        fast, lambda: fast.inpaint(image, mask, PROMPT, steps=12, noise=NamedNoise(SEED))
+        fast, lambda: fast.inpaint(image, mask, PROMPT, steps=STEPS, noise=NamedNoise(SEED))
     )
     guided = dense.guided(PROMPT)
     z = dense.latents(dense.networks.encoder(image[None]), "init")
-    recordings = dense.recordings(guided, z, levels(12), RECORDED)
-    expected = inpainted(dense, guided, z, mask, recordings, 12)
+    recordings = dense.recordings(guided, z, levels(STEPS), RECORDED)
+    expected = inpainted(dense, guided, z, mask, recordings, STEPS)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     assert max_error(seen.decoded, dense.networks.decode(expected[-1])) < IMAGE_TOLERANCE
     assert_put_in(seen, image, mask)
@@ -186,7 +188,12 @@ def test_cold_sdedit_is_the_naive_loop(
 ) -> None:
     noise, sigmas = NamedNoise(SEED), levels(20)[-16:]  # int(0.8 * 21) levels
     seen = watched(fast, lambda: fast.sdedit(image, drawing, PROMPT, steps=20, noise=noise))
-    expected = drawn(dense, dense.guided(PROMPT), image, drawing, sigmas)
+    guided = dense.guided(PROMPT)
+    encoded, encoder = dense.encoder.record(image[None])
+    unedited = dense.stepped(
+        dense.latents(encoded, "init"), sigmas, lambda i, *at: dense.recorded(guided, *at)
+    )
+    expected = drawn(dense, guided, image, drawing, sigmas, unedited, encoder)
     assert_close([*seen.steps, seen.z], expected)
     assert max_error(seen.decoded, dense.networks.decode(expected[-1])) < IMAGE_TOLERANCE
     assert_put_in(seen, drawing, drawn_region(image, drawing))
@@ -197,7 +204,7 @@ def test_a_sessions_inpainting_is_the_naive_loop(
     session: EditSession, dense: Dense, base: Base, image: Tensor, mask: Tensor
 ) -> None:
     seen = watched(session.pipeline, lambda: session.inpaint(PROMPT, mask))
-    expected = inpainted(dense, dense.guided(PROMPT), base.z, mask, base.recordings, 12)
+    expected = inpainted(dense, dense.guided(PROMPT), base.z, mask, base.recordings, STEPS)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     masks = downsample_mask(mask, DECODER_DILATION)
     assert max_error(seen.decoded, base.decoded(dense, masks, expected[-1])) < IMAGE_TOLERANCE
@@ -208,28 +215,21 @@ def test_a_sessions_inpainting_is_the_naive_loop(
 def test_a_sessions_sdedit_is_the_naive_loop(
     session: EditSession, dense: Dense, base: Base, image: Tensor, drawing: Tensor
 ) -> None:
-    """Held to the picture as inpainting is, but from the drawing, and in all that is computed."""
-    seen = watched(session.pipeline, lambda: session.sdedit(PROMPT, drawing, strength=0.6))
-    guided, z, (late, early) = dense.guided(PROMPT), base.z, drawn_masks(image, drawing)
-    z_drawn = dense.latents(dense.encoder.held(base.encoder, late, drawing[None]), "edited")
-    sigmas = levels(12)[-7:]  # int(0.6 * 13) levels: the last six steps
-
-    def masks_of(i: int) -> MaskPyramid:
-        return early if i < int(EARLY * 6) else late
-
-    expected = held_loop(
-        dense,
-        guided,
-        z,
-        z_drawn + start_noise(z) * sigmas[0],
-        sigmas,
-        lambda i: kept_at(base.recordings, i + 6),
-        masks_of,
-        lambda i: masks_of(i)[LATENTS],
-    )
-    assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
+    """The first edit of a strength, which records, and the second, which finds the recordings."""
+    runs = [
+        watched(session.pipeline, lambda: session.sdedit(PROMPT, drawing, strength=0.6))
+        for _ in range(2)
+    ]
+    sigmas = levels(STEPS)[-10:]  # int(0.6 * 17) levels
+    under_base = dense.guided(BASE_PROMPT)
+    unedited = dense.stepped(base.z, sigmas, lambda i, *at: dense.recorded(under_base, *at))
+    guided = dense.guided(PROMPT)
+    expected = drawn(dense, guided, image, drawing, sigmas, unedited, base.encoder)
+    for seen in runs:
+        assert_close([*seen.steps, seen.z], expected)
     region = drawn_region(image, drawing)
     decoded = base.decoded(dense, downsample_mask(region, 0), expected[-1])
+    assert torch.equal(runs[0].result.image, runs[1].result.image)
     assert max_error(seen.decoded, decoded) < IMAGE_TOLERANCE
     assert_put_in(seen, drawing, region)
 
@@ -239,25 +239,43 @@ def test_an_accepted_edit_updates_the_recordings_by_held_passes(
     fast: Pipeline, dense: Dense, image: Tensor, mask: Tensor
 ) -> None:
     session = EditSession(fast, image, SamplingParams(BASE_PROMPT, seed=SEED, steps=5))
+    session.sdedit(PROMPT, drawn_on(image, mask))  # so that there are recordings for it
     changed = session.inpaint(PROMPT, mask)
     session.accept(changed)
     other = mask.roll((20, 10), (0, 1))
     seen = watched(fast, lambda: session.inpaint(PROMPT, other))
 
-    base, sigmas = Base(dense, image, levels(5), [0, 4]), levels(5)
+    sigmas, made = levels(5), range(5)
+    base, guided, under_base = (
+        Base(dense, image, sigmas, made),
+        dense.guided(PROMPT),
+        dense.guided(BASE_PROMPT),
+    )
+    of_drawing = sigmas[-4:]  # int(0.8 * 6) levels
+    old = dense.stepped(base.z, of_drawing, lambda i, *at: dense.recorded(under_base, *at))
     now = torch.where(mask, changed.image * 2 - 1, image)
     masks = downsample_mask(mask & (now != image).any(0), UNET_DILATION)
-    z = dense.latents(dense.encoder.held(base.encoder, masks, now[None]), "init")
-    base.z = z = torch.where(masks[LATENTS], z, base.z)
+    encoded, encoder = dense.encoder.run(base.encoder, masks, now[None])
+    z = torch.where(masks[LATENTS], dense.latents(encoded, "init"), base.z)
     base.decoder = dense.decoder.updated(base.decoder, masks, dense.decoder_input(z))
     for i, kept in base.recordings.items():
         known = z + start_noise(z) * sigmas[i]
-        base.recordings[i] = dense.updated(dense.guided(BASE_PROMPT), known, sigmas[i], kept, masks)
-    expected = inpainted(dense, dense.guided(PROMPT), z, other, base.recordings, 5)
+        base.recordings[i] = dense.updated(under_base, known, sigmas[i], kept, masks)[1]
+    expected = inpainted(dense, guided, z, other, base.recordings, 5)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     decoder_masks = downsample_mask(other, DECODER_DILATION)
     decoded = base.decoded(dense, decoder_masks, expected[-1])
     assert max_error(seen.decoded, decoded) < IMAGE_TOLERANCE
+
+    drawing = drawn_on(now, other)
+    seen = watched(fast, lambda: session.sdedit(PROMPT, drawing))
+    unedited = dense.stepped(
+        z,
+        of_drawing,
+        lambda i, *at: dense.updated(under_base, *at, old.recordings[i], masks),
+    )
+    expected = drawn(dense, guided, now, drawing, of_drawing, unedited, encoder)
+    assert_close([*seen.steps, seen.z], expected)
 
 
 def test_the_transition_is_soft_where_there_is_room_and_thin_parts_keep_their_edit(
@@ -283,17 +301,17 @@ def test_the_next_recording_is_asked_for_while_the_present_ones_are_in_use(
     fast: Pipeline, image: Tensor, mask: Tensor
 ) -> None:
     store = Asked()
-    params = SamplingParams(BASE_PROMPT, seed=SEED, steps=12)
+    params = SamplingParams(BASE_PROMPT, seed=SEED, steps=STEPS)
     session = EditSession(fast, image, params, make_store=lambda size: store)
     store.names_asked.clear()
     counts = []
 
     def after_step(i: int) -> None:
-        in_use = sum(made < i for made in RECORDED) + 1
+        in_use = max(RECORDED.index(points_of(RECORDED, step)[-1]) for step in range(i + 1)) + 1
         expected, end = min(in_use + 1, len(RECORDED)), time.monotonic() + 5
         while store.steps_asked() < expected and time.monotonic() < end:
             time.sleep(0.001)  # another thread asks
         counts.append((store.steps_asked(), expected))
 
     watched(fast, lambda: session.inpaint(PROMPT, mask), after_step)
-    assert len(counts) == 12 and all(asked == expected for asked, expected in counts), counts
+    assert len(counts) == STEPS and all(asked == expected for asked, expected in counts), counts

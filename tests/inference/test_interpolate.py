@@ -1,66 +1,110 @@
-"""Recordings between recordings."""
+"""Recordings of all steps from those of a few: which are made, and the polynomial through them."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
-from sgm.inference.between import Between, leading, mean, spread
 
+from sgm.inference.interpolate import Interpolated, combine, count_of, lagrange, nearest, spread
+from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording
 
 STEPS = (1, 2, 3, 4, 7, 39, 40, 50)
+SMALL: MaskPyramid = {(1, 1): torch.ones(1, 1, dtype=torch.bool)}
+LARGE: MaskPyramid = {(1, 2): torch.ones(1, 2, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 100])
+def test_recorded_steps_are_spread_evenly_from_the_first_to_the_last(
+    steps: int, count: int
+) -> None:
+    made = spread(steps, count)
+    assert made[0] == 0 and made[-1] == steps - 1 and len(made) == min(count, steps)
+    gaps = [after - before for before, after in pairwise(made)]
+    assert not gaps or max(gaps) - min(gaps) <= 1 <= min(gaps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "power", "made"),
+    [
+        (50, 8, 1.0, [0, 7, 14, 21, 28, 35, 42, 49]),
+        (39, 8, 1.5, [0, 2, 6, 11, 16, 23, 30, 38]),
+        (9, 8, 1.5, [0, 1, 2, 3, 5, 6, 8]),  # two of the eight fall together
+        (3, 8, 1.5, [0, 1, 2]),
+        (1, 8, 1.5, [0]),
+    ],
+)
+def test_a_power_makes_the_first_steps_denser(
+    steps: int, count: int, power: float, made: list[int]
+) -> None:
+    assert spread(steps, count, power) == made
 
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 100])
-def test_recorded_steps_are_spread_evenly_from_the_first_to_the_last(
-    steps: int, every: int
-) -> None:
-    made = spread(steps, every)
-    assert made[0] == 0 and made[-1] == steps - 1
-    gaps = [after - before for before, after in pairwise(made)]
-    assert all(1 <= gap <= every for gap in gaps)
-    assert not gaps or max(gaps) - min(gaps) <= 1
-    assert len(gaps) == -(-(steps - 1) // every)  # as few as can be
+def test_no_two_recordings_are_further_apart_than_asked(steps: int, every: int) -> None:
+    made = spread(steps, count_of(steps, every))
+    assert all(after - before <= every for before, after in pairwise(made))
+    assert len(made) - 1 == -(-(steps - 1) // every)  # as few as can be
 
 
 @pytest.mark.parametrize(
-    ("steps", "every", "first", "made"),
+    ("step", "order", "points"),
     [
-        (40, 5, 0.15, [0, 1, 2, 3, 4, 5, 6, 11, 16, 21, 26, 31, 36]),
-        (8, 3, 0.0, [0, 3, 6]),
-        (4, 1, 0.5, [0, 1, 2, 3]),
-        (4, 9, 1.0, [0, 1, 2, 3]),
-        (1, 5, 0.15, [0]),
+        (4, 1, [3, 9]),
+        (4, 2, [2, 3, 9]),
+        (8, 2, [3, 9, 11]),
+        (6, 2, [2, 3, 9]),
+        (4, 3, [0, 2, 3, 9]),
+        (1, 3, [0, 2, 3, 9]),  # at the end there is one on one side alone
+        (9, 3, [9]),
+        (4, 9, [0, 2, 3, 9, 11]),  # no more than there are
     ],
 )
-def test_the_first_steps_are_all_recorded(
-    steps: int, every: int, first: float, made: list[int]
+def test_a_polynomial_goes_through_the_two_around_and_then_the_nearest(
+    step: int, order: int, points: list[int]
 ) -> None:
-    assert leading(steps, every, first) == made
+    assert nearest([0, 2, 3, 9, 11], step, order) == points
 
 
-def recording(step: float) -> Recording:
-    """One whose values rise evenly with the step, but for the size."""
-    made = Recording()
-    made.values["a", "rows"] = torch.tensor([step, 2.0 * step])
-    made.values["a", "moments"] = Moments(torch.tensor([1.0 * step]), torch.tensor([1.0 - step]))
+def recording(step: float, of: Callable[[float], float] = lambda t: t) -> Recording:
+    """One whose values are a function of the step, but for the size."""
+    made, value = Recording(), of(step)
+    made.values["a", "rows"] = torch.tensor([value, 2 * value], dtype=torch.float64)
+    parts = (torch.tensor([x], dtype=torch.float64) for x in (value, 1 - value))
+    made.values["a", "moments"] = Moments(*parts)
     made.values["a", "size"] = (2, 3)
     return made
 
 
-def test_what_rises_evenly_is_met_at_every_step() -> None:
+def whole(recording: Recording, masks: MaskPyramid) -> Recording:
+    """In place of a cut."""
+    return recording
+
+
+POLYNOMIALS: dict[int, Callable[[float], float]] = {
+    1: lambda t: 3 - 2 * t,
+    2: lambda t: 1 + t - t**2 / 7,
+    3: lambda t: 2 - t / 3 + t**2 / 5 - t**3 / 40,
+}
+
+
+@pytest.mark.parametrize("order", POLYNOMIALS)
+def test_a_polynomial_of_the_order_is_met_at_every_step(order: int) -> None:
     asked: list[int] = []
+    of = POLYNOMIALS[order]
 
     def make(step: int) -> Recording:
         asked.append(step)
-        return recording(step)
+        return recording(step, of)
 
-    made = spread(10, 4)
-    between = Between(make, made)
-    for step in range(10):
-        found, expected = between.at(step).values, recording(step).values
+    made = spread(17, 5, 1.5)
+    between = Interpolated(make, made, order, whole)
+    for step in range(17):
+        found, expected = between.at(step, SMALL).values, recording(step, of).values
         assert found.keys() == expected.keys() and found["a", "size"] == (2, 3)
         torch.testing.assert_close(found["a", "rows"], expected["a", "rows"])
         torch.testing.assert_close(found["a", "moments"].mean, expected["a", "moments"].mean)
@@ -68,21 +112,82 @@ def test_what_rises_evenly_is_met_at_every_step() -> None:
     assert asked == made  # each once, in order
 
 
-def test_an_edit_may_start_in_the_middle() -> None:
-    between = Between(recording, [0, 4, 8])
-    torch.testing.assert_close(between.at(5).values["a", "rows"], torch.tensor([5.0, 10.0]))
+@pytest.mark.parametrize("order", POLYNOMIALS)
+def test_a_polynomial_of_more_than_the_order_is_not(order: int) -> None:
+    between = Interpolated(
+        lambda s: recording(s, lambda t: t ** (order + 1)), [0, 3, 6, 9], 1, whole
+    )
+    found = between.at(1, SMALL).values["a", "rows"]
+    assert abs(found[0].item() - 1) > 0.5
 
 
-def test_a_mean_takes_the_memory_of_the_last_one_and_leaves_its_ends() -> None:
-    a, b = recording(0), recording(4)
-    first = mean(a, b, 0.25)
-    second = mean(a, b, 0.5, first)
+def test_weights_are_those_of_lagrange() -> None:
+    assert lagrange([0, 2, 4], 1) == pytest.approx([3 / 8, 6 / 8, -1 / 8])
+    assert lagrange([0, 4], 1) == pytest.approx([3 / 4, 1 / 4])
+
+
+class Watched:
+    """Makes recordings, and knows which of them are still in memory."""
+
+    def __init__(self) -> None:
+        self.alive: set[int] = set()
+
+    def __call__(self, step: int) -> Recording:
+        made, alive = recording(step), self.alive
+        alive.add(step)
+
+        class Kept(Recording):
+            def __del__(self) -> None:
+                alive.discard(step)
+
+        made.__class__ = Kept
+        return made
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_in_memory_are_those_that_are_still_needed(order: int) -> None:
+    made, make = spread(50, 8), Watched()
+    between = Interpolated(make, made, order, whole)
+    for step in range(50):
+        between.at(step, SMALL)
+        needed = {m for s in range(step, 50) for m in nearest(made, s, order)}
+        reached = {m for s in range(step + 1) for m in nearest(made, s, order)}
+        assert make.alive == needed & reached
+        assert len(make.alive) <= order + 2
+
+
+def test_masks_that_change_are_cut_anew_from_whole_recordings() -> None:
+    """Of steps 0 to 4 the masks are others than from step 5 on."""
+    cut: list[tuple[float, MaskPyramid]] = []
+
+    def cutting(given: Recording, masks: MaskPyramid) -> Recording:
+        assert given.masks is None  # what was cut once is not cut again
+        found = Recording(masks)
+        for key, value in given.values.items():
+            found.values[key] = value
+        cut.append((given.values["a", "rows"][0].item(), masks))
+        return found
+
+    between = Interpolated(recording, [0, 3, 6, 9], 2, cutting, change=5)
+    for step in range(10):
+        masks = LARGE if step < 5 else SMALL
+        found = between.at(step, masks)
+        assert found.masks is masks
+        torch.testing.assert_close(found.values["a", "rows"], recording(step).values["a", "rows"])
+    large, small = ([value for value, masks in cut if masks is m] for m in (LARGE, SMALL))
+    assert large == [0, 3, 6] and small == [3, 6, 9]
+
+
+def test_a_sum_takes_the_memory_of_the_last_one_and_leaves_its_terms() -> None:
+    a, b = recording(1), recording(4)
+    first = combine([a, b], [0.75, 0.25])
+    second = combine([a, b], [0.5, 0.5], first)
     rows = second.values["a", "rows"]
     assert rows.data_ptr() == first.values["a", "rows"].data_ptr()
-    assert rows.tolist() == [2, 4]
-    assert a.values["a", "rows"].tolist() == [0, 0] and b.values["a", "rows"].tolist() == [4, 8]
+    assert rows.tolist() == [2.5, 5]
+    assert a.values["a", "rows"].tolist() == [1, 2] and b.values["a", "rows"].tolist() == [4, 8]
 
 
 def test_a_step_outside_of_what_is_recorded_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Step 6 is not between .*\[2, 5\]"):
-        Between(recording, [2, 5]).at(6)
+        nearest([2, 5], 6, 1)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from sgm.errors import UserError
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.presets import FAST
+from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.inference.session import EditSession
-from sgm.specs import Precision, Preset, SamplingParams
+from sgm.specs import Precision, SamplingParams
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 64)
@@ -58,19 +58,17 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    ("kind", "preset", "task", "first"),
+    ("kind", "recipe", "task", "first"),
     [
-        ("original", Preset.PUBLISHED, "inpainting", 3),
-        ("sige", Preset.PUBLISHED, "inpainting", 6),  # a recording before every step
-        ("fast", Preset.FAST, "sdedit", 5),  # and before every second
+        ("original", PUBLISHED, "inpainting", 3),
+        ("sige", PUBLISHED, "inpainting", 6),  # a recording before every step
+        ("fast", FAST.refreshed(2), "sdedit", 5),  # before the first step and the second
     ],
 )
-def test_an_edit_names_the_step(kind: str, preset: Preset, task: str, first: int) -> None:
+def test_an_edit_names_the_step(kind: str, recipe: Recipe, task: str, first: int) -> None:
     """`first` is the call of the network that makes the third step."""
     networks = networks_of(kind)
-    pipe = Pipeline(networks, Precision.FP32, sparse=kind != "original", preset=preset)
-    if preset is Preset.FAST:
-        pipe = pipe.with_recipe(pipe.recipe.refreshed(2))
+    pipe = Pipeline(networks, Precision.FP32, sparse=kind != "original", recipe=recipe)
     networks.unet.register_forward_hook(Failing(first))
     image, mask = picture(SIZE), rectangle(SIZE)
     with pytest.raises(UserError, match=f"no numbers from step 3 of {STEPS} on, at fp32"):
@@ -94,7 +92,7 @@ def test_half_precision_is_named_as_a_remedy() -> None:
 def test_a_recording_of_no_numbers_is_refused() -> None:
     networks = networks_of("fast")
     networks.unet.register_forward_hook(Failing(2))
-    pipe = Pipeline(networks, Precision.FP32, sparse=True, recipe=FAST)
+    pipe = Pipeline(networks, Precision.FP32, sparse=True, recipe=FAST.refreshed(2))
     # The second that is recorded.
     with pytest.raises(UserError, match="no numbers from step 3 of 3 on"):
         EditSession(pipe, picture(SIZE), SamplingParams("", steps=3))

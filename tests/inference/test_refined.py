@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgm.inference import loop
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise, Noise
@@ -88,16 +89,19 @@ def test_steps_of_the_two_stages() -> None:
     turbo, refiner = (pipeline(RunType.TURBO, flag) for flag in (False, True))
     schedule = turbo.networks.engine.denoiser.discretization
     for steps, expected in ((None, (4, 50)), (2, (2, 2))):
-        counts = tuple(len(p.solver(steps).sigmas(schedule)) - 1 for p in (turbo, refiner))
+        counts = tuple(
+            len(p.solver(SamplingParams("", steps=steps)).sigmas(schedule)) - 1
+            for p in (turbo, refiner)
+        )
         assert counts == expected
     with pytest.raises(ValueError, match="1 to 4 steps, not 5"):
-        turbo.solver(5)
+        turbo.solver(SamplingParams("", steps=5))
 
 
 def test_a_plan_without_a_result_is_refused() -> None:
     pipe = pipeline(RunType.ORIGINAL, False)
     with pipe.scope():
         plan = EDITS["inpainting"].prepare(pipe.networks, None, NamedNoise(0))
-        for act in (plan.for_refiner, lambda: plan.decode(pipe.networks)):
-            with pytest.raises(ValueError, match="call denoise first"):
+        for act in (plan.for_refiner, lambda: loop.decode(plan, pipe.networks)):
+            with pytest.raises(ValueError, match="call run first"):
                 act()

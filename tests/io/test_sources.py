@@ -14,6 +14,7 @@ from sgm.io.weights_file import WHOLE, CheckpointError, content_key
 from sgm.specs import Prediction
 from sgm.weights import Lora, Weights
 from tests.io.tiny_files import (
+    CONFIG,
     TOWER,
     UNET,
     VAE,
@@ -189,6 +190,20 @@ def test_a_diffusers_folder(
     assert_same(found, expected)
 
 
+def test_the_folder_of_a_refiner(tmp_path: Path) -> None:
+    config = CONFIG.with_name("tiny-refiner.yaml")
+    tensors = random_tensors(config)
+    path = saved(tmp_path / "a.safetensors", tensors)
+    folder = write_folder(tmp_path / "folder", tensors)
+    assert not (folder / "text_encoder").exists()
+    expected = loaded(Weights(path), config=config)
+    found = loaded(Weights(folder), config=config)
+    scale = "conditioner.embedders.0.model.logit_scale"
+    assert_same(found | {scale: expected[scale]}, expected)
+    with pytest.raises(CheckpointError, match=r"missing \(conditioner\.embedders\.0\.transformer"):
+        loaded(Weights(folder))
+
+
 def test_full_precision_comes_first(good: Tensors, expected: Tensors, tmp_path: Path) -> None:
     write_folder(tmp_path, {n: t + 1 for n, t in good.items()}, variant=".fp16")
     found = loaded(Weights(write_folder(tmp_path, good)))
@@ -243,15 +258,15 @@ MARKS = {name: torch.zeros(0) for name in ("v_pred", "ztsnr")}
 @pytest.mark.parametrize(
     ("marks", "metadata", "given", "kind"),
     [
-        ((), None, None, Kind(in_channels=4)),
-        (("v_pred",), None, None, Kind(V, False, 4)),
-        (("v_pred", "ztsnr"), None, None, Kind(V, True, 4)),
-        (("ztsnr",), None, None, Kind(in_channels=4)),  # means nothing of noise
-        (("v_pred", "ztsnr"), None, Prediction.EPSILON, Kind(in_channels=4)),
-        (("ztsnr",), None, V, Kind(V, True, 4)),
-        ((), {"modelspec.prediction_type": "v"}, None, Kind(V, False, 4)),
-        ((), {"modelspec.prediction_type": "epsilon"}, None, Kind(in_channels=4)),
-        ((), {"ss_zero_terminal_snr": "True"}, V, Kind(V, True, 4)),
+        ((), None, None, Kind()),
+        (("v_pred",), None, None, Kind(V, False)),
+        (("v_pred", "ztsnr"), None, None, Kind(V, True)),
+        (("ztsnr",), None, None, Kind()),  # means nothing of noise
+        (("v_pred", "ztsnr"), None, Prediction.EPSILON, Kind()),
+        (("ztsnr",), None, V, Kind(V, True)),
+        ((), {"modelspec.prediction_type": "v"}, None, Kind(V, False)),
+        ((), {"modelspec.prediction_type": "epsilon"}, None, Kind()),
+        ((), {"ss_zero_terminal_snr": "True"}, V, Kind(V, True)),
     ],
 )
 def test_what_a_file_says_of_its_prediction(
@@ -272,7 +287,7 @@ def test_what_a_folder_says_of_its_prediction(good: Tensors, tmp_path: Path) -> 
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))
-    assert kind_of(read_contents(Weights(tmp_path))) == Kind(V, True, 4)
+    assert kind_of(read_contents(Weights(tmp_path))) == Kind(V, True)
     path.write_text("{")
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         read_contents(Weights(tmp_path))

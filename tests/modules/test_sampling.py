@@ -18,12 +18,15 @@ from sgm.modules.diffusionmodules.sampling import (
     DPMPP2M,
     Denoise,
     Solver,
-    TurboSubstep,
     dpmpp_2m_step,
     guided,
-    img2img_schedule,
     per_sample,
     prepare_noise_scale,
+)
+from sgm.modules.diffusionmodules.schedules import (
+    PublishedSteps,
+    TurboSubstep,
+    img2img_schedule,
     turbo_schedule,
 )
 from sgm.modules.diffusionmodules.util import timestep_embedding
@@ -238,7 +241,7 @@ def toy_denoiser(network: None, x: Tensor, sigma: Tensor, cond: Mapping[str, Ten
 
 def make_solver(data: Golden, name: str) -> Solver:
     steps = data.info["trajectory_steps"]
-    return DPMPP2M(steps) if name == "dpmpp2m" else TurboSubstep()
+    return DPMPP2M(PublishedSteps(steps)) if name == "dpmpp2m" else DPMPP2M(TurboSubstep())
 
 
 def make_denoise(data: Golden, name: str, guider: Guider, samples: int) -> Denoise:
@@ -344,6 +347,8 @@ def test_start_and_last_step() -> None:
     x, sigmas = torch.full((2, 1), 2.0), torch.tensor([3.0**0.5, 0.0])
     assert prepare_noise_scale(x, sigmas).flatten().tolist() == pytest.approx([4.0, 4.0])
     levels = []
-    result, state = DPMPP2M(1).step(lambda x, s: levels.append(s) or x - 1, x, 0, sigmas)
+    result, state = DPMPP2M(PublishedSteps(1)).step(
+        lambda x, s: levels.append(s) or x - 1, x, 0, sigmas
+    )
     assert torch.equal(result, x - 1) and state.sigma == pytest.approx(3.0**0.5)
     assert levels[0].shape == (2,) and levels[0].dtype == torch.float32

@@ -73,14 +73,18 @@ def test_quality_writes_figures_of_every_pair(weights, tmp_path, capsys):
     figures = json.loads(path.read_text())
     assert set(figures["tasks"]) == {"inpainting", "sdedit"}
     for runs in figures["tasks"].values():
-        assert list(runs) == ["published", "fast_network", "fast"]
+        assert list(runs) == ["dense", "published", "fast_network", "fast", "warm"]
         for run, result in runs.items():
             (edit,) = result["edits"]
             assert edit["seed"] == HELD_OUT + 3
             assert result["summary"]["psnr_inside"]["median"] == edit["psnr_inside"]
             assert 0 < edit["edit_ratio"] < 1 and -1 <= edit["ssim_outside"] <= 1
-            assert (edit["changed_outside"] == 0) == (run == "fast")
+            assert (edit["changed_outside"] == 0) == (run in ("fast", "warm"))
+            assert edit["object"] in edit["prompt"] and edit["found"] in (0, 1)
+        # A border's step is the input's in what is put into the input, and not in noise's picture.
+        assert runs["dense"]["edits"][0]["border_step"] != 0
     assert figures["autoencoder_psnr"]["count"] == 1
+    assert figures["autoencoder_sharpness"]["mean"] > 0
     assert figures["weights"] == {"unet_steps": "0"}
     assert figures["versions"]["torch"] and figures["steps"] == 2
     out = capsys.readouterr().out

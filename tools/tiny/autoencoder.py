@@ -1,9 +1,6 @@
-"""Training of the tiny autoencoder on crops of procedural scenes."""
+"""Training of the tiny autoencoder: all of it on crops of scenes, its decoder on whole ones too."""
 
-import argparse
-import logging
-import time
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import torch
@@ -13,56 +10,23 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock, Upsample
-from tools.tiny.checkpoints import Ema, TrainingState, read
-from tools.tiny.scenes import Scene, object_box, render, sample_scene
+from tools.tiny.latents import SCALE_FACTOR, LatentScenes, Pictures, to_input
+from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practise
+from tools.tiny.scenes import render, sample_scene
 
-logger = logging.getLogger(__name__)
-
-SIZE = (256, 512)
-CROPS_PER_SCENE = 4
-PIXELS = 2**16  # a step
+PIXELS = 2**16  # a step of the whole autoencoder
 KL_WEIGHT = 1e-4
-DECODER_STREAM = 1_000_000  # its scenes differ from those of the first training
-HELD_OUT_SEED = 10_000_000  # training seeds count up from 0 and never reach it
+HALF = (32, 32)  # latents of a window of the decoder's training
+DECODER_PARTS = ("decoder.", "post_quant_conv.")
+# Deviation of what is added to scaled latents: those that an edit makes are not exact.
+LATENT_NOISE = 0.03
 
 
-def picture(seed: int) -> Tensor:
-    """The scene of a seed as a tensor [3, 256, 512] in [-1, 1]."""
-    image = render(sample_scene(np.random.default_rng(seed)), *SIZE)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def crop_size(done: float) -> tuple[int, int]:
-    """Small crops first, for variety; whole pictures last, for their normalisation statistics."""
-    return (64, 64) if done < 0.55 else (128, 128) if done < 0.85 else SIZE
-
-
-def corner(
-    rng: np.random.Generator, scene: Scene, size: tuple[int, int], focus: float
-) -> tuple[int, int]:
-    """Top left of a crop; a share `focus` of the crops is centred on a point of an object."""
-    centre = [int(rng.integers(0, n)) for n in SIZE]
-    if scene.objects and rng.random() < focus:
-        chosen = scene.objects[int(rng.integers(len(scene.objects)))]
-        top, left, bottom, right = object_box(chosen, *SIZE)
-        centre = [int(rng.integers(top, bottom)), int(rng.integers(left, right))]
-    top, left = (min(max(c - k // 2, 0), n - k) for c, n, k in zip(centre, SIZE, size, strict=True))
-    return top, left
-
-
-def crop_batch(step: int, size: tuple[int, int], focus: float) -> Tensor:
-    """Crops [N, 3, *size] of fresh scenes, about PIXELS in all; a function of its arguments."""
-    rng = np.random.default_rng([7, step])
-    count = max(1, PIXELS // (size[0] * size[1]))
-    per_scene = min(count, CROPS_PER_SCENE)
-    crops = []
-    for index in range(count // per_scene):
-        seed = step * CROPS_PER_SCENE + index
-        scene, pixels = sample_scene(np.random.default_rng(seed)), picture(seed)
-        for _ in range(per_scene):
-            top, left = corner(rng, scene, size, focus)
-            crops.append(pixels[:, top : top + size[0], left : left + size[1]])
-    return torch.stack(crops)
+def build(config: str) -> AutoencoderKL:
+    """The autoencoder of a configuration, as `initialise` starts it."""
+    vae = instantiate_from_config(load_config(config)["model"]["params"]["first_stage_config"])
+    initialise(vae)
+    return vae
 
 
 def initialise(vae: AutoencoderKL) -> None:
@@ -96,72 +60,62 @@ def _add_identity(weight: Tensor, taps: slice) -> None:
         window += 1 / window.numel()
 
 
-def learning_rate(step: int, done: float, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a half cosine down to zero; `done` runs from 0 to 1."""
-    ramp = min(1.0, (step + 1) / warmup)
-    return peak * ramp * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
+def crop_size(done: float) -> tuple[int, int]:
+    """Small crops first, for variety; whole pictures last, for their normalisation statistics."""
+    return (64, 64) if done < 0.5 else (128, 128) if done < 0.8 else SIZE
 
 
-def loss_of(vae: AutoencoderKL, x: Tensor, freeze_encoder: bool) -> tuple[Tensor, Tensor]:
-    """Training loss and reconstruction PSNR in dB of a batch."""
-    with torch.set_grad_enabled(not freeze_encoder):
-        posterior = vae.posterior(x)
-        z = posterior.sample()
-    reconstruction = vae.decode(z)
-    mse = F.mse_loss(reconstruction, x)
+def crop_batch(pictures: Pictures, step: int, size: tuple[int, int], factor: int = 1) -> Tensor:
+    """Crops [N, 3, *size] of scenes, about PIXELS * factor in all, most of them around objects."""
+    rng = np.random.default_rng([7, step])
+    count = factor * max(1, PIXELS // (size[0] * size[1]))
+    window = (size[0] // FACTOR, size[1] // FACTOR)
+    crops: list[np.ndarray] = []
+    while len(crops) < count:
+        seed = int(rng.integers(pictures.seeds))
+        picture = pictures(seed)
+        for _ in range(min(4, count - len(crops))):
+            top, left, bottom, right = (FACTOR * n for n in practise(seed, window, rng).window)
+            crops.append(picture[top:bottom, left:right])
+    return to_input(np.stack(crops))
+
+
+def loss_of(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """Reconstruction error and a little of the posterior's divergence from a normal one."""
+    posterior = vae.posterior(x)
     kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
-    loss = F.l1_loss(reconstruction, x) + 2 * mse + KL_WEIGHT * kl
-    return loss, 10 * torch.log10(4 / mse.detach())
+    return difference(vae.decode(posterior.sample()), x) + KL_WEIGHT * kl
+
+
+def difference(made: Tensor, x: Tensor) -> Tensor:
+    """The error of a reconstruction."""
+    return F.l1_loss(made, x) + 2 * F.mse_loss(made, x)
+
+
+def decoder_batch(
+    data: LatentScenes, pictures: Pictures, step: int, done: float, factor: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Unscaled latents [N, 4, h, w] and the pictures of them [N, 3, 8 h, 8 w]: halves of scenes,
+    and whole ones in every third step and at the end."""
+    rng = np.random.default_rng([19, step])
+    size = GRID if step % 3 == 2 or done > 0.85 else HALF
+    latents, crops = [], []
+    for seed in rng.integers(0, len(data), factor * GRID[1] // size[1]):
+        top, left, bottom, right = practise(int(seed), size, rng).window
+        latents.append(data[seed][:, top:bottom, left:right])
+        rows, columns = (slice(FACTOR * a, FACTOR * b) for a, b in ((top, bottom), (left, right)))
+        crops.append(pictures(int(seed))[rows, columns])
+    z = torch.stack(latents)
+    return (z + LATENT_NOISE * torch.randn(z.shape)) / SCALE_FACTOR, to_input(np.stack(crops))
 
 
 @torch.inference_mode()
 def held_out_psnr(vae: AutoencoderKL, count: int = 8) -> float:
     """Mean reconstruction PSNR in dB on whole held-out scenes, as pictures in [0, 1]."""
-    values = []
+    device, values = vae.quant_conv.weight.device, []
     for index in range(count):
-        x = picture(HELD_OUT_SEED + index)[None]
-        out = vae.decode(vae.posterior(x).mode()).clamp(-1, 1)
-        values.append(10 * torch.log10(4 / F.mse_loss(out, x)).item())
+        scene = sample_scene(np.random.default_rng(HELD_OUT_SEED + index))
+        x = to_input(np.array(render(scene, *SIZE))[None]).to(device)
+        made = vae.decode(vae.posterior(x).mode()).clamp(-1, 1)
+        values.append(10 * torch.log10(4 / F.mse_loss(made, x)).item())
     return float(np.mean(values))
-
-
-def train(args: argparse.Namespace) -> None:
-    """Run or resume the training of the autoencoder up to `args.steps` steps."""
-    torch.manual_seed(args.seed)
-    config = load_config(args.config)["model"]["params"]["first_stage_config"]
-    vae = instantiate_from_config(config)
-    initialise(vae)
-    vae.to(args.device, memory_format=torch.channels_last)
-    work = Path(args.work)
-    if args.freeze_encoder:
-        vae.load_state_dict(read(work / "first_stage.safetensors")[0])
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0)
-    ema = Ema(vae, 0.998)
-    name = "decoder" if args.freeze_encoder else "vae"
-    state = TrainingState(work / f"{name}.safetensors", vae, optimizer, ema)
-    start = state.resume()
-    began = time.time()
-    for step in range(start, args.steps):
-        done = (step - args.cycle_start) / (args.steps - args.cycle_start)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step - args.cycle_start, done, args.lr)
-        if args.freeze_encoder:
-            x = crop_batch(DECODER_STREAM + step, SIZE, args.focus)
-        else:
-            x = crop_batch(step, crop_size(done), args.focus)
-        x = x.to(args.device, memory_format=torch.channels_last)
-        loss, psnr = loss_of(vae, x, args.freeze_encoder)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        ema.update(vae, step)
-        if (step + 1) % 20 == 0:
-            speed = (time.time() - began) / (step + 1 - start)
-            logger.info("step %d loss %.4f psnr %.2f %.2f s/step", step + 1, loss, psnr, speed)
-        if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            state.save(step + 1)
-            live = {k: v.clone() for k, v in vae.state_dict().items()}
-            vae.load_state_dict(live | ema.values)
-            logger.info("step %d held-out PSNR %.2f dB", step + 1, held_out_psnr(vae))
-            vae.load_state_dict(live)

@@ -41,37 +41,41 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors under `name.`, without that prefix."""
+    return {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
 class TrainingState:
-    """Module, its average and its optimiser, saved and resumed as one file."""
+    """Module, its average and its optimiser, saved and resumed as one file, with how many steps
+    and seconds have gone into them."""
 
     def __init__(
         self, path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema
     ) -> None:
         self.path, self.module, self.optimizer, self.ema = path, module, optimizer, ema
+        self.step, self.seconds = 0, 0.0
 
-    def save(self, step: int) -> None:
+    def save(self) -> None:
         tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.values.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": v for k, v in values.items()}
-        write(self.path, tensors, {"step": str(step)})
+        spent = {"step": str(self.step), "seconds": f"{self.seconds:.1f}"}
+        write(self.path, tensors, spent)
 
-    def resume(self) -> int:
-        """Load the last state and return its step; 0 where there is none."""
+    def resume(self) -> None:
+        """Load the last state, if there is one."""
         if not self.path.exists():
-            return 0
+            return
         tensors, metadata = read(self.path)
-        part = {
-            name: {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
-            for name in ("model", "ema", "adam")
-        }
-        self.module.load_state_dict(part["model"])
-        for name, value in part["ema"].items():
+        self.module.load_state_dict(part(tensors, "model"))
+        for name, value in part(tensors, "ema").items():
             self.ema.values[name].copy_(value)
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in part["adam"].items():
+        for key, value in part(tensors, "adam").items():
             index, name = key.split(".")
             state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(metadata["step"])
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])

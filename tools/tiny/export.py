@@ -1,45 +1,55 @@
 """Joins the trained parts into one checkpoint with the published key names."""
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from tools.tiny.checkpoints import read, write
+from tools.tiny.autoencoder import DECODER_PARTS
+from tools.tiny.checkpoints import part, read, write
 
-NETWORKS = {"base": "unet", "refiner": "refiner"}  # part: its training state
-
-
-def averaged(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The averaged weights of a training state, and its step."""
-    tensors, metadata = read(path)
-    return {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, metadata["step"]
+NETWORKS = {"base": "unet", "refiner": "refiner"}  # part of the family: its training state
 
 
-def export(args: argparse.Namespace) -> None:
-    """Write half-precision weights of the base or the refiner: UNet and towers, and the
-    autoencoder (its decoder from the longer training with the encoder frozen, if there is one)."""
-    work, network = Path(args.work), NETWORKS[args.part]
-    tensors, steps = averaged(work / f"{network}.safetensors")
-    first_stage, _ = read(work / "first_stage.safetensors")
-    decoder_steps = "0"
-    if (work / "decoder.safetensors").exists():
-        trained, decoder_steps = averaged(work / "decoder.safetensors")
-        parts = ("decoder.", "post_quant_conv.")
-        first_stage |= {k: v for k, v in trained.items() if k.startswith(parts)}
-    tensors |= {f"first_stage_model.{k}": v for k, v in first_stage.items()}
-    _, vae_metadata = read(work / "vae.safetensors")
+def export(work: Path, name: str, folder: Path, note: str) -> Path:
+    """Write half-precision weights of a part of the family from the averages of its training so
+    far: UNet and towers, and the autoencoder. UNet and towers that have no state stay those of the
+    file that is there.
+
+    Args:
+        work: the folder of the states.
+        name: "base" or "refiner".
+        folder: gets tiny_<name>.safetensors.
+        note: added to the metadata (device, time).
+    """
+    path, state = folder / f"tiny_{name}.safetensors", work / f"{NETWORKS[name]}.safetensors"
+    first_stage, made = read(work / "first_stage.safetensors")
     metadata = {
-        "made_by": "tools/tiny/train.py",
+        "made_by": "python -m tools.tiny.train all",
         "data": "procedural scenes of tools/tiny/scenes.py, 256x512",
-        "vae_steps": vae_metadata["step"],
-        "decoder_steps": decoder_steps,
-        f"{network}_steps": steps,
-        "torch": torch.__version__,
-        "note": args.note,
+        **said("autoencoder", made),
     }
-    if args.part == "refiner":
+    if state.exists():
+        tensors, steps = read(state)
+        weights = part(tensors, "ema")
+        metadata |= said(NETWORKS[name], steps)
+    else:
+        tensors, before = read(path)
+        weights = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
+        metadata = before | metadata
+    metadata |= {"torch": torch.__version__, "note": note}
+    if (work / "decoder.safetensors").exists():
+        trained, steps = read(work / "decoder.safetensors")
+        average = part(trained, "ema").items()
+        first_stage |= {k: v for k, v in average if k.startswith(DECODER_PARTS)}
+        metadata |= said("decoder", steps)
+    if name == "refiner":
         metadata["started_from"] = "tiny_base.safetensors, narrowed, and taught by it"
-    output = Path(args.folder) / f"tiny_{args.part}.safetensors"
-    write(output, {k: v.half() for k, v in tensors.items()}, metadata)
+    weights |= {f"first_stage_model.{k}": v for k, v in first_stage.items()}
+    write(path, {k: v.half() for k, v in weights.items()}, metadata)
+    return path
+
+
+def said(name: str, spent: Mapping[str, str]) -> dict[str, str]:
+    """The steps and seconds that went into a part, as metadata."""
+    return {f"{name}_steps": spent["step"], f"{name}_seconds": spent["seconds"]}

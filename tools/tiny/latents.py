@@ -1,63 +1,63 @@
-"""The data set of the UNet: latents of whole scenes, their captions and where their objects are."""
+"""The data set of UNet and decoder: latents of whole scenes, in files of `SHARD` each."""
 
-import argparse
-import json
 import logging
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
-from tools.tiny.autoencoder import SIZE, picture
 from tools.tiny.checkpoints import read, write
-from tools.tiny.scenes import caption, object_box, sample_scene
+from tools.tiny.practice import HELD_OUT_SEED, SIZE, practice_scene
+from tools.tiny.scenes import render
 
 logger = logging.getLogger(__name__)
 
 SCALE_FACTOR = 0.13025  # as in the configuration: scaled latents have about unit variance
-CAPTIONS_PER_SCENE = 3
+SHARD = 140  # scenes a file: a whole number of turns of the objects
 
 
-@dataclass(frozen=True)
-class LatentScenes:
-    """Scaled latents [N, 4, 32, 64] float16, captions a scene, and a box that crops keep.
+def drawn(seed: int) -> np.ndarray:
+    """The picture of a training seed, uint8 [256, 512, 3]."""
+    return np.array(render(practice_scene(seed), *SIZE))
+
+
+def to_input(pictures: np.ndarray) -> Tensor:
+    """uint8 [N, 256, 512, 3] as a float tensor [N, 3, 256, 512] in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Pictures:
+    """The pictures of training seeds: drawn when asked for, or `count` of them beforehand by all
+    cores, and then only those.
 
     Attributes:
-        boxes: per scene (top, left, bottom, right) of its first object in pixels, or None.
+        seeds: how many there are, from 0 on.
     """
 
-    latents: Tensor
-    captions: list[list[str]]
-    boxes: list[tuple[int, int, int, int] | None]
+    def __init__(self, count: int = 0) -> None:
+        self.seeds = count or HELD_OUT_SEED
+        self.kept: list[np.ndarray] = []
+        if count:
+            with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                self.kept = list(pool.map(drawn, range(count), chunksize=32))
 
-
-def load_latents(path: Path) -> LatentScenes:
-    """Read what `make_latents` wrote."""
-    tensors, metadata = read(path)
-    return LatentScenes(
-        tensors["latents"], json.loads(metadata["captions"]), json.loads(metadata["boxes"])
-    )
-
-
-def load_first_stage(config: str, path: Path) -> AutoencoderKL:
-    """The autoencoder of a configuration with the weights of a file."""
-    entry = load_config(config)["model"]["params"]["first_stage_config"]
-    vae = instantiate_from_config(entry)
-    vae.load_state_dict(read(path)[0])
-    return vae.eval()
+    def __call__(self, seed: int) -> np.ndarray:
+        """uint8 [256, 512, 3]"""
+        return self.kept[seed] if self.kept else drawn(seed)
 
 
 @torch.no_grad()
-def normalise(vae: AutoencoderKL, count: int = 200) -> None:
+def normalise(vae: AutoencoderKL, count: int = 196) -> None:
     """Fold mean and deviation of the latents into the 1x1 convolutions around them, so that
     `SCALE_FACTOR` times a latent has mean 0 and deviation 1 in every channel."""
-    samples = torch.cat([vae.posterior(picture(seed)[None]).mode() for seed in range(count)])
+    device = vae.quant_conv.weight.device
+    means = [vae.posterior(to_input(drawn(n)[None]).to(device)).mode() for n in range(count)]
+    samples = torch.cat(means)
     mean = samples.mean(dim=(0, 2, 3))
     gain = 1 / (samples.std(dim=(0, 2, 3)) * SCALE_FACTOR)
     channels = len(mean)
@@ -69,26 +69,47 @@ def normalise(vae: AutoencoderKL, count: int = 200) -> None:
     post.weight /= gain[None, :, None, None]
 
 
+def shards(folder: Path) -> list[Path]:
+    """The files of a data set, in order."""
+    return sorted(folder.glob("*.safetensors"))
+
+
 @torch.inference_mode()
-def make_latents(args: argparse.Namespace) -> None:
-    """Normalise the trained autoencoder and encode `args.scenes` scenes."""
-    work = Path(args.work)
-    entry = load_config(args.config)["model"]["params"]["first_stage_config"]
-    vae = instantiate_from_config(entry)
-    tensors, _ = read(work / "vae.safetensors")
-    vae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
-    vae.eval()
-    normalise(vae)
-    save_file(vae.state_dict(), work / "first_stage.safetensors")
-    vae.to(args.device, memory_format=torch.channels_last)
-    latents, captions, boxes = [], [], []
-    for seed in tqdm(range(args.scenes), desc="encoding scenes", unit="scene"):
-        rng = np.random.default_rng(seed)
-        scene = sample_scene(rng)
-        captions.append([caption(scene, rng) for _ in range(CAPTIONS_PER_SCENE)])
-        named = [o for o in scene.objects if o.name != "sun"] or list(scene.objects)
-        boxes.append(object_box(named[0], *SIZE) if named else None)
-        x = picture(seed)[None].to(args.device)
-        latents.append((vae.encode(x) * SCALE_FACTOR).half().cpu())
-    metadata = {"captions": json.dumps(captions), "boxes": json.dumps(boxes)}
-    write(work / "latents.safetensors", {"latents": torch.cat(latents)}, metadata)
+def extend(
+    folder: Path,
+    vae: AutoencoderKL,
+    pictures: Pictures,
+    scenes: int,
+    stop: Callable[[], bool],
+    batch: int = 1,
+) -> None:
+    """Encode more scenes, until there are `scenes` or `stop()` holds. What is there stays."""
+    device = vae.quant_conv.weight.device
+    for start in range(SHARD * len(shards(folder)), scenes, SHARD):
+        if stop():
+            return
+        latents = []
+        for seeds in torch.arange(start, start + SHARD).split(batch):
+            x = to_input(np.stack([pictures(seed) for seed in seeds.tolist()])).to(device)
+            latents.append((vae.posterior(x).mode() * SCALE_FACTOR).half().cpu())
+        write(folder / f"{start:06d}.safetensors", {"latents": torch.cat(latents)}, {})
+        logger.info("%d scenes encoded", start + SHARD)
+
+
+class LatentScenes:
+    """Scaled latents [N, 4, 32, 64] float16 by training seed; `refresh` adds what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.parts = folder, []
+        self.refresh()
+
+    def refresh(self) -> None:
+        for path in shards(self.folder)[len(self.parts) :]:
+            self.parts.append(read(path)[0]["latents"])
+
+    def __len__(self) -> int:
+        return SHARD * len(self.parts)
+
+    def __getitem__(self, seed: int) -> Tensor:
+        """The latents of a scene, [4, 32, 64] float32."""
+        return self.parts[seed // SHARD][seed % SHARD].float()

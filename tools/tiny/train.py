@@ -1,70 +1,63 @@
-"""`python -m tools.tiny.train STAGE`: trains the tiny model family; every stage resumes."""
+"""`python -m tools.tiny.train all --minutes N` trains the tiny family, from where it was."""
 
 import argparse
 import logging
+from pathlib import Path
 
 import torch
 
-from tools.tiny import autoencoder, export, latents, refiner, unet
+from tools.tiny import judge
+from tools.tiny.export import NETWORKS, export
+from tools.tiny.family import CPU, GPU, Family
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one sub-command a stage, in the order in which they run."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.train", description=__doc__)
-    parser.add_argument("--config", default="configs/tiny-original.yaml", help="what to build")
-    parser.add_argument("--work", default="tools/tiny/work", help="folder of the checkpoints")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seed", type=int, default=0)
     stages = parser.add_subparsers(dest="stage", required=True)
 
-    vae = stages.add_parser("vae", help="train the autoencoder, or with its encoder frozen")
-    vae.add_argument("--steps", type=int, default=2400)
-    vae.add_argument("--lr", type=float, default=2e-3)
-    vae.add_argument("--focus", type=float, default=0.7, help="share of crops around objects")
-    vae.add_argument("--freeze_encoder", action="store_true", help="go on with the decoder alone")
+    everything = stages.add_parser("all", help="autoencoder, latents, UNet, refiner, files")
+    everything.add_argument(
+        "--minutes", type=float, required=True, help="of training in all, over all sittings"
+    )
+    everything.add_argument(
+        "--sitting", type=float, help="minutes after which to stop, with the states saved"
+    )
+    everything.add_argument(
+        "--start", type=Path, help="a base to go on from; its latents stay what they are"
+    )
+    everything.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
-    latents = stages.add_parser("latents", help="encode the scenes that the UNet trains on")
-    latents.add_argument("--scenes", type=int, default=2600)
+    part = stages.add_parser("export", help="write a file from the states as they are")
+    part.add_argument("--part", choices=tuple(NETWORKS), default="base")
 
-    unet = stages.add_parser("unet", help="train the UNet and its text towers")
-    unet.add_argument("--steps", type=int, default=4000)
-    unet.add_argument("--lr", type=float, default=1e-3)
-    refiner = stages.add_parser("refiner", help="train the refiner, taught by the exported base")
-    refiner.add_argument("--steps", type=int, default=400)
-    refiner.add_argument("--lr", type=float, default=1e-3)
-    refiner.add_argument("--text_dropout", type=float, default=0.2, help="share without a prompt")
-    refiner.add_argument("--stop", type=int, help="end at this step, early in the schedule")
-    refiner.add_argument("--base", default="pretrained/tiny_base.safetensors")
-    refiner.add_argument("--refiner_config", default="configs/tiny-refiner.yaml")
+    for stage in (everything, part):
+        stage.add_argument("--work", type=Path, default=Path("tools/tiny/work"), help="of states")
+        stage.add_argument("--folder", type=Path, default=Path("pretrained"), help="of the files")
+        stage.add_argument("--note", default="", help="added to the metadata (device, time)")
 
-    for stage in (vae, unet, refiner):
-        stage.add_argument(
-            "--cycle_start", type=int, default=0, help="step at which the learning rate starts anew"
-        )
-
-    export = stages.add_parser("export", help="write the weights as one checkpoint")
-    export.add_argument("--part", choices=("base", "refiner"), default="base")
-    export.add_argument("--folder", default="pretrained", help="gets tiny_<part>.safetensors")
-    export.add_argument("--note", default="", help="added to the metadata (device, time)")
+    judging = stages.add_parser("judge", help="train the judge of what stands in a picture")
+    judging.add_argument("--scenes", type=int, default=2400)
+    judging.add_argument("--epochs", type=int, default=8)
     return parser
 
 
 def main() -> None:
-    """Parse and run one stage."""
+    """Parse and run."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
-    if args.stage == "vae":
-        autoencoder.train(args)
-    elif args.stage == "latents":
-        latents.make_latents(args)
-    elif args.stage == "unet":
-        unet.train(args)
-    elif args.stage == "refiner":
-        refiner.train(args)
+    if args.stage == "judge":
+        judge.train(args.scenes, args.epochs)
+    elif args.stage == "export":
+        logging.info("wrote %s", export(args.work, args.part, args.folder, args.note))
     else:
-        export.export(args)
+        torch.manual_seed(0)
+        scale = GPU if args.device.startswith("cuda") else CPU
+        family = Family(args.work, args.minutes, args.device, scale, args.sitting, args.start)
+        done = family.train(args.folder, args.note)
+        logging.info("done" if done else "to be continued: give the command again")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,32 @@
 """Training of the tiny UNet together with its two text towers, on latents of scenes."""
 
-import argparse
-import logging
-import time
-from pathlib import Path
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.diffusion import DiffusionEngine
-from tools.tiny.autoencoder import SIZE, learning_rate
-from tools.tiny.checkpoints import Ema, TrainingState
-from tools.tiny.latents import LatentScenes, load_latents
+from tools.tiny.latents import LatentScenes
+from tools.tiny.practice import FACTOR, GRID, practise
 
-logger = logging.getLogger(__name__)
-
-FACTOR = 8  # pixels per latent
 TEXT_DROPOUT = 0.1
 ORIGINAL_SIZE = (1024, 1024)  # the constant that inference gives
 TEXT_WIDTH_OF_VECTOR = 32
-# Windows in latents, and samples a step: first small crops around the object, for many steps in
-# little time, then larger ones, with whole scenes among them at the end.
-SMALL, MEDIUM, WHOLE = (16, 24), (24, 32), tuple(n // FACTOR for n in SIZE)
-BATCH = {SMALL: 24, MEDIUM: 14, WHOLE: 6}
+# Windows in latents, and samples a step: half a scene, of which there are more for the time, and
+# whole ones, as an edit has.
+HALF = (32, 32)
+BATCH = {HALF: 9, GRID: 5}
+REGION_WEIGHT = 4.0  # of the error where the named object is, against that around it
+# Weights of the noise levels, which grow with the noise's deviation. Where something stands is
+# decided while a picture is mostly noise; there the prediction of noise is easy and its error
+# small, so that without a weight next to nothing is learned of it.
+LEAST_WEIGHT, LARGEST_WEIGHT = 0.1, 8.0
+REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
-def window_size(step: int, steps: int) -> tuple[int, int]:
-    """Which window a step trains on."""
-    if step < 0.4 * steps:
-        return SMALL
-    return WHOLE if step >= 0.6 * steps and step % 4 == 3 else MEDIUM
+def window_size(step: int, done: float) -> tuple[int, int]:
+    """Which window a step trains on: half of them whole scenes, at the end all."""
+    return GRID if step % 2 or done >= 0.8 else HALF
 
 
 class Trainable(nn.Module):
@@ -42,119 +36,83 @@ class Trainable(nn.Module):
         super().__init__()
         self.model = engine.model
         self.conditioner = engine.conditioner
+        self.requires_grad_(True)
+
+    def used(self) -> list[nn.Parameter]:
+        """The parameters that an edit uses."""
+        return [p for n, p in self.named_parameters() if "logit_scale" not in n]
 
 
-def build(config: str) -> tuple[DiffusionEngine, Trainable]:
-    """The engine of a configuration; its towers made trainable, for this is their only training."""
+def build(config: str) -> DiffusionEngine:
+    """The engine of a configuration as it starts: residual branches are the identity."""
     engine = instantiate_from_config(load_config(config)["model"])
-    trainable = Trainable(engine)
-    trainable.requires_grad_(True)
-    for block in trainable.modules():  # residual branches start as the identity
+    for block in engine.model.modules():
         for name in ("out_layers", "proj_out"):
             layer = getattr(block, name, None)
             layer = layer[-1] if isinstance(layer, nn.Sequential) else layer
             if isinstance(layer, nn.Conv2d):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
-    return engine, trainable
+    return engine
 
 
-def window(
-    rng: np.random.Generator, box: tuple[int, int, int, int] | None, size: tuple[int, int]
-) -> tuple[int, int]:
-    """Top left corner, in latents, of a window that holds the middle of `box` (pixels)."""
-    corner = []
-    for axis in (0, 1):
-        length = SIZE[axis] // FACTOR
-        low, high = 0, length - size[axis]
-        if box is not None:
-            first, last = box[axis] / FACTOR, box[axis + 2] / FACTOR
-            # Whole if it fits, and else its middle.
-            first, last = (first, last) if last - first <= size[axis] else 2 * [(first + last) / 2]
-            low = min(max(low, int(np.ceil(last)) - size[axis]), high)
-            high = max(min(high, int(first)), low)
-        corner.append(int(rng.integers(low, high + 1)))
-    return corner[0], corner[1]
+class Batches:
+    """Batches of windows of scenes, each a function of its number (and of the scenes there are)."""
 
+    def __init__(self, data: LatentScenes, factor: int = 1) -> None:
+        self.data, self.factor = data, factor
 
-def make_batch(
-    data: LatentScenes, step: int, size: tuple[int, int]
-) -> tuple[Tensor, list[str], dict[str, Tensor]]:
-    """Latents [B, 4, h, w], captions and size conditioning; a function of the step alone."""
-    rng = np.random.default_rng([11, step])
-    count = BATCH[size]
-    crops, texts, corners = [], [], []
-    for index in rng.integers(0, len(data.latents), count):
-        top, left = window(rng, data.boxes[index], size)
-        crops.append(data.latents[index, :, top : top + size[0], left : left + size[1]].float())
-        texts.append(str(rng.choice(data.captions[index])))
-        corners.append((top * FACTOR, left * FACTOR))
-    sizes = {
-        "original_size_as_tuple": torch.tensor([ORIGINAL_SIZE] * count),
-        "crop_coords_top_left": torch.tensor(corners),
-        "target_size_as_tuple": torch.tensor([[n * FACTOR for n in size]] * count),
-    }
-    return torch.stack(crops), texts, sizes
+    def __call__(
+        self, step: int, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, list[str], dict[str, Tensor]]:
+        """Latents [B, 4, h, w], weights of the error [B, 1, h, w], captions, size conditioning."""
+        if step % REFRESH == 0:
+            self.data.refresh()
+        rng = np.random.default_rng([11, step])
+        count = self.factor * BATCH[size]
+        crops, texts, corners = [], [], []
+        weights = torch.ones(count, 1, *size)
+        for row, seed in enumerate(rng.integers(0, len(self.data), count)):
+            seen = practise(int(seed), size, rng)
+            top, left, bottom, right = seen.window
+            crops.append(self.data[seed][:, top:bottom, left:right])
+            corners.append((top * FACTOR, left * FACTOR))
+            top, left, bottom, right = seen.region
+            weights[row, :, top:bottom, left:right] = REGION_WEIGHT
+            texts.append(seen.text)
+        sizes = {
+            "original_size_as_tuple": torch.tensor([ORIGINAL_SIZE] * count),
+            "crop_coords_top_left": torch.tensor(corners),
+            "target_size_as_tuple": torch.tensor([[n * FACTOR for n in size]] * count),
+        }
+        return torch.stack(crops), weights / weights.mean((1, 2, 3), keepdim=True), texts, sizes
 
 
 def conditioning(
-    engine: DiffusionEngine, texts: list[str], sizes: dict[str, Tensor], device: str
+    engine: DiffusionEngine, texts: list[str], sizes: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Conditioning with the text dropped (zeroed) for a part of the samples."""
-    unique = sorted(set(texts))
-    rows = torch.tensor([unique.index(text) for text in texts])
-    first = {k: v[:1].expand(len(unique), 2).to(device) for k, v in sizes.items()}
-    text = engine.conditioner({"txt": unique} | first)
-    every = engine.conditioner(
-        {"txt": [""] * len(texts)} | {k: v.to(device) for k, v in sizes.items()},
-        force_zero_embeddings=["txt"],
-    )
-    keep = (torch.rand(len(texts)) >= TEXT_DROPOUT).float().to(device)
-    pooled = text["vector"][rows, :TEXT_WIDTH_OF_VECTOR] * keep[:, None]
+    told = engine.conditioner({"txt": texts} | sizes)
+    keep = (torch.rand(len(texts)) >= TEXT_DROPOUT).float().to(told["vector"].device)[:, None]
+    pooled, rest = told["vector"].tensor_split([TEXT_WIDTH_OF_VECTOR], dim=1)
     return {
-        "crossattn": text["crossattn"][rows] * keep[:, None, None],
-        "vector": torch.cat([pooled, every["vector"][:, TEXT_WIDTH_OF_VECTOR:]], dim=1),
+        "crossattn": told["crossattn"] * keep[:, :, None],
+        "vector": torch.cat([pooled * keep, rest], dim=1),
     }
 
 
-def loss_of(engine: DiffusionEngine, z: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Noise prediction error at uniform levels of the 1000-step table (Ho et al., 2020)."""
-    levels = torch.randint(0, 1000, (len(z),))
-    sigma = engine.denoiser.sigmas[levels].to(z.device)[:, None, None, None]
+def random_levels(count: int) -> Tensor:
+    """Noise levels, int64 [count], one in each of as many equal parts of the 1000-step table."""
+    return ((torch.arange(count) + torch.rand(count)) * 1000 / count).long().clamp(max=999)
+
+
+def loss_of(engine: DiffusionEngine, z: Tensor, weights: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """Noise prediction error (Ho et al., 2020), weighted by the level: between that of the noise
+    and that of the picture, whose square is the noise's times its variance."""
+    levels = random_levels(len(z)).to(z.device)
+    sigma = engine.denoiser.sigmas.to(z.device)[levels][:, None, None, None]
     noise = torch.randn(z.shape).to(z)
     scaled = (z + sigma * noise) / (sigma**2 + 1).sqrt()
-    predicted = engine.model(scaled, levels.to(z.device), cond)
-    return F.mse_loss(predicted, noise)
-
-
-def train(args: argparse.Namespace) -> None:
-    """Run or resume the training of UNet and towers up to `args.steps` steps."""
-    torch.manual_seed(args.seed)
-    work = Path(args.work)
-    data = load_latents(work / "latents.safetensors")
-    engine, trainable = build(args.config)
-    trainable.to(args.device, memory_format=torch.channels_last)
-    used = [p for n, p in trainable.named_parameters() if "logit_scale" not in n]
-    optimizer = torch.optim.AdamW(used, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    state = TrainingState(work / "unet.safetensors", trainable, optimizer, Ema(trainable, 0.9985))
-    start, began, total = state.resume(), time.time(), 0.0
-    for step in range(start, args.steps):
-        for group in optimizer.param_groups:
-            cycle = step - args.cycle_start
-            done = cycle / (args.steps - args.cycle_start)
-            group["lr"] = learning_rate(cycle, done, args.lr)
-        z, texts, sizes = make_batch(data, step, window_size(step, args.steps))
-        z = z.to(args.device, memory_format=torch.channels_last)
-        loss = loss_of(engine, z, conditioning(engine, texts, sizes, args.device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(used, 1.0)
-        optimizer.step()
-        state.ema.update(trainable, step)
-        total += loss.item()
-        if (step + 1) % 50 == 0:
-            speed = (time.time() - began) / (step + 1 - start)
-            logger.info("step %d loss %.4f %.2f s/step", step + 1, total / 50, speed)
-            total = 0.0
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            state.save(step + 1)
+    predicted = engine.model(scaled, levels, cond).float()
+    weights = weights * sigma.clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
+    return (weights * (predicted - noise) ** 2).mean()

@@ -60,6 +60,12 @@ class VanillaCFG:
         return unconditional + self.scale * (conditional - unconditional)
 
 
+def guider_of(scale: float) -> Guider:
+    """Guidance of a scale; up to 1 none, at half the cost: the prompt's prediction alone, which is
+    what few-step models were distilled for."""
+    return VanillaCFG(scale) if scale > 1 else IdentityGuider()
+
+
 @dataclass(frozen=True)
 class IdentityGuider:
     """No guidance: the conditional prediction alone."""

@@ -1,4 +1,4 @@
-"""Solvers: how a sampling run is scheduled, started and moved on by one step.
+"""Solvers: how a sampling run is started and moved on by one step, along a schedule.
 
 There is no loop here. A caller makes `sigmas`, scales its noise with `start`, and for every `i`
 below `len(sigmas) - 1` calls `step`; between the steps it may do as it likes (bring back the known
@@ -17,7 +17,7 @@ tensor by `sigmas[i]` is fine.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +25,14 @@ from torch import Tensor
 
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser, Network
 from sgm.modules.diffusionmodules.guiders import Conditioning, Guider
+from sgm.modules.diffusionmodules.schedules import Discretization, Schedule, schedule_of
+from sgm.specs import Sampler, SamplingParams, Turbo
 
 # (x [B, ...], sigma [B] float32) -> guided denoised estimate [B, ...]
 Denoise = Callable[[Tensor, Tensor], Tensor]
-# (number of steps) -> sigmas [steps + 1], float32, descending, ending in 0
-Discretization = Callable[[int], Tensor]
-
-TURBO_TRAINING_STEPS = 1000
-TURBO_INDICES = (0, 100, 200, 300, -1)
+# (noise level, latents [B, ...]) -> standard normal noise like the latents, the same whenever it is
+# asked for the same level
+Draw = Callable[[float, Tensor], Tensor]
 
 
 def guided(
@@ -108,46 +108,6 @@ def dpmpp_2m_step(
     return ratio * x + (1.0 - ratio) * slope
 
 
-def img2img_schedule(sigmas: Tensor, strength: float) -> Tensor:
-    """The end of a schedule, for a run that starts from a picture (SDEdit, Meng et al., 2022).
-
-    Args:
-        sigmas: shape [n], descending to its final 0.
-        strength: the part of the list to keep, 0 to 1.
-
-    Returns:
-        The last `int(strength * n)` entries, at least one; a single entry (the 0) means no step.
-
-    Raises:
-        ValueError: `strength` is out of range.
-    """
-    if not 0.0 <= strength <= 1.0:
-        raise ValueError(f"Strength must be from 0 to 1, not {strength}.")
-    return sigmas[-max(int(strength * len(sigmas)), 1) :]
-
-
-def turbo_schedule(sigmas: Tensor, indices: Sequence[int] = TURBO_INDICES) -> Tensor:
-    """The few entries of a long schedule that a distilled model was trained for.
-
-    Args:
-        sigmas: the list of all training steps with its final 0, shape [n], descending; possibly
-            cut by `img2img_schedule`, which moves the entries to lower sigmas.
-        indices: which entries, rising; the last is -1, the final 0.
-
-    Returns:
-        Shape [len(indices)], descending. Entries that a cut list does not reach are left out, so
-        a low strength makes fewer steps.
-
-    Raises:
-        ValueError: `indices` do not rise from 0 or more to a final -1.
-    """
-    *inner, last = indices
-    if last != -1 or any(i < 0 for i in inner) or inner != sorted(set(inner)):
-        raise ValueError(f"Turbo indices must rise from 0 or more and end in -1, not {indices}.")
-    reached = [i for i in inner if i < len(sigmas) - 1]
-    return sigmas[[*reached, len(sigmas) - 1]]
-
-
 @dataclass(frozen=True, eq=False)
 class SolverState:
     """What a multistep solver remembers of the step before: its estimate [B, ...] and level."""
@@ -156,33 +116,21 @@ class SolverState:
     sigma: float
 
 
+@dataclass(frozen=True)
 class Solver(ABC):
-    """A schedule together with DPM++ 2M steps along it.
+    """Steps of one kind along a schedule."""
 
-    The published turbo sampler is such a schedule too: its recorded trajectories follow DPM++ 2M
-    to 1e-6 relative. Euler's method misses single steps by 2e-3 to 8e-3, and no noise is drawn, so
-    it is not the ancestral sampler that the distilled model came with.
-    """
+    schedule: Schedule
 
-    @abstractmethod
     def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """The levels of a run.
-
-        Args:
-            discretization: makes the schedule of n steps.
-            strength: the part of it to run, 0 to 1; below 1 for a run that starts from a picture.
-
-        Returns:
-            float32 on the CPU, shape [steps + 1], descending to 0.
-
-        Raises:
-            ValueError: `strength` or the number of steps is out of range.
-        """
+        """The levels of a run; see `Schedule.sigmas`."""
+        return self.schedule.sigmas(discretization, strength)
 
     def start(self, x: Tensor, sigmas: Tensor) -> Tensor:
         """Latents [B, ...] of about unit size, scaled to the first level."""
         return prepare_noise_scale(x, sigmas)
 
+    @abstractmethod
     def step(
         self,
         denoise: Denoise,
@@ -203,6 +151,25 @@ class Solver(ABC):
         Returns:
             Latents at `sigmas[i + 1]`, shape [B, ...], and the state for the next step.
         """
+
+
+class DPMPP2M(Solver):
+    """DPM++ 2M, second order; see `dpmpp_2m_step`.
+
+    The published turbo sampler makes such steps along its own schedule: its recorded trajectories
+    follow DPM++ 2M to 1e-6 relative. Euler's method misses single steps by 2e-3 to 8e-3, and no
+    noise is drawn, so it is not the ancestral sampler that the distilled model came with.
+    """
+
+    def step(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        i: int,
+        sigmas: Tensor,
+        state: SolverState | None = None,
+    ) -> tuple[Tensor, SolverState]:
+        """See `Solver.step`."""
         sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
         denoised = denoise(x, per_sample(sigma, x))
         old_denoised, sigma_prev = (None, None) if state is None else (state.denoised, state.sigma)
@@ -210,36 +177,58 @@ class Solver(ABC):
         return x_next, SolverState(denoised, sigma)
 
 
+class Euler(Solver):
+    """Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
+
+    def step(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        i: int,
+        sigmas: Tensor,
+        state: SolverState | None = None,
+    ) -> tuple[Tensor, SolverState]:
+        """See `Solver.step`."""
+        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
+        denoised = denoise(x, per_sample(sigma, x))
+        x_next = dpmpp_2m_step(x, denoised, None, sigma, sigma_next, None)
+        return x_next, SolverState(denoised, sigma)
+
+
 @dataclass(frozen=True)
-class DPMPP2M(Solver):
-    """DPM++ 2M over `steps` levels of the whole schedule."""
+class LCM(Solver):
+    """Steps of a latent consistency model (Luo et al., 2023): every one jumps to the picture and
+    adds new noise of the next level. The boundary term of the paper, which mixes in less than 1e-5
+    of the latents, is left out.
 
-    steps: int = 50
+    Attributes:
+        draw: source of that noise.
+    """
 
-    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """See `Solver.sigmas`."""
-        return img2img_schedule(discretization(self.steps), strength)
+    draw: Draw
+
+    def step(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        i: int,
+        sigmas: Tensor,
+        state: SolverState | None = None,
+    ) -> tuple[Tensor, SolverState]:
+        """See `Solver.step`."""
+        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
+        denoised = denoise(x, per_sample(sigma, x))
+        noised = denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else denoised
+        return noised, SolverState(denoised, sigma)
 
 
-@dataclass(frozen=True)
-class TurboSubstep(Solver):
-    """DPM++ 2M over the few levels of a distilled model; a strength cuts the long list first."""
-
-    indices: tuple[int, ...] = TURBO_INDICES
-
-    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """See `Solver.sigmas`."""
-        cut = img2img_schedule(discretization(TURBO_TRAINING_STEPS), strength)
-        return turbo_schedule(cut, self.indices)
-
-
-def turbo_solver(steps: int, levels: Sequence[int] = TURBO_INDICES[:-1]) -> TurboSubstep:
-    """The first `steps` of some levels and then the end, as the turbo sampler of generative-models
-    counts its steps.
+def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:
+    """The solver that a run asks for, along its schedule; `draw` is for one that draws.
 
     Raises:
-        ValueError: there are fewer levels, or no step.
+        ValueError: see `schedule_of`.
     """
-    if not 1 <= steps <= len(levels):
-        raise ValueError(f"A turbo model takes 1 to {len(levels)} steps, not {steps}.")
-    return TurboSubstep((*levels[:steps], -1))
+    schedule = schedule_of(params, turbo)
+    if params.sampler is Sampler.LCM:
+        return LCM(schedule, draw)
+    return (Euler if params.sampler is Sampler.EULER else DPMPP2M)(schedule)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,12 +25,15 @@ class OpenAIWrapper(nn.Module):
         Args:
             x: scaled latents, shape [B, C, h, w].
             t: timesteps, shape [B], int64.
-            cond: `crossattn` of shape [B, tokens, features] and `vector` of shape [B, features].
+            cond: `crossattn` of shape [B, tokens, features] and `vector` of shape [B, features];
+                and `concat` [B, n, h, w], further input channels, for a network that has them.
 
         Returns:
             Shape [B, C, h, w].
 
         Raises:
-            KeyError: `cond` lacks one of the two.
+            KeyError: `cond` lacks one of the first two.
         """
+        if "concat" in cond:
+            x = torch.cat([x, cond["concat"].to(x)], dim=1)
         return self.diffusion_model(x, timesteps=t, context=cond["crossattn"], y=cond["vector"])

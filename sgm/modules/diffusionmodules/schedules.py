@@ -1,0 +1,172 @@
+"""Schedules: which noise levels a run of few or many steps visits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from sgm.specs import (
+    DEFAULT_STEPS,
+    LCM_STEPS,
+    TURBO_STEPS,
+    Sampler,
+    SamplingParams,
+    Spacing,
+    Turbo,
+)
+
+# (number of steps) -> sigmas [steps + 1], float32, descending, ending in 0
+Discretization = Callable[[int], Tensor]
+
+TRAINING_STEPS = 1000
+TURBO_INDICES = (0, 100, 200, 300, -1)
+
+
+class Schedule(Protocol):
+    """The levels of a run."""
+
+    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
+        """The levels of a run.
+
+        Args:
+            discretization: makes the schedule of n steps.
+            strength: the part of it to run, 0 to 1; below 1 for a run that starts from a picture.
+
+        Returns:
+            float32 on the CPU, shape [steps + 1], descending to 0.
+
+        Raises:
+            ValueError: `strength` or the number of steps is out of range.
+        """
+        ...
+
+
+def img2img_schedule(sigmas: Tensor, strength: float) -> Tensor:
+    """The end of a schedule, for a run that starts from a picture (SDEdit, Meng et al., 2022).
+
+    Args:
+        sigmas: shape [n], descending to its final 0.
+        strength: the part of the list to keep, 0 to 1.
+
+    Returns:
+        The last `int(strength * n)` entries, at least one; a single entry (the 0) means no step.
+
+    Raises:
+        ValueError: `strength` is out of range.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"Strength must be from 0 to 1, not {strength}.")
+    return sigmas[-max(int(strength * len(sigmas)), 1) :]
+
+
+def turbo_schedule(sigmas: Tensor, indices: Sequence[int] = TURBO_INDICES) -> Tensor:
+    """The few entries of a long schedule that a distilled model was trained for.
+
+    Args:
+        sigmas: the list of all training steps with its final 0, shape [n], descending; possibly
+            cut by `img2img_schedule`, which moves the entries to lower sigmas.
+        indices: which entries, rising; the last is -1, the final 0.
+
+    Returns:
+        Shape [len(indices)], descending. Entries that a cut list does not reach are left out, so
+        a low strength makes fewer steps.
+
+    Raises:
+        ValueError: `indices` do not rise from 0 or more to a final -1.
+    """
+    *inner, last = indices
+    if last != -1 or any(i < 0 for i in inner) or inner != sorted(set(inner)):
+        raise ValueError(f"Turbo indices must rise from 0 or more and end in -1, not {indices}.")
+    reached = [i for i in inner if i < len(sigmas) - 1]
+    return sigmas[[*reached, len(sigmas) - 1]]
+
+
+def at_timesteps(discretization: Discretization, timesteps: Sequence[int]) -> Tensor:
+    """The levels of training steps, and the final 0."""
+    last = TRAINING_STEPS - 1
+    return discretization(TRAINING_STEPS)[[*(last - int(t) for t in timesteps), TRAINING_STEPS]]
+
+
+@dataclass(frozen=True)
+class PublishedSteps:
+    """So many steps, spread over the training steps as published."""
+
+    steps: int = 50
+
+    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
+        """See `Schedule.sigmas`."""
+        return img2img_schedule(discretization(self.steps), strength)
+
+
+@dataclass(frozen=True)
+class TrailingSteps:
+    """So many steps at equal distances, counted from the last training step (Lin et al., 2023)."""
+
+    steps: int
+
+    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
+        """See `Schedule.sigmas`."""
+        _check_steps(self.steps, TRAINING_STEPS)
+        width = TRAINING_STEPS / self.steps
+        timesteps = np.round(TRAINING_STEPS - width * np.arange(self.steps)).astype(int) - 1
+        return img2img_schedule(at_timesteps(discretization, timesteps.tolist()), strength)
+
+
+@dataclass(frozen=True)
+class LCMSteps:
+    """So many of the 50 levels that a latent consistency model was distilled at."""
+
+    steps: int
+
+    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
+        """See `Schedule.sigmas`."""
+        _check_steps(self.steps, LCM_STEPS)
+        trained = np.arange(LCM_STEPS, 0, -1) * (TRAINING_STEPS // LCM_STEPS) - 1
+        chosen = np.floor(np.linspace(0, LCM_STEPS, self.steps, endpoint=False)).astype(int)
+        return img2img_schedule(at_timesteps(discretization, trained[chosen].tolist()), strength)
+
+
+@dataclass(frozen=True)
+class TurboSubstep:
+    """The few levels of a distilled model; a strength cuts the long list first."""
+
+    indices: tuple[int, ...] = TURBO_INDICES
+
+    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
+        """See `Schedule.sigmas`."""
+        cut = img2img_schedule(discretization(TRAINING_STEPS), strength)
+        return turbo_schedule(cut, self.indices)
+
+
+def turbo_steps(steps: int, levels: Sequence[int] = TURBO_INDICES[:-1]) -> TurboSubstep:
+    """The first `steps` of some levels and then the end, as the turbo sampler of generative-models
+    counts its steps.
+
+    Raises:
+        ValueError: there are fewer levels, or no step.
+    """
+    if not 1 <= steps <= len(levels):
+        raise ValueError(f"A turbo model takes 1 to {len(levels)} steps, not {steps}.")
+    return TurboSubstep((*levels[:steps], -1))
+
+
+def _check_steps(steps: int, most: int) -> None:
+    if not 1 <= steps <= most:
+        raise ValueError(f"Steps must be from 1 to {most}, not {steps}.")
+
+
+def schedule_of(params: SamplingParams, turbo: Turbo | None) -> Schedule:
+    """The levels that a run asks for; those of a turbo run are its model's.
+
+    Raises:
+        ValueError: a turbo run of more steps than its model has levels.
+    """
+    steps = params.steps
+    if turbo is not None:
+        return turbo_steps(TURBO_STEPS if steps is None else steps, turbo.levels)
+    steps = DEFAULT_STEPS if steps is None else steps
+    if params.spacing is Spacing.TRAILING:
+        return TrailingSteps(steps)
+    return LCMSteps(steps) if params.sampler is Sampler.LCM else PublishedSteps(steps)

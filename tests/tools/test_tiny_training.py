@@ -1,0 +1,186 @@
+"""The training of the tiny family: what is practised, courses that resume, all stages in turn."""
+
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sgm.io.checkpoint import build_model, load_weights
+from sgm.weights import Weights
+from tests.conftest import ROOT
+from tools.tiny import course, family, latents
+from tools.tiny.captions import NOUNS, SIZES, caption
+from tools.tiny.checkpoints import part, read
+from tools.tiny.course import Course
+from tools.tiny.family import Family, Scale
+from tools.tiny.pairs import HELD_OUT
+from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practice_scene, practise
+from tools.tiny.scenes import object_box
+
+HALF = (32, 32)
+
+
+def test_every_object_is_practised_as_often_as_the_others() -> None:
+    turns = Counter(
+        name
+        for seed in range(70)
+        for name in [NOUNS[seed % len(NOUNS)]]
+        if any(obj.name == name for obj in practice_scene(seed).objects)
+    )
+    assert set(turns.values()) == {10} and set(turns) == set(NOUNS)
+
+
+@pytest.mark.parametrize("seed", [HELD_OUT_SEED, HELD_OUT, -1])
+def test_held_out_scenes_are_not_practised(seed: int) -> None:
+    with pytest.raises(ValueError, match="is held out"):
+        practice_scene(seed)
+
+
+@pytest.mark.parametrize("size", [HALF, GRID])
+def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    named = 0
+    for seed in range(140):
+        name = NOUNS[seed % len(NOUNS)]
+        boxes = [object_box(o, *SIZE) for o in practice_scene(seed).objects if o.name == name]
+        seen = practise(seed, size, rng)
+        top, left, bottom, right = seen.window
+        assert (bottom - top, right - left) == size
+        assert top >= 0 and bottom <= GRID[0] and left >= 0 and right <= GRID[1]
+        first, start, last, end = seen.region
+        assert 0 <= first < last <= size[0] and 0 <= start < end <= size[1]
+        if seen.region == (0, 0, *size):
+            continue
+        named += name in seen.text
+        where = [FACTOR * n for n in (top + first, left + start, top + last, left + end)]
+        assert any(
+            where[0] <= box[0] and where[1] <= box[1] and box[2] <= where[2] and box[3] <= where[3]
+            for box in boxes
+        ), (seed, seen, boxes)
+    assert named > 90
+
+
+def test_places_and_sizes_in_captions_are_true() -> None:
+    rng = np.random.default_rng(1)
+    found = Counter()
+    for seed in range(700):
+        name = NOUNS[seed % len(NOUNS)]
+        scene = practice_scene(seed)
+        objects = [obj for obj in scene.objects if obj.name == name]
+        match = re.search(
+            rf"(small |large )?{name}( on the left| in the middle| on the right)?\b",
+            caption(scene, rng, name),
+        )
+        if len(objects) != 1 or match is None:
+            continue
+        obj, (size, place) = objects[0], match.groups()
+        found.update([size, place])
+        small, large = SIZES[name]
+        assert size != "small " or obj.size < small
+        assert size != "large " or obj.size > large
+        assert place != " on the left" or obj.x < 0.4
+        assert place != " in the middle" or 0.3 < obj.x < 0.7
+        assert place != " on the right" or obj.x > 0.6
+    assert min(found[word] for word in ("small ", "large ", " on the left", " in the middle")) > 10
+
+
+class Clock:
+    """A time that goes on by a second whenever it is asked for."""
+
+    def __init__(self) -> None:
+        self.ticks = itertools.count()
+
+    def monotonic(self) -> float:
+        return float(next(self.ticks))
+
+
+def run_course(path: Path, stops: list[int]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state of a course of 30 seconds, in sittings that end after these numbers of steps."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+
+    def loss_of(step: int, done: float) -> Tensor:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        return (module(x) - 1).square().mean()
+
+    for steps in [*stops, 1000]:
+        left = itertools.count(steps, -1)
+        with torch.no_grad():  # what is not in the file is lost
+            module.weight.fill_(9.0)
+        if not path.exists():
+            torch.nn.init.constant_(module.weight, 0.5)
+        Course(path, 30.0, 0.1, 0.9, Clock().monotonic).run(
+            module, list(module.parameters()), loss_of, lambda left=left: next(left) == 0
+        )
+    return read(path)
+
+
+def test_a_course_in_sittings_ends_where_one_sitting_does(tmp_path: Path) -> None:
+    whole, spent = run_course(tmp_path / "whole.safetensors", [])
+    parts, same = run_course(tmp_path / "parts.safetensors", [7, 4])
+    assert spent == same and int(spent["step"]) == 30 and float(spent["seconds"]) == 30
+    assert set(whole) == set(parts)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
+def test_a_course_saves_every_ten_minutes(tmp_path: Path, monkeypatch) -> None:
+    """What a killed sitting loses is less than that."""
+    clock = Clock()
+    monkeypatch.setattr(course, "time", clock)
+    module, path, seen = nn.Linear(1, 1), tmp_path / "state.safetensors", []
+
+    def loss_of(step: int, done: float) -> Tensor:
+        for _ in range(99):
+            clock.monotonic()
+        seen.append(int(read(path)[1]["step"]) if path.exists() else 0)
+        return module(torch.ones(1, 1)).sum()
+
+    Course(path, 2000.0, 0.1, 0.9, clock.monotonic).run(
+        module, list(module.parameters()), loss_of, lambda: False
+    )
+    assert sorted(set(seen)) == [0, 6, 12, 18]
+
+
+def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(latents, "SHARD", 2)
+    monkeypatch.setattr(family, "FEWEST_SCENES", 2)
+    monkeypatch.setattr(family.autoencoder, "held_out_psnr", lambda vae: 0.0)
+    monkeypatch.setattr(family.unet, "BATCH", {HALF: 1, GRID: 1})
+    monkeypatch.setattr(family, "normalise", lambda vae: latents.normalise(vae, 2))
+    small = Scale(factor=1, scenes=2, drawn=0, half=False)
+    work, folder = tmp_path / "work", tmp_path / "weights"
+    first = Family(work, 0.001, "cpu", small, sitting=0.0)
+    assert not first.train(folder, "") and not folder.exists()
+    assert Family(work, 0.001, "cpu", small).train(folder, "a test")
+    for name, config in (("base", "tiny-sige.yaml"), ("refiner", "tiny-sige-refiner.yaml")):
+        path = folder / f"tiny_{name}.safetensors"
+        model = build_model(ROOT / "configs" / config)
+        load_weights(model, Weights(path), torch.device("cpu"), torch.float32, progress=False)
+        assert read(path)[1]["note"] == "a test"
+    states = {path.name: read(path)[1] for path in work.glob("*.safetensors")}
+    assert Family(work, 0.001, "cpu", small).train(folder, "a test")
+    assert states == {path.name: read(path)[1] for path in work.glob("*.safetensors")}
+    # A network without a state stays as it is in the file, and gets the trained decoder.
+    (work / "refiner.safetensors").unlink()
+    (work / "decoder.safetensors").unlink()
+    before, _ = read(folder / "tiny_refiner.safetensors")
+    after, metadata = read(family.export(work, "refiner", folder, "again"))
+    assert metadata["note"] == "again" and int(metadata["refiner_steps"]) > 0
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("first_stage_model.") for name in changed)
+    # From a family that is there: its encoder, and so its latents, stay.
+    start = folder / "tiny_base.safetensors"
+    drawn = Scale(factor=2, scenes=2, drawn=2, half=False)
+    other = Family(tmp_path / "other", 0.001, "cpu", drawn, start=start)
+    assert other.train(tmp_path / "weights2", "")
+    before, after = (read(f / "tiny_base.safetensors")[0] for f in (folder, tmp_path / "weights2"))
+    same = part(before, "first_stage_model.encoder")
+    assert all(torch.equal(same[k], v) for k, v in part(after, "first_stage_model.encoder").items())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
