@@ -193,6 +193,7 @@ def kept(output: Path, quick: bool) -> Figures:
 
 
 def _check_room(folder: Path, size: int) -> None:
+    """UserError unless a folder has room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(

@@ -1,12 +1,12 @@
-"""One pass by everybody who can make it, in one process: `python -m benchmarks.rivals`.
+"""One pass of a network by all implementations there are: `python -m benchmarks.rivals`.
 
 The network is the UNet, or with `--network` the encoder or the decoder. For each example of the
 README the rows are: dense; preset published by the compiled kernels of the published package (where
 it is installed, in fp32) and by ours; preset fast; and dense rivals: the UNet of `diffusers` (where
 it is installed) and, on a CUDA device, the dense network compiled. There the UNet of preset fast
 runs as CUDA graphs too. All rows share one set of random weights, so that the real size fits into
-memory; only the package has the convolutions a second time, in the layout that it likes. The passes
-take turns, so that whatever else the machine does meets all of them.
+memory; only the package has the convolutions a second time, in the memory layout that it needs. The
+passes take turns in one process, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations

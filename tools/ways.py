@@ -126,12 +126,13 @@ class UNetMacs:
 
 def unet_macs(pipeline: Pipeline, edit: Edit, steps: int | None) -> UNetMacs:
     """Count the passes that an edit makes, and what each costs."""
-    networks, params = pipeline.networks, SamplingParams(edit.prompt, steps=steps)
+    networks, noise = pipeline.networks, NamedNoise(edit.seed)
+    params = SamplingParams(edit.prompt, steps=steps)
     networks.set_backend(Backend.TORCH.value)  # the one whose operators can be counted
     one = catch(networks.unet, lambda: pipeline.edit(edit.request, params))
     with pipeline.scope():
-        plan = pipeline.prepare(edit.request, NamedNoise(edit.seed))
-        count = steps_of(plan, networks, pipeline.solver(steps))
+        plan = pipeline.prepare(edit.request, noise)
+        count = steps_of(plan, networks, pipeline.solver(params, noise))
         if plan.masks is None:
             return UNetMacs(0, count * count_macs(one.run).total)
         networks.forget()

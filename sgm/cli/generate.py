@@ -110,6 +110,17 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
     )
 
 
+def backend_of(options: RunOptions) -> str | None:
+    """Name of the backend that runs the sparse operators; None in a dense run, which has none."""
+    import torch
+
+    from sgm.sparse.ops import select_ops
+
+    if not options.run_type.sparse:
+        return None
+    return select_ops(options.backend.value, torch.device(options.device)).name
+
+
 def edit_of(options: RunOptions, inputs: Inputs) -> "Edit":
     """The edit that the options ask for, its pictures padded to multiples of 64."""
     from sgm.inference.inpainting import Inpainting
@@ -168,21 +179,16 @@ def _figures(
     ratio: float | None,
     changed: int | None,
 ) -> dict[str, object]:
-    """The figures of a run for `--json`; seconds rounded to the microsecond."""
+    """The figures of a run for `--json`: what it was asked for and what came of it; seconds rounded
+    to the microsecond."""
     import torch
 
     from sgm import runtime
 
     return {
+        **report.settings(options),
         "output": str(options.output_path),
-        "task": options.task.value,
-        "run_type": options.run_type.value,
-        "refined": options.refined,
-        "model": options.model,
-        "preset": options.preset.value,
-        "precision": options.precision.value,
-        "backend": options.backend.value,
-        "seed": options.sampling.seed,
+        "backend": backend_of(options),
         "size": [picture.height, picture.width],
         "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
         "edit_ratio": ratio,
