@@ -35,9 +35,8 @@ def start(name: str, main: Callable[[], int], level: int = logging.INFO) -> NoRe
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
     code = run_program(name, main, level)
-    for (
-        number
-    ) in SIGNALS:  # done; a signal while the interpreter shuts down would print a traceback
+    for number in SIGNALS:
+        # Everything is done, and one more signal would print a traceback as Python shuts down.
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
