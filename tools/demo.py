@@ -80,12 +80,22 @@ def build_parser() -> argparse.ArgumentParser:
         description="Edit the shipped pictures with the tiny model, dense and sparse.",
     )
     parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo.png"), help="the figure")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/demo.png"),
+        help="the figure (default outputs/demo.png)",
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
     parser.add_argument(
-        "--precision", choices=[*map(str, Precision)], default="fp32", help="default fp32"
+        "--precision",
+        choices=[*map(str, Precision)],
+        default="fp32",
+        help="numbers to compute with (default fp32)",
     )
-    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument(
+        "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
+    )
     return parser
 
 

@@ -74,10 +74,16 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.make_figures", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
-    parser.add_argument("--output", type=Path, default=ROOT / "assets/results", help="a folder")
-    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "assets/results", help="folder of the figures"
+    )
+    parser.add_argument(
+        "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
+    )
     every = tuple(FIGURES)
-    parser.add_argument("--only", nargs="+", choices=every, default=every, help="some of them")
+    parser.add_argument(
+        "--only", nargs="+", choices=every, default=every, help="which figures (default: all)"
+    )
     return parser
 
 
