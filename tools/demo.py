@@ -174,7 +174,7 @@ def notes(outcomes: Sequence[Outcome]) -> list[str]:
     return [
         f"From a recording: the second edit of a picture that was recorded before ({recordings}).",
         "As published, every step makes a full pass, which records, and then a sparse one: the "
-        "pass is faster than a dense one and the edit is not. Preset fast makes 8 full passes in "
+        "pass is faster than a dense one and the edit is not. Preset fast makes few full passes in "
         "all, and an edit from a recording none.",
         "GMAC: all UNet passes of the edit, published convention, fused attention not counted. "
         "PSNR: against the dense picture at the same noise, in the edit.",
