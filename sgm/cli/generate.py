@@ -114,11 +114,11 @@ def backend_of(options: RunOptions) -> str | None:
     """Name of the backend that runs the sparse operators; None in a dense run, which has none."""
     import torch
 
-    from sgm.sparse.ops import select_ops
+    from sgm.inference.networks import backend_name
 
     if not options.run_type.sparse:
         return None
-    return select_ops(options.backend.value, torch.device(options.device)).name
+    return backend_name(options.backend.value, torch.device(options.device))
 
 
 def edit_of(options: RunOptions, inputs: Inputs) -> "Edit":
