@@ -163,9 +163,9 @@ def compare(
     pictures["published"] = run_edit(pipelines["published"], edit, steps, noise=noise).image
     fast = pipelines["fast"]
     for name, recipe in recipes.items():
-        one = fast.with_recipe(replace(recipe, feather=None))
+        one = fast.with_recipe(replace(recipe, blend=None))
         pictures[name] = run_edit(one, edit, steps, noise=noise).image
-    pictures["fast"] = edit.request.finish(pictures["fast_network"], FAST)
+    pictures["fast"] = edit.request(FAST.blend).finish(pictures["fast_network"], FAST)
     pictures["warm"] = warm(fast, edit, steps, noise)
     source = to_picture(source_of(edit))
     name = asked_for(edit.prompt)

@@ -3,11 +3,12 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from sgm.errors import UserError, suggestion
+from sgm.photo import PhotoOptions
 from sgm.words import (
     Backend,
     Mode,
@@ -190,6 +191,7 @@ class SamplingParams:
         strength: share of the schedule that SDEdit runs, above 0 and at most 1.
         sampler: how a step is made.
         spacing: which noise levels are visited; of a turbo run, its own.
+        weighted: whether `(word:1.3)` weighs words, and prompts go on beyond 77 tokens.
     """
 
     prompt: str
@@ -200,6 +202,7 @@ class SamplingParams:
     strength: float = 0.8
     sampler: Sampler = Sampler.DPMPP2M
     spacing: Spacing = Spacing.PUBLISHED
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ class RunOptions:
         vae: another autoencoder's file, for base and refiner; None for the checkpoint's own.
         loras: files and what they are multiplied by; merged into the base or turbo model.
         prediction: of the base or turbo model; None for what its files say.
+        photo: about pictures, masks and seeds.
     """
 
     task: Task
@@ -259,6 +263,7 @@ class RunOptions:
     vae: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     prediction: Prediction | None = None
+    photo: PhotoOptions = field(default_factory=PhotoOptions)
 
     @property
     def spec(self) -> ModelSpec:

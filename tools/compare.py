@@ -18,6 +18,7 @@ from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.io.files import check_input_file
+from sgm.photo import Blend
 from sgm.sparse.masks import (
     SDEDIT_DECODER_DILATION,
     SDEDIT_DILATION,
@@ -52,12 +53,11 @@ class Edit:
     edited: Tensor | None = None
     strength: float = 0.8
 
-    @property
-    def request(self) -> Inpainting | SDEdit:
+    def request(self, blend: Blend | None = None) -> Inpainting | SDEdit:
         """What a pipeline is asked for."""
         if self.edited is None:
-            return Inpainting(self.image, self.mask)
-        return SDEdit(self.image, self.edited, self.strength)
+            return Inpainting(self.image, self.mask, blend)
+        return SDEdit(self.image, self.edited, self.strength, blend=blend)
 
 
 def inpainting_edit(image: Tensor, mask: Tensor, prompt: str, seed: int) -> Edit:

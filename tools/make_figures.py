@@ -18,6 +18,7 @@ from torch import Tensor
 from sgm.cli.program import start
 from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import Pipeline
+from sgm.inference.presets import RECIPES
 from sgm.inference.refined import refined_edit
 from sgm.io.imageio import save_picture
 from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
@@ -97,7 +98,8 @@ def refined(way: Way, edit: Edit, args: argparse.Namespace) -> Made:
         return Pipeline.load(SPEC, run_type, *files, preset, refiner, progress=False)
 
     params = SamplingParams(edit.prompt, seed=edit.seed, steps=args.steps)
-    result = refined_edit(load, edit.request, params, fixed_noise(NamedNoise(edit.seed)))
+    wanted = edit.request(RECIPES[preset].blend)
+    result = refined_edit(load, wanted, params, fixed_noise(NamedNoise(edit.seed)))
     return Made(result.image, sum(result.seconds.values()))
 
 

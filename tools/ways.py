@@ -129,9 +129,9 @@ def unet_macs(pipeline: Pipeline, edit: Edit, steps: int | None) -> UNetMacs:
     networks, noise = pipeline.networks, NamedNoise(edit.seed)
     params = SamplingParams(edit.prompt, steps=steps)
     networks.set_backend(Backend.TORCH.value)  # the one whose operators can be counted
-    one = catch(networks.unet, lambda: pipeline.edit(edit.request, params))
+    one = catch(networks.unet, lambda: pipeline.edit(edit.request(pipeline.recipe.blend), params))
     with pipeline.scope():
-        plan = pipeline.prepare(edit.request, noise)
+        plan = pipeline.prepare(edit.request(pipeline.recipe.blend), noise)
         count = steps_of(plan, networks, pipeline.solver(params, noise))
         if plan.masks is None:
             return UNetMacs(0, count * count_macs(one.run).total)

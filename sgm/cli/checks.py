@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from sgm.cli.outputs import output_path
+from sgm.cli.photo_options import check_photos
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import (
@@ -41,6 +43,7 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 def check_together(values: argparse.Namespace) -> None:
     """Raise UserError for options that lack another one or contradict each other."""
     _check_recordings(values)
+    check_photos(values)
     if values.record is not None:
         if values.init_img is None:
             raise UserError("--record needs --init_img; name the picture to record.")
@@ -59,8 +62,6 @@ def check_together(values: argparse.Namespace) -> None:
                 f"Sdedit with --run_type {values.run_type} needs --init_img, the picture before "
                 "it was drawn on; name it or use a dense run type."
             )
-        if values.mask_path is not None:
-            logger.warning("--mask_path is not used by sdedit.")
     if values.run_type.turbo:
         _check_turbo(values)
     elif values.negative_prompt and values.scale <= 1:
@@ -138,9 +139,7 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
         paths[name] = None if given is None else Path(given)
         if paths[name] is not None:
             files.check_input_file(paths[name])
-    default = f"outputs/{values.task}-{values.run_type}-{values.seed}.png"
-    output = Path(default if values.output_path is None else values.output_path)
-    files.check_output_path(output)
+    output = output_path(values, list(paths.values()))
     if values.json not in (None, "-"):
         files.check_writable(Path(values.json))
         if Path(values.json).absolute() == output.absolute():

@@ -8,33 +8,57 @@ from sgm.errors import UserError
 from sgm.specs import RunOptions, Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
     from torch import Tensor
 
+    from sgm.io.photos import Photo
+
 logger = logging.getLogger(__name__)
 
+# A drawing is named as found among other differences if these are so much more of the picture.
+OTHER_DIFFERENCES = 0.01
+DIFFUSE = 0.4  # share of the picture from which differences look like no drawing
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """The pictures of a run, all of one size.
 
     Attributes:
-        init: the unedited picture, RGB; None for sdedit without one.
-        edited: the picture drawn on, RGB; None for inpainting.
-        mask: bool [H, W], True where the edit is: the given mask, or where the two pictures
-            differ; None where there is no unedited picture to compare with.
+        init_photo: the unedited picture; None for sdedit without one.
+        edited_photo: the picture drawn on; None for inpainting.
+        levels: float [H, W] in [0, 1], 1 where the edit is: the given mask, or where it was drawn;
+            None where there is neither a mask nor an unedited picture to compare with.
     """
 
-    init: "Image.Image | None"
-    edited: "Image.Image | None"
-    mask: "Tensor | None"
+    init_photo: "Photo | None"
+    edited_photo: "Photo | None"
+    levels: "Tensor | None"
 
     @property
-    def source(self) -> "Image.Image":
-        """The picture that the edit is made to."""
-        picture = self.init if self.edited is None else self.edited
-        assert picture is not None  # by `check_together`
-        return picture
+    def init(self) -> "Image.Image | None":
+        """The unedited picture, RGB in sRGB."""
+        return self.init_photo and self.init_photo.image
+
+    @property
+    def edited(self) -> "Image.Image | None":
+        """The picture drawn on, RGB in sRGB."""
+        return self.edited_photo and self.edited_photo.image
+
+    @property
+    def mask(self) -> "Tensor | None":
+        """Where the edit is, bool [H, W]."""
+        return None if self.levels is None else self.levels > 0.5
+
+    def source(self, blended: bool) -> "Photo":
+        """The picture that the edit is made to: a blended one is put into the unedited picture,
+        where there is one; else it is the one that was drawn on that changes."""
+        first, second = self.edited_photo, self.init_photo
+        photo = second or first if blended else first or second
+        assert photo is not None  # by `check_together`
+        return photo
 
 
 def read_inputs(options: RunOptions) -> Inputs:
@@ -43,41 +67,88 @@ def read_inputs(options: RunOptions) -> Inputs:
     Raises:
         UserError: a file that cannot be used, or two pictures of different sizes.
     """
-    from sgm.io import imageio, maskio
+    from sgm.io.photos import load_photo
 
-    loaded = {}
-    for name, path in (("init", options.init_img), ("edited", options.edited_img)):
-        used = path is not None and not (name == "edited" and options.task is Task.INPAINTING)
-        if used:
-            picture = imageio.load_picture(path)
-            size = (options.height or picture.height, options.width or picture.width)
-            loaded[name] = imageio.resize_picture(picture, size, f"Picture {path}")
-    init, edited = loaded.get("init"), loaded.get("edited")
-    if options.record is not None:
-        return Inputs(init, None, None)
-    if options.task is Task.INPAINTING:
-        assert init is not None and options.mask_path is not None  # by `check_together`
-        return Inputs(init, None, maskio.load_mask(options.mask_path, (init.height, init.width)))
-    if init is None:
-        return Inputs(None, edited, None)
-    if init.size != edited.size:
-        raise UserError(
-            f"The original is {init.width}x{init.height} and the edited picture "
-            f"{edited.width}x{edited.height} (width x height), but they must be the same picture; "
-            "give --H and --W to resize both."
+    def photo(path: "Path | None", used: bool) -> "Photo | None":
+        if path is None or not used:
+            return None
+        found = load_photo(path)
+        return found.resized(
+            (options.height or found.image.height, options.width or found.image.width)
         )
+
+    init = photo(options.init_img, True)
+    recording = options.record is not None
+    edited = photo(options.edited_img, options.task is Task.SDEDIT and not recording)
+    if recording:
+        return Inputs(init, None, None)
+    if init is not None and edited is not None and init.image.size != edited.image.size:
+        raise UserError(
+            f"The original is {init.image.width}x{init.image.height} and the edited picture "
+            f"{edited.image.width}x{edited.image.height} (width x height), but they must be the "
+            "same picture; give --H and --W to resize both."
+        )
+    return Inputs(init, edited, _levels(options, init, edited))
+
+
+def _levels(options: RunOptions, init: "Photo | None", edited: "Photo | None") -> "Tensor | None":
+    """Where the edit is, grown as the options say; see `Inputs.levels`."""
+    import torch
+
+    from sgm.inference.composite import distance
+    from sgm.io.maskio import load_levels
+
+    photo = init or edited
+    assert photo is not None  # by `check_together`
+    if options.mask_path is not None:
+        size = (photo.image.height, photo.image.width)
+        levels = load_levels(options.mask_path, size, options.photo.invert_mask)
+        if options.task is Task.SDEDIT:
+            levels = (levels > 0.5).float()
+    elif init is None or edited is None:
+        return None
+    else:
+        levels = _drawing(options, init.image, edited.image)
+    grow = options.photo.mask_grow
+    if grow:
+        levels = torch.maximum(levels, (distance(levels >= 1, grow) <= grow).float())
+    return levels
+
+
+def _drawing(options: RunOptions, init: "Image.Image", edited: "Image.Image") -> "Tensor":
+    """Where a picture was drawn on, float [H, W]; says what was taken for noise."""
+    from sgm.inference.drawing import find_drawing
+    from sgm.io.imageio import to_tensor
     from sgm.sparse.masks import difference_mask
 
-    mask = difference_mask(imageio.to_tensor(init), imageio.to_tensor(edited))
-    return Inputs(init, edited, mask.reshape(init.height, init.width))
+    before, after = to_tensor(init), to_tensor(edited)
+    different = difference_mask(before, after)
+    if options.photo.blend is None:
+        return different.float()
+    drawing = find_drawing(before, after)
+    all_of_it, found = different.float().mean().item(), drawing.float().mean().item()
+    if all_of_it > found + OTHER_DIFFERENCES:
+        logger.warning(
+            "The pictures differ a little nearly everywhere, as after lossy compression (%.1f%%); "
+            "%.1f%% counts as drawn on. If that is wrong, --mask_path says where.",
+            *(100 * all_of_it, 100 * found),
+        )
+    if found > DIFFUSE:
+        logger.warning(
+            "%.0f%% of the picture differs from the original, which looks like no drawing; "
+            "--mask_path says where the edit is.",
+            100 * found,
+        )
+    return drawing.float()
 
 
 def advise_on_size(options: RunOptions, inputs: Inputs) -> None:
     """Say so when a picture is far larger than what the model was trained on."""
-    size, (height, width) = inputs.source.size, options.spec.trained_size
+    size = inputs.source(False).image.size
+    height, width = options.spec.trained_size
     if size[0] * size[1] >= 2 * height * width:
         logger.warning(
             "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; "
-            "--H %d --W %d will look better.",
+            "--H %d --W %d will look better, or --padding_mask_crop auto.",
             *(options.model, width, height, *size, height, width),
         )

@@ -15,6 +15,7 @@ from sgm.cli.generate import generate
 from sgm.cli.inputs import read_inputs
 from sgm.cli.memory import memory_scope
 from sgm.cli.options import build_parser, read
+from sgm.cli.photo_options import photo_options, weighted
 from sgm.cli.profile import profile
 from sgm.cli.program import start
 from sgm.specs import Precision, RecordingMemory, RunOptions, SamplingParams
@@ -52,6 +53,7 @@ def parse(argv: Sequence[str]) -> RunOptions:
             steps=values.steps,
             scale=values.scale,
             strength=values.strength,
+            weighted=weighted(values),
             sampler=values.sampler,
             spacing=values.spacing,
         ),
@@ -68,6 +70,7 @@ def parse(argv: Sequence[str]) -> RunOptions:
         recording_memory=values.recording_memory,
         loras=tuple((Path(path), weight) for path, weight in values.lora),
         prediction=values.prediction,
+        photo=photo_options(values),
         **paths,
     )
 

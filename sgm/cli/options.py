@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from sgm.cli.option_types import braces, member, number, one_of, only, truth, weighted, whole
+from sgm.cli.photo_options import add_photos
 from sgm.errors import UserError, suggestion
 from sgm.specs import (
     DEFAULT_STEPS,
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_task(parser)
     _add_pictures(parser)
+    add_photos(parser)
     _add_sampling(parser)
     _add_engine(parser)
     _add_recordings(parser)
@@ -136,7 +138,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mask_path",
         metavar="FILE",
-        help="where to repaint, white or True (inpainting): .npy, .npz or any picture",
+        help="where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)",
     )
     group.add_argument(
         "--output_path",

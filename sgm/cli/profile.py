@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sgm.cli import report
-from sgm.cli.generate import edit_of, load_pipeline
+from sgm.cli.generate import load_pipeline
 from sgm.cli.inputs import Inputs
+from sgm.cli.requests import edit_of
 from sgm.errors import UserError
 from sgm.specs import Mode, RunOptions, Task
 

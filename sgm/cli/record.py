@@ -145,10 +145,12 @@ def _edit(session: "EditSession", options: RunOptions, inputs: Inputs) -> "EditR
     if not session.is_recorded(options.task, sampling.strength):
         logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
     if options.task is Task.INPAINTING:
-        mask = imageio.pad_to_multiple(inputs.mask)
+        mask = imageio.pad_to_multiple(inputs.levels)
         return session.inpaint(sampling.prompt, mask, sampling.negative_prompt)
     edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
-    return session.sdedit(sampling.prompt, edited, sampling.strength, sampling.negative_prompt)
+    drawing = imageio.pad_to_multiple(inputs.mask)
+    words = (sampling.strength, sampling.negative_prompt)
+    return session.sdedit(sampling.prompt, edited, *words, drawing)
 
 
 def _add_to_manifest(folder: Path | None, store: "DiskStore") -> None:

@@ -1,58 +1,84 @@
-"""The edit put into the input picture: unchanged outside, a soft transition inside."""
+"""The edit put into the input picture: whole where it was asked for, fading out in a ring around
+it, and beyond the ring not a value of the input changes."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgm.inference.border import match_border
+from sgm.photo import Blend
 
-def depth(mask: Tensor, limit: int) -> Tensor:
-    """How far inside a mask each pixel lies.
+
+def distance(mask: Tensor, limit: int) -> Tensor:
+    """How far each pixel lies from a mask.
 
     Args:
         mask: bool [H, W].
-        limit: largest depth that is told apart.
+        limit: largest distance that is told apart, in pixels.
 
     Returns:
-        float32 [H, W]: 0 outside, then 1, 2, ... counted in all eight directions, up to `limit`.
-        The border of the picture is no border of the mask.
+        float32 [H, W]: 0 inside, then the distance to the nearest masked pixel (of centres, as the
+        crow flies); `limit + 1` beyond the limit.
     """
-    outside = (~mask)[None, None].float()
-    total = torch.zeros_like(outside)
+    reached = mask[None, None].float()
+    row = limit + 1 - reached[0, 0]
     for _ in range(limit):
-        total += 1 - outside
-        outside = F.max_pool2d(outside, 3, stride=1, padding=1)
-    return total[0, 0]
+        reached = F.max_pool2d(reached, (1, 3), stride=1, padding=(0, 1))
+        row -= reached[0, 0]
+    # Rows that see nothing within the limit must not come near by a step up or down.
+    squares = torch.where(row > limit, float("inf"), row.square())
+    padded = F.pad(squares, (0, 0, limit, limit), value=float("inf"))
+    height = mask.shape[0]
+    nearest = squares
+    for step in range(-limit, limit + 1):
+        shifted = padded[limit + step : limit + step + height]
+        nearest = torch.minimum(nearest, shifted + step * step)
+    return torch.where(nearest > limit**2, limit + 1, nearest.sqrt())
 
 
-def opacity(mask: Tensor, feather: int) -> Tensor:
+def opacity(levels: Tensor, feather: int) -> Tensor:
     """Weight of the edit at each pixel.
 
     Args:
-        mask: bool [H, W], where the picture may change.
-        feather: width of the transition in pixels, at least 1; narrower where the mask is.
+        levels: bool or float [H, W] in [0, 1], 1 where the picture is to change; between 0 and 1
+            the soft border that was drawn, which stays as it is.
+        feather: width in pixels of the ring around the pixels of level 1, in which the weight
+            falls to 0; 0 for none.
 
     Returns:
-        float32 [H, W]: 0 outside, rising inside, 1 from a depth of `feather` on, or at the
-        deepest pixels of a part that is thinner.
+        float32 [H, W].
     """
-    inside = depth(mask, feather + 1)
-    size = 2 * feather + 1
-    deepest = inside[None, None]
-    for window, padding in (((size, 1), (feather, 0)), ((1, size), (0, feather))):
-        deepest = F.max_pool2d(deepest, window, stride=1, padding=padding)
-    return (inside / deepest[0, 0].clamp(min=1)).clamp(max=1)
+    levels = levels.float()
+    near = (1 - distance(levels >= 1, feather) / (feather + 1)).clamp(min=0)
+    return torch.maximum(levels, near * near * (3 - 2 * near))
 
 
-def composite(edited: Tensor, source: Tensor, mask: Tensor, feather: int) -> Tensor:
-    """`edited` inside the mask, `source` outside: exactly, value for value.
+def composite(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
+    """`edited` where the weight is 1, a mixture where it is less, and where it is 0 `source`:
+    exactly, value for value.
 
     Args:
         edited, source: [3, H, W] in [0, 1].
-        mask, feather: as for `opacity`.
+        weight: [H, W] from `opacity`.
 
     Returns:
         [3, H, W].
     """
-    weight = opacity(mask, feather)
-    mixed = torch.lerp(source, edited, weight)
-    return torch.where(mask, mixed, source)
+    return torch.where(weight > 0, torch.lerp(source, edited, weight), source)
+
+
+def blended(edited: Tensor, source: Tensor, levels: Tensor, blend: Blend) -> Tensor:
+    """The network's picture put into the input.
+
+    Args:
+        edited, source: [3, H, W] in [0, 1].
+        levels: as for `opacity`.
+        blend: width of the ring, and whether the colours are matched.
+
+    Returns:
+        [3, H, W]: `source` itself outside of the ring.
+    """
+    weight = opacity(levels, blend.width(levels.shape))
+    if blend.match_border:
+        edited = match_border(edited, source, weight)
+    return composite(edited, source, weight)

@@ -49,9 +49,13 @@ class Edit(ABC):
         """
 
     @abstractmethod
+    def touched(self, recipe: Recipe) -> Tensor | None:
+        """Where `finish` may change the input, bool [H, W]; None for anywhere."""
+
+    @abstractmethod
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """What the person gets: the network's picture [3, H, W] in [0, 1], or only its edited part
-        put into the input where the recipe says so."""
+        put into the input where a blend was asked for."""
 
 
 def check_sizes(inputs: Mapping[str, Tensor | None]) -> None:

@@ -4,18 +4,25 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sgm.inference.composite import composite
+from sgm.inference.composite import blended, opacity
 from sgm.inference.edit import Edit, check_sizes
 from sgm.inference.loop import Kept, Plan, Source
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe, StepMasks
-from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
+from sgm.photo import Blend
+from sgm.sparse.masks import MaskPyramid, cover, inpainting_pyramid
 
 
 @dataclass(frozen=True, eq=False)
 class Inpainting(Edit):
-    """A picture [3, H, W] in [-1, 1] and a mask, bool [H, W], True where to repaint.
+    """A picture, and where to repaint it.
+
+    Attributes:
+        image: [3, H, W] in [-1, 1].
+        mask: bool [H, W], True where to repaint; or float in [0, 1] with a soft border, whose upper
+            half is the mask where nothing is blended.
+        blend: how the edit is put into the picture; None leaves the network's picture everywhere.
 
     Raises:
         ValueError: they differ in size, or a side is no multiple of 64.
@@ -23,6 +30,7 @@ class Inpainting(Edit):
 
     image: Tensor
     mask: Tensor
+    blend: Blend | None = None
 
     def __post_init__(self) -> None:
         check_sizes({"image": self.image, "mask": self.mask})
@@ -35,7 +43,18 @@ class Inpainting(Edit):
     @property
     def ratio(self) -> float:
         """See `Edit.ratio`."""
-        return self.mask.float().mean().item()
+        return self.marked.float().mean().item()
+
+    @property
+    def marked(self) -> Tensor:
+        """The mask as bool [H, W]."""
+        return self.mask > 0.5
+
+    def _covered(self, pyramid: MaskPyramid) -> MaskPyramid:
+        """A pyramid of the mask that holds the ring around it too, where the edit fades out."""
+        if self.blend is None:
+            return pyramid
+        return cover(pyramid, opacity(self.mask, self.blend.width(self.size)) > 0)
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -51,30 +70,39 @@ class Inpainting(Edit):
         z = networks.encode(self.image, noise, "init")
         if recipe is None:
             return Plan(Source.FRESH, z, inside=self._inside(z))
-        decoder_masks = recipe.inpainting_decoder(self.mask.bool())
-        return self._plan(z, recipe, decoder_masks if recipe.sparse_decode else None)
+        decoder_masks = self._decoder_masks(recipe) if recipe.sparse_decode else None
+        return self._plan(z, recipe, decoder_masks)
 
     def from_recording(self, z: Tensor, recipe: Recipe, kept: Kept) -> Plan:
         """The plan of an edit of a picture whose latents z and recordings were kept."""
-        plan = self._plan(z, recipe, recipe.inpainting_decoder(self.mask.bool()))
-        return replace(plan, kept=kept)
+        return replace(self._plan(z, recipe, self._decoder_masks(recipe)), kept=kept)
+
+    def _decoder_masks(self, recipe: Recipe) -> MaskPyramid:
+        return self._covered(recipe.inpainting_decoder(self.marked))
 
     def _plan(self, z: Tensor, recipe: Recipe, decoder_masks: MaskPyramid | None) -> Plan:
         return Plan(
             Source.FIXED if recipe.hold else Source.FRESH,
             z,
             inside=self._inside(z),
-            masks=StepMasks(recipe.inpainting(self.mask.bool())),
+            masks=StepMasks(self._covered(recipe.inpainting(self.marked))),
             recorded=recipe.recorded,
             decoder_masks=decoder_masks,
         )
 
     def _inside(self, z: Tensor) -> Tensor:
         """What is sampled of the latents z: bool [h, w]."""
-        return inpainting_pyramid(self.mask.bool())[z.shape[2], z.shape[3]].to(z.device)
+        sampled = self._covered(inpainting_pyramid(self.marked))
+        return sampled[z.shape[2], z.shape[3]].to(z.device)
+
+    def touched(self, recipe: Recipe) -> Tensor | None:
+        """See `Edit.touched`: the mask and its ring."""
+        if self.blend is None:
+            return None
+        return opacity(self.mask, self.blend.width(self.size)) > 0
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`; the edited part is the mask."""
-        if recipe.feather is None:
+        if self.blend is None:
             return picture
-        return composite(picture, (self.image + 1) / 2, self.mask.bool(), recipe.feather)
+        return blended(picture, (self.image + 1) / 2, self.mask, self.blend)

@@ -12,6 +12,7 @@ from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.guiders import Conditioning, guider_of
 from sgm.modules.diffusionmodules.sampling import Denoise, guided
+from sgm.modules.encoders.prompts import WeightedPrompt, prompt_pair
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
@@ -152,16 +153,17 @@ class Networks:
         return picture if picture.is_meta else picture.cpu()
 
     def condition(
-        self, prompt: str, negative_prompt: str, size: Sequence[int]
+        self, prompt: str, negative_prompt: str, size: Sequence[int], weighted: bool = False
     ) -> tuple[Conditioning, Conditioning]:
-        """Conditional and unconditional conditioning for a picture of `size` (height, width).
+        """Conditional and unconditional conditioning for a picture of `size` (height, width); with
+        `weighted`, weights in the prompts count, and as many words as there are.
 
         An empty negative prompt means zeroed text, as published for base and turbo; a given one
         is used (published: ignored). A refiner always reads the negative prompt (published), and
         knows an aesthetic score instead of the target size.
         """
 
-        def batch(text: str) -> dict[str, Tensor | list[str]]:
+        def batch(text: str | WeightedPrompt) -> dict[str, Tensor | list[str | WeightedPrompt]]:
             sizes = {
                 "original_size_as_tuple": ORIGINAL_SIZE,
                 "crop_coords_top_left": (0, 0),
@@ -172,8 +174,9 @@ class Networks:
             return {"txt": [text], **tensors}
 
         zeroed = [] if negative_prompt or self.is_refiner else ["txt"]
+        texts = prompt_pair(prompt, negative_prompt) if weighted else (prompt, negative_prompt)
         return self.engine.conditioner.get_unconditional_conditioning(
-            batch(prompt), batch(negative_prompt), zeroed
+            batch(texts[0]), batch(texts[1]), zeroed
         )
 
     def _laid_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -218,7 +218,8 @@ class Pipeline:
         Args:
             concat: what an inpainting network reads beside its latents; others do without it.
         """
-        c, uc = self.networks.condition(params.prompt, params.negative_prompt, size)
+        texts = (params.prompt, params.negative_prompt)
+        c, uc = self.networks.condition(*texts, size, params.weighted)
         if self.networks.reads_mask:
             assert concat is not None
             c, uc = ({**cond, "concat": concat} for cond in (c, uc))
@@ -249,6 +250,8 @@ class Pipeline:
         with stage("encode"):
             denoise = self.denoiser(params, size, plan.concat)
         count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)
+        if not count:
+            logger.warning("No sampler step is left at strength %g; take more.", params.strength)
         with (
             stage("sample"),
             tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar,
@@ -313,7 +316,7 @@ class Pipeline:
             ValueError: the mask is empty, or the sizes are not as above.
         """
         params = SamplingParams(prompt, negative_prompt, seed, steps, scale)
-        return self.edit(Inpainting(image, mask), params, noise, progress)
+        return self.edit(Inpainting(image, mask, self.recipe.blend), params, noise, progress)
 
     def sdedit(
         self,
@@ -343,4 +346,5 @@ class Pipeline:
                 sizes are not as above.
         """
         params = SamplingParams(prompt, negative_prompt, seed, steps, scale, strength)
-        return self.edit(SDEdit(init_image, edited_image, strength), params, noise, progress)
+        edit = SDEdit(init_image, edited_image, strength, blend=self.recipe.blend)
+        return self.edit(edit, params, noise, progress)

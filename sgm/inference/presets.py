@@ -6,6 +6,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from sgm.inference.interpolate import count_of, spread
+from sgm.photo import Blend
 from sgm.sparse.masks import (
     LEVEL_DILATION,
     SDEDIT_DECODER_DILATION,
@@ -53,8 +54,8 @@ class Recipe:
         decoder_level: growth of the decoder's masks at every resolution, inpainting.
         sdedit_decoder: growth of the difference before the decoder's masks are made, SDEdit, on
             top of `sdedit`.
-        feather: width in pixels of the transition inside the edited region to the input, which
-            stands unchanged outside; None leaves the network's picture everywhere.
+        blend: how the edit is put into the input, which stands unchanged elsewhere; None leaves
+            the network's picture everywhere.
         hold: whether the latents around an edit are those of the unedited picture at every step: in
             inpainting with one noise at all levels, in SDEdit as it is denoised for itself. Only
             then recordings can be interpolated, and kept. As published, inpainting draws a noise
@@ -71,7 +72,7 @@ class Recipe:
     sdedit: int
     decoder_level: int
     sdedit_decoder: int
-    feather: int | None
+    blend: Blend | None
     hold: bool = False
     recorded: Recorded = EVERY_STEP
     sdedit_recorded: Recorded = EVERY_STEP
@@ -150,14 +151,14 @@ PUBLISHED = Recipe(
     sdedit=SDEDIT_DILATION,
     decoder_level=LEVEL_DILATION,
     sdedit_decoder=SDEDIT_DECODER_DILATION,
-    feather=None,
+    blend=None,
 )
 FAST = Recipe(
     level=(1, 1, 1, 2, 1),  # two more latent pixels: cheap, and worth most (benchmarks/quality.py)
     sdedit=7,
     decoder_level=1,
     sdedit_decoder=8,
-    feather=4,
+    blend=Blend(),
     hold=True,
     recorded=Recorded(count=8, order=2),
     sdedit_recorded=Recorded(count=8, order=2, power=1.5),

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sgm.inference.composite import composite
+from sgm.inference.composite import blended, opacity
 from sgm.inference.edit import Edit, check_sizes
 from sgm.inference.loop import Kept, Plan, Source
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
-from sgm.sparse.masks import MaskPyramid, difference_mask
+from sgm.photo import Blend
+from sgm.sparse.masks import MaskPyramid, cover, difference_mask, dilate
 from sgm.sparse.sparsify import handle_of
 
 
@@ -23,6 +24,9 @@ class SDEdit(Edit):
         init: the unedited picture [3, H, W] in [-1, 1]; a dense run does without it.
         edited: the picture that was drawn on, same shape.
         strength: share of the schedule that is run, above 0 to 1.
+        drawing: where it was drawn on, bool [H, W]; None for every difference of the pictures.
+        blend: how the edit is put into the unedited picture; None leaves the network's picture
+            everywhere, and so does a dense run without that picture.
 
     Raises:
         ValueError: the pictures differ in size, or a side is no multiple of 64.
@@ -31,9 +35,11 @@ class SDEdit(Edit):
     init: Tensor | None
     edited: Tensor
     strength: float = 0.8
+    drawing: Tensor | None = None
+    blend: Blend | None = None
 
     def __post_init__(self) -> None:
-        check_sizes({"init": self.init, "edited": self.edited})
+        check_sizes({"init": self.init, "edited": self.edited, "drawing": self.drawing})
 
     @property
     def size(self) -> tuple[int, int]:
@@ -43,9 +49,9 @@ class SDEdit(Edit):
     @property
     def ratio(self) -> float | None:
         """See `Edit.ratio`."""
-        if self.init is None:
+        if self.init is None and self.drawing is None:
             return None
-        return difference_mask(self.init, self.edited).float().mean().item()
+        return self._difference().float().mean().item()
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -69,7 +75,7 @@ class SDEdit(Edit):
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
-        decoder_masks = recipe.sdedit_decoder_masks(difference) if recipe.sparse_decode else None
+        decoder_masks = self._decoder_masks(recipe) if recipe.sparse_decode else None
         return self._plan(z, edited, recipe, masks, decoder_masks)
 
     def from_recording(
@@ -85,7 +91,7 @@ class SDEdit(Edit):
         handle_of(networks.encoder).use(kept.encoder)
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
-        decoder_masks = recipe.sdedit_decoder_masks(difference)
+        decoder_masks = self._decoder_masks(recipe)
         return replace(self._plan(z, edited, recipe, masks, decoder_masks), kept=kept)
 
     def _plan(
@@ -110,14 +116,32 @@ class SDEdit(Edit):
         )
 
     def _difference(self) -> Tensor:
-        """Where the pictures differ, bool [H, W]; ValueError without the unedited one."""
+        """Where it was drawn on, bool [H, W]; ValueError if that is not known."""
+        if self.drawing is not None:
+            return self.drawing
         if self.init is None:
             raise ValueError("A sparse SDEdit run needs the unedited picture too.")
         return difference_mask(self.init, self.edited)
 
+    def region(self, recipe: Recipe) -> Tensor:
+        """The drawing and what is sampled with it to the end, bool [H, W]; the ring of a blend lies
+        outside."""
+        return dilate(self._difference(), recipe.sdedit)
+
+    def _decoder_masks(self, recipe: Recipe) -> MaskPyramid:
+        """Those of the recipe, and with a blend the ring in which the edit fades out."""
+        masks, touched = recipe.sdedit_decoder_masks(self._difference()), self.touched(recipe)
+        return masks if touched is None else cover(masks, touched)
+
+    def touched(self, recipe: Recipe) -> Tensor | None:
+        """See `Edit.touched`: the region of the drawing, and its ring."""
+        if self.blend is None or (self.init is None and self.drawing is None):
+            return None
+        return opacity(self.region(recipe), self.blend.width(self.size)) > 0
+
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
-        """See `Edit.finish`; the edited part is where the pictures differ, dilated."""
-        if recipe.feather is None or self.init is None:
+        """See `Edit.finish`; the edited part is put into the unedited picture, if there is one."""
+        if self.blend is None or (self.init is None and self.drawing is None):
             return picture
-        region = recipe.sdedit_region(difference_mask(self.init, self.edited))
-        return composite(picture, (self.edited + 1) / 2, region, recipe.feather)
+        source = self.edited if self.init is None else self.init
+        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend)

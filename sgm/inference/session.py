@@ -22,7 +22,7 @@ from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
 from sgm.inference.track import Track
 from sgm.modules.diffusionmodules.sampling import Denoise
-from sgm.sparse.masks import MaskPyramid
+from sgm.sparse.masks import MaskPyramid, cover
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import RecordingMemory, SamplingParams, Task
@@ -226,12 +226,13 @@ class EditSession:
         """Repaint the masked part of the picture.
 
         Args:
-            mask: bool [H, W], True where to repaint; not empty.
+            mask: bool [H, W], True where to repaint, or float with a soft border; not empty.
 
         Raises:
             ValueError: the mask is empty or of another size.
         """
-        edit, recipe = Inpainting(self.picture, mask), self.pipeline.recipe
+        recipe = self.pipeline.recipe
+        edit = Inpainting(self.picture, mask, recipe.blend)
         track = self._ready(Task.INPAINTING, 1.0)
         return self._edit(
             edit,
@@ -242,7 +243,12 @@ class EditSession:
         )
 
     def sdedit(
-        self, prompt: str, edited: Tensor, strength: float = 0.8, negative_prompt: str = ""
+        self,
+        prompt: str,
+        edited: Tensor,
+        strength: float = 0.8,
+        negative_prompt: str = "",
+        drawing: Tensor | None = None,
     ) -> EditResult:
         """Turn what was drawn on the picture into something in the manner of the model.
 
@@ -250,11 +256,13 @@ class EditSession:
             edited: the picture with the drawing, [3, H, W] in [-1, 1].
             strength: share of the schedule that is run; the first edit of a strength makes its
                 recordings.
+            drawing: where it was drawn on, bool [H, W]; None for every difference.
 
         Raises:
             ValueError: nothing was drawn, the size differs, or the strength makes no step.
         """
-        edit, recipe = SDEdit(self.picture, edited, strength), self.pipeline.recipe
+        recipe = self.pipeline.recipe
+        edit = SDEdit(self.picture, edited, strength, drawing, recipe.blend)
         track = self._ready(Task.SDEDIT, strength)
         return self._edit(
             edit,
@@ -294,7 +302,7 @@ class EditSession:
         if not changed.any():
             return
         picture = torch.where(changed, result.image * 2 - 1, self.picture)
-        masks = self.pipeline.recipe.inpainting(changed)
+        masks = cover(self.pipeline.recipe.inpainting(changed), changed)
         networks = self.networks
         with self._scope():
             handle_of(networks.encoder).use(self.store.get(ENCODER))

@@ -4,7 +4,9 @@ Sizes are (height, width) in pixels everywhere. Notices go to the log, results a
 """
 
 import logging
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,9 @@ SAVE_OPTIONS: dict[str, tuple[str, dict[str, object]]] = {
     ".tiff": ("TIFF", {}),
 }
 LFS_START = b"version https://git-lfs"
+# How Pillow names 16 bits per channel in a file whose picture it reads with 8, and where
+# `open_picture` leaves word of it.
+DEEP, DEPTH = re.compile(r"[A-Za-z];16[BLN]?'"), "deep"
 
 
 def load_picture(path: str | Path) -> Image.Image:
@@ -51,7 +56,8 @@ def load_picture(path: str | Path) -> Image.Image:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture in its own mode: first frame, upright, fully decoded.
+    """Read a picture in its own mode: first frame, upright, fully decoded. `info["deep"]` says
+    whether the file has more than 8 bits per channel.
 
     Raises:
         UserError: as for `load_picture`.
@@ -69,7 +75,9 @@ def open_picture(path: str | Path) -> Image.Image:
             if frames > 1 and image.format != "MPO":
                 logger.warning("%s has %d frames; the first one is used.", path, frames)
                 image.seek(0)
+            deep = image.mode.startswith(("I", "F")) or DEEP.search(str(image.tile)) is not None
             image.load()
+            image.info[DEPTH] = deep
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not a picture{_why_not(path)}.") from error
@@ -214,12 +222,15 @@ def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[..., : size[0], : size[1]]
 
 
-def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
+def save_picture(
+    picture: Tensor | Image.Image, path: str | Path, more: Mapping[str, object] | None = None
+) -> None:
     """Write a picture; the file appears complete or not at all. Folders are created.
 
     Args:
-        picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB picture.
+        picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB or RGBA picture.
         path: the extension decides the format, see `SAVE_OPTIONS`.
+        more: options of Pillow's `save` besides those.
 
     Raises:
         UserError: unknown extension, or the file cannot be written.
@@ -228,4 +239,4 @@ def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
     check_output_path(path)
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
     kind, options = SAVE_OPTIONS[path.suffix.lower()]
-    write_atomically(path, lambda file: image.save(file, format=kind, **options))
+    write_atomically(path, lambda file: image.save(file, format=kind, **options, **(more or {})))

@@ -1,4 +1,4 @@
-"""Masks: arrays and pictures to a boolean tensor, white or True meaning repaint."""
+"""Masks: arrays and pictures to levels from 0 to 1, white or True meaning repaint."""
 
 import io
 import logging
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.io.files import check_input_file
-from sgm.io.imageio import deep_to_uint8, open_picture, to_rgb
+from sgm.io.imageio import open_picture
+from sgm.io.masklevels import picture_levels, snapped, two_values
 
 logger = logging.getLogger(__name__)
 
@@ -35,68 +36,71 @@ _HEADERS = {
 
 
 def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """Read a mask and bring it to the picture's size.
-
-    Arrays (`.npy`, `.npz`; never unpickled) hold bool, 0/1, 0/255, grey levels up to 255, or
-    floats in [0, 1]. Pictures count by their alpha channel where they have one that is not
-    opaque everywhere, else by luminance. Above half is True.
-
-    Args:
-        path: the file.
-        size: (height, width) of the picture in pixels; another size is resized to it (nearest)
-            with a notice.
+    """A mask without its softness: see `load_levels`.
 
     Returns:
         bool [H, W] on the CPU, True where the picture is repainted.
+    """
+    return load_levels(path, size) > 0.5
+
+
+def load_levels(path: str | Path, size: tuple[int, int], invert: bool = False) -> Tensor:
+    """Read a mask and bring it to the picture's size.
+
+    Arrays (`.npy`, `.npz`; never unpickled) hold bool, any two values, grey levels up to 255, or
+    floats in [0, 1]. Pictures hold two values, of which the brighter is repainted, or a soft black
+    and white; see `masklevels` for those with transparency.
+
+    Args:
+        path: the file.
+        size: (height, width) of the picture in pixels; another size is resized to it with a notice.
+        invert: repaint what the mask leaves alone.
+
+    Returns:
+        float32 [H, W] in [0, 1] on the CPU: 1 where the picture is repainted.
 
     Raises:
-        UserError: the file cannot be read, or its shape or values are no mask.
+        UserError: the file cannot be read, its shape or values are no mask, or its sides are
+            those of the picture swapped.
     """
     path = Path(path)
     check_input_file(path)
-    mask = _from_array(path) if path.suffix.lower() in (".npy", ".npz") else _from_picture(path)
-    return torch.from_numpy(_resized(mask, size, path))
+    if path.suffix.lower() in (".npy", ".npz"):
+        levels = _from_array(path)
+    else:
+        levels = picture_levels(open_picture(path), path)
+    levels = 1 - levels if invert else levels
+    if 0 < levels.max() <= 0.5:
+        raise UserError(
+            f"Mask {path} is brightest at {levels.max():.2f} of white, so it marks nothing for "
+            "certain; paint white where to repaint."
+        )
+    return torch.from_numpy(_resized(levels, size, path))
 
 
-def _resized(mask: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
-    """bool [h, w] to bool [height, width], nearest, saying so; a copy at its own size."""
-    if mask.shape == size:
-        return np.ascontiguousarray(mask)
-    height, width = size
+def _resized(levels: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+    """Levels [h, w] at [height, width], saying so; a copy at their own size. Without a soft border
+    there is none afterwards."""
+    if levels.shape == size:
+        return np.ascontiguousarray(levels, dtype=np.float32)
+    (rows, columns), (height, width) = levels.shape, size
+    if (columns, rows) == size:
+        raise UserError(
+            f"Mask {path} is {columns}x{rows} and the picture {width}x{height} (width x height): "
+            "its sides are swapped; turn it (an array: transpose it)."
+        )
     logger.warning(
         "Mask %s resized from %dx%d to the picture's %dx%d (width x height).",
-        path,
-        mask.shape[1],
-        mask.shape[0],
-        width,
-        height,
+        *(path, columns, rows, width, height),
     )
-    image = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
-    return np.array(image, dtype=bool)
-
-
-def _from_picture(path: Path) -> np.ndarray:
-    """bool [h, w] of a picture: its alpha channel if that says anything, else its luminance."""
-    image = open_picture(path)
-    deep = image.mode == "F" or image.mode.startswith("I")
-    if image.has_transparency_data and not deep:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-        # Many programs save a black-and-white picture with an alpha that is opaque throughout.
-        if alpha.min() < 255:
-            logger.warning("Mask %s is taken from its alpha channel: opaque is repainted.", path)
-            return alpha > 127
-    if deep:
-        grey, raw = deep_to_uint8(image), np.asarray(image)
-    else:
-        grey = raw = np.asarray(to_rgb(image).convert("L"))
-    # A mask array of 0 and 1 saved as a picture looks black; it cannot mean anything else.
-    if image.mode != "F" and raw.max() == 1:
-        return raw == 1
-    return grey > 127
+    soft = ((levels > 0) & (levels < 1)).any()
+    filter_ = Image.Resampling.BILINEAR if soft else Image.Resampling.NEAREST
+    image = Image.fromarray(np.ascontiguousarray(levels, dtype=np.float32))
+    return np.array(image.resize((width, height), filter_))
 
 
 def _from_array(path: Path) -> np.ndarray:
-    """bool [h, w] of an array file."""
+    """Levels [h, w] of an array file."""
     values = _read_array(path)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
         raise UserError(
@@ -105,10 +109,17 @@ def _from_array(path: Path) -> np.ndarray:
         )
     if values.size == 0:
         raise UserError(f"Mask {path} has shape {values.shape}, so it holds nothing; make it anew.")
+    flat = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if flat.ndim == 2 and np.isfinite(flat).all() and flat.min() >= 0:
+        found = two_values(flat, path)
+        if found is not None:
+            return found
     level = _levels(values, path)
-    if level.ndim == 3:
-        level = _reduced(level)
-    return level > 0.5
+    if level.ndim == 2:
+        return snapped(level)
+    level = _reduced(level)
+    found = two_values(level, path)
+    return snapped(level) if found is None else found
 
 
 def _reduced(level: np.ndarray) -> np.ndarray:
@@ -130,12 +141,12 @@ def _levels(values: np.ndarray, path: Path) -> np.ndarray:
     if low >= 0 and high <= 1:
         return level
     bytes_like = values.dtype.kind in "ui" or bool(np.isin(level, (0, 255)).all())
-    # Integers from 2 to 127 at most are labels, not grey levels: all of them would be black.
+    # More than two integers up to 127 at most are labels, not grey levels.
     if bytes_like and low >= 0 and 128 <= high <= 255:
         return level / 255
     raise UserError(
         f"Mask {path} holds {values.dtype} values from {low:g} to {high:g}; expected bool, "
-        "0/1, 0/255 or floats in [0, 1]."
+        "two values, grey levels up to 255 or floats in [0, 1]."
     )
 
 

@@ -107,6 +107,20 @@ def inpainting_pyramid(mask: Tensor) -> MaskPyramid:
     return downsample_mask(mask, LEVEL_DILATION)
 
 
+def cover(pyramid: MaskPyramid, region: Tensor) -> MaskPyramid:
+    """A pyramid whose levels also hold all that a region touches: beside a large part, halving
+    loses thin strokes and small spots.
+
+    Args:
+        region: bool [H, W] at the picture's resolution.
+    """
+    values = region[None, None].float()
+    return {
+        size: level | (F.adaptive_max_pool2d(values, size)[0, 0] > 0)
+        for size, level in pyramid.items()
+    }
+
+
 def sdedit_pyramid(difference: Tensor) -> MaskPyramid:
     """Masks of an SDEdit run, for encoder and UNet; difference is bool [H, W]."""
     return downsample_mask(dilate(difference, SDEDIT_DILATION), LEVEL_DILATION)

@@ -18,6 +18,7 @@ from sgm.cli import main as cli
 from sgm.errors import UserError
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
+from sgm.inference.presets import PUBLISHED, Recipe
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
 
 pytest_plugins = ["tests.cli.cli_folder"]
@@ -43,8 +44,13 @@ class FakePipeline:
     loads: list[tuple[object, ...]] = field(default_factory=list)
     calls: list[tuple[Edit, SamplingParams]] = field(default_factory=list)
     fails: BaseException | None = None
+    recipe: Recipe = PUBLISHED
 
-    def load(self, *arguments: object) -> "FakePipeline":
+    def with_recipe(self, recipe: Recipe) -> "FakePipeline":
+        self.recipe = recipe
+        return self
+
+    def load(self, *arguments: object, every: int | None, weights: object) -> "FakePipeline":
         self.loads.append(arguments)
         return self
 
@@ -52,7 +58,7 @@ class FakePipeline:
         self.calls.append((edit, params))
         assert progress
         if isinstance(edit, Inpainting):
-            return self._result(edit.image, edit.mask)
+            return self._result(edit.image, edit.mask > 0.5)
         return self._result(edit.edited, torch.zeros(edit.size, dtype=torch.bool))
 
     def _result(self, image: Tensor, mask: Tensor) -> Result:

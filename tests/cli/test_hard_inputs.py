@@ -133,7 +133,8 @@ def test_every_kind_of_picture_is_edited_at_its_own_size(
     figures = run(*inpaint("--run_type", run_type, "--output_path", "out.png"))
     assert figures["size"] == list(size)
     with Image.open("out.png") as result:
-        assert (result.mode, result.size) == ("RGB", size[::-1])
+        transparent = name in ("rgba", "la", "palette-transparent")
+        assert (result.mode, result.size) == ("RGBA" if transparent else "RGB", size[::-1])
     if name == "animated":
         assert "2 frames; the first one is used" in caplog.text
 
@@ -180,7 +181,7 @@ def test_masks_of_every_shape_run_sparsely(
     assert figures["run_type"] == "sige" and figures["size"] == [70, 100]
     # Of the padded picture, whose border repeats the mask; so only about that of the mask.
     assert 0 < figures["edit_ratio"] < 1
-    assert 0 <= figures["changed_outside"] <= 3 * (~mask).sum()
+    assert 0 <= figures["changed_outside"] <= 100
 
 
 @pytest.mark.parametrize("name", ["one-pixel", "frame", "islands", "diagonal"])

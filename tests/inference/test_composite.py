@@ -1,46 +1,67 @@
-"""The edit put into the input: nothing outside changes, and the transition is soft."""
+"""The edit put into the input: whole where it was asked for, nothing changes beyond the ring."""
+
+import math
 
 import pytest
 import torch
 
-from sgm.inference.composite import composite, depth, opacity
+from sgm.inference.composite import blended, composite, distance, opacity
+from sgm.photo import Blend
 
 
-def test_depth_counts_from_the_border_of_the_mask_and_not_of_the_picture():
-    mask = torch.zeros(5, 7, dtype=torch.bool)
-    mask[0:4, 1:7] = True  # touches the top and the right
-    expected = torch.tensor(
-        [
-            [0, 1, 2, 3, 3, 3, 3],
-            [0, 1, 2, 3, 3, 3, 3],
-            [0, 1, 2, 2, 2, 2, 2],
-            [0, 1, 1, 1, 1, 1, 1],
-            [0, 0, 0, 0, 0, 0, 0],
-        ]
-    )
-    assert torch.equal(depth(mask, 3), expected.float())
+def test_distance_is_to_the_nearest_pixel_of_the_mask():
+    mask = torch.rand(23, 31, generator=torch.Generator().manual_seed(1)) > 0.97
+    found = distance(mask, 6)
+    ys, xs = torch.nonzero(mask, as_tuple=True)
+    for y in range(23):
+        for x in range(31):
+            exact = min(math.hypot(y - v, x - u) for v, u in zip(ys, xs, strict=True))
+            assert found[y, x] == pytest.approx(exact, abs=1e-5) if exact <= 6 else found[y, x] > 6
 
 
-@pytest.mark.parametrize("feather", [1, 4, 8])
-def test_opacity_rises_to_one(feather):
+@pytest.mark.parametrize("feather", [0, 1, 4, 8])
+def test_the_whole_selection_changes_and_nothing_beyond_the_ring(feather):
     mask = torch.zeros(40, 60, dtype=torch.bool)
-    mask[5:35, 5:55] = True
+    mask[5, 7] = mask[20:30, 25:26] = mask[28:30, 40:50] = True  # a pixel, a stroke, a bar
     weight = opacity(mask, feather)
-    assert torch.equal(weight > 0, mask)
-    assert torch.equal(weight[20, 5:25], (torch.arange(1, 21) / (feather + 1)).clamp(max=1))
+    assert (weight[mask] == 1).all() and (weight[~mask] < 1).all()
+    assert torch.equal(weight > 0, distance(mask, feather) <= feather)
+    falling = weight[28, 49 : 49 + feather + 2]
+    assert (falling.diff() < 0).all() and falling[-1] == 0
 
 
-def test_thin_parts_keep_their_edit():
-    mask = torch.zeros(40, 60, dtype=torch.bool)
-    mask[10, 10] = True  # a pixel, far from a large part
-    mask[25:40, 30:60] = True
-    weight = opacity(mask, 8)
-    assert weight[10, 10] == 1 and weight[39, 59] == 1 and 0 < weight[25, 45] < 0.2
+def test_a_soft_border_stays_as_it_was_drawn():
+    ramp = torch.linspace(0, 1, 101)[None].repeat(9, 1)
+    weight = opacity(ramp, 4)
+    assert torch.equal(weight[:, :96], ramp[:, :96]) and (weight[:, 96:] >= ramp[:, 96:]).all()
+    faint = ramp * 0.8  # nowhere wholly marked
+    assert torch.equal(opacity(faint, 4), faint)
 
 
 def test_outside_is_the_source_itself():
     source, edited = torch.rand(3, 24, 24), torch.full((3, 24, 24), float("inf"))
-    mask = torch.rand(24, 24) > 0.5
-    mixed = composite(edited, source, mask, 3)
-    assert torch.equal(mixed[:, ~mask], source[:, ~mask])
-    assert torch.equal(composite(source, source, mask, 3), source)
+    weight = opacity(torch.rand(24, 24) > 0.9, 1)
+    mixed = composite(edited, source, weight)
+    assert torch.equal(mixed[:, weight == 0], source[:, weight == 0])
+    assert torch.equal(composite(source, source, weight), source)
+    edited = torch.rand(3, 24, 24)
+    assert torch.equal(composite(edited, source, weight)[:, weight == 1], edited[:, weight == 1])
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_blending_follows_its_options(match):
+    source = torch.rand(3, 64, 96) * 0.5 + 0.2
+    mask = torch.zeros(64, 96, dtype=torch.bool)
+    mask[20:40, 30:70] = True
+    result = blended(source + 0.1, source, mask, Blend(3, match))
+    outside = distance(mask, 3) > 3
+    assert torch.equal(result[:, outside], source[:, outside])
+    drift = (result - source)[:, mask].abs().max().item()
+    assert drift < 1e-3 if match else abs(drift - 0.1) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("size", "width"), [((1024, 1024), 8), ((512, 1024), 8), ((256, 512), 4), ((64, 64), 1)]
+)
+def test_the_ring_grows_with_the_picture(size, width):
+    assert Blend().width(size) == width and Blend(3).width(size) == 3 and Blend(0).width(size) == 0

@@ -9,12 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sgm.errors import UserError
+from sgm.inference.composite import opacity
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, Recorded
 from sgm.io.checkpoint import build_model
 from sgm.io.imageio import to_bytes, to_picture
-from sgm.sparse.masks import difference_mask
+from sgm.photo import Blend
+from sgm.sparse.masks import difference_mask, dilate
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
@@ -42,21 +44,27 @@ def bytes_of(image: Tensor) -> Tensor:
     return to_bytes(to_picture(image))
 
 
-def test_inpainting_changes_no_byte_outside_the_mask(fast: Pipeline) -> None:
+def touched_by(mask: Tensor) -> Tensor:
+    """A mask and the ring around it, bool [H, W]."""
+    return opacity(mask, Blend().width(SIZE)) > 0
+
+
+def test_inpainting_changes_no_byte_beyond_the_ring(fast: Pipeline) -> None:
     image, mask = picture(SIZE), rectangle(SIZE)
     result = inpaint(fast, image, mask)
-    assert torch.equal(result[:, ~mask], ((image + 1) / 2)[:, ~mask])
+    outside = ~touched_by(mask)
+    assert torch.equal(result[:, outside], ((image + 1) / 2)[:, outside])
     before, after = bytes_of((image + 1) / 2), bytes_of(result)
-    assert torch.equal(before[:, ~mask], after[:, ~mask])
+    assert torch.equal(before[:, outside], after[:, outside])
     assert not torch.equal(before[:, mask], after[:, mask])
 
 
-def test_sdedit_changes_no_byte_outside_the_dilated_difference(fast: Pipeline) -> None:
+def test_sdedit_changes_no_byte_beyond_the_ring_of_the_dilated_difference(fast: Pipeline) -> None:
     image, mask = picture(SIZE), rectangle(SIZE)
     edited = drawn_on(image, mask)
     result = fast.sdedit(image, edited, PROMPT, steps=2, noise=NamedNoise(3)).image
-    region = FAST.sdedit_region(difference_mask(image, edited))
-    assert torch.equal(result[:, ~region], ((edited + 1) / 2)[:, ~region])
+    region = touched_by(dilate(difference_mask(image, edited), FAST.sdedit))
+    assert torch.equal(result[:, ~region], ((image + 1) / 2)[:, ~region])
     assert not torch.equal(result[:, mask], ((edited + 1) / 2)[:, mask])
 
 
@@ -66,7 +74,7 @@ def test_ten_edits_in_a_row_leave_the_rest_as_it_was(fast: Pipeline) -> None:
     for number in range(10):
         mask = torch.zeros(SIZE, dtype=torch.bool)
         mask[number * 4 : number * 4 + 9, number * 9 : number * 9 + 20] = True
-        touched |= mask
+        touched |= touched_by(mask)
         image = inpaint(fast, image, mask, seed=number) * 2 - 1
         stored = to_picture((image + 1) / 2)  # as a person saves it and opens it again
         image = to_bytes(stored).float() / 127.5 - 1
@@ -87,7 +95,7 @@ def test_an_edit_without_recordings_decodes_once_and_in_full(
         return decoded[-1][1]
 
     monkeypatch.setattr(first_stage, "decode", noted)
-    monkeypatch.setattr(fast, "recipe", replace(FAST, feather=None))
+    monkeypatch.setattr(fast, "recipe", replace(FAST, blend=None))
     if task is Task.INPAINTING:
         result = inpaint(fast, picture(SIZE), rectangle(SIZE))
     else:
@@ -104,7 +112,7 @@ def test_sdedit_makes_as_many_full_passes_as_its_recipe_says(
     fast: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = Recorded(count=4, order=1, power=1.5)
-    recipe = replace(FAST, sdedit_recorded=recorded, feather=None)
+    recipe = replace(FAST, sdedit_recorded=recorded, blend=None)
     monkeypatch.setattr(fast, "recipe", recipe)
     forward, modes = fast.networks.unet.forward, []
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from sgm.errors import UserError
-from sgm.io.maskio import load_mask
+from sgm.io.maskio import load_levels, load_mask
 
 MASK = np.zeros((6, 8), dtype=bool)
 MASK[1:4, 2:7] = True
 SIZE = MASK.shape
+RAMP = np.linspace(0, 1, MASK.size).reshape(SIZE)
 
 
 def saved(tmp_path: Path, values: np.ndarray) -> Path:
@@ -35,6 +36,10 @@ ARRAYS = {
     "0/255 as int64": MASK.astype(np.int64) * 255,
     "0/255 as floats": MASK * 255.0,
     "grey levels": np.where(MASK, 200, 90).astype(np.uint8),
+    "two labels": MASK * 2,
+    "0/100": MASK.astype(np.uint8) * 100,
+    "16-bit array": MASK.astype(np.uint16) * 65535,
+    "a red label": np.dstack([MASK * 255, MASK * 0, MASK * 0]).astype(np.uint8),
     "floats": np.where(MASK, 0.51, 0.5),
     "half floats": MASK.astype(np.float16),
     "big-endian": MASK.astype(">f4"),
@@ -68,9 +73,10 @@ def test_archive_with_unclear_names_lists_them(tmp_path: Path) -> None:
 BAD_ARRAYS = {
     "NaN": (np.where(MASK, np.nan, 0), "NaN"),
     "negative": (-MASK.astype(float), "from -1 to -0|from -1 to 0"),
-    "floats too large": (MASK * 1.5, "from 0 to 1.5"),
-    "labels": (MASK.astype(np.int64) * 3, "from 0 to 3"),
-    "16-bit array": (MASK.astype(np.uint16) * 65535, "from 0 to 65535"),
+    "floats too large": (np.where(MASK, 1.5, RAMP), "from 0 to 1.5"),
+    "three labels": (MASK + MASK[::-1] * 2, "from 0 to 3"),
+    "16-bit grey": ((RAMP * 65535).astype(np.uint16), "from 0 to 65535"),
+    "nearly nothing": (RAMP * 0.4, "brightest at"),
     "text": (np.full(SIZE, "yes"), "<U3"),
     "complex": (MASK.astype(complex), "complex128"),
     "one axis": (MASK.ravel(), r"shape \(48,\)"),
@@ -138,10 +144,92 @@ PICTURES = {
 }
 
 
+def layer(colour: tuple[int, int, int], alpha: np.ndarray, canvas: int = 0) -> Image.Image:
+    """A brush layer: one colour where it was painted, a canvas that is not seen elsewhere."""
+    painted = np.where((alpha > 0)[..., None], colour, canvas)
+    return Image.fromarray(np.dstack([painted, alpha]).astype(np.uint8))
+
+
+OPAQUE = np.full(SIZE, 255)
+SPECK, EDGE = OPAQUE.copy(), OPAQUE.copy()
+SPECK[0, 0], EDGE[5] = 254, 0
+PHOTO = np.random.default_rng(2).integers(30, 220, (*SIZE, 3))
+VOC = Image.fromarray(MASK.astype(np.uint8), "P")
+VOC.putpalette([0, 0, 0, 128, 0, 0])
+PICTURES |= {
+    "two values": Image.fromarray(np.where(MASK, 2, 0).astype(np.uint8)),
+    "dim": Image.fromarray(np.where(MASK, 100, 0).astype(np.uint8)),
+    "labels of a palette": VOC,
+    **{
+        name: Image.fromarray(np.where(MASK[..., None], colour, 0).astype(np.uint8))
+        for name, colour in {"red": (255, 0, 0), "blue": (0, 0, 255), "dark": (128, 0, 0)}.items()
+    },
+    "blue on red": Image.fromarray(
+        np.where(MASK[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8)
+    ),
+    "one pixel of alpha 254": Image.fromarray(
+        np.dstack([MASK * 255] * 3 + [SPECK]).astype(np.uint8)
+    ),
+    "a transparent edge": Image.fromarray(np.dstack([MASK * 255] * 3 + [EDGE]).astype(np.uint8)),
+    "black strokes on a white canvas": layer((0, 0, 0), MASK * 255, 255),
+    "red strokes": layer((255, 0, 0), MASK * 255),
+    "erased from a photograph": Image.fromarray(
+        np.dstack([PHOTO, np.where(MASK, 0, 255)]).astype(np.uint8)
+    ),
+}
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures(name: str, tmp_path: Path) -> None:
     PICTURES[name].save(tmp_path / "mask.png")
     assert same(load_mask(tmp_path / "mask.png", SIZE))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0)], ids=["white", "red"])
+def test_a_lossy_mask_keeps_its_two_values(colour: tuple[int, int, int], tmp_path: Path) -> None:
+    large = MASK.repeat(8, 0).repeat(8, 1)
+    picture = Image.fromarray(np.where(large[..., None], colour, 0).astype(np.uint8))
+    picture.save(tmp_path / "mask.jpg", quality=85)
+    levels = load_levels(tmp_path / "mask.jpg", large.shape).numpy()
+    assert np.array_equal(levels > 0.5, large)
+    assert np.isin(levels, (0, 1)).mean() > 0.9
+
+
+def test_soft_masks_keep_their_softness(tmp_path: Path) -> None:
+    soft = np.clip(RAMP * 3 - 1, 0, 1)
+    np.save(tmp_path / "mask.npy", soft)
+    Image.fromarray((soft * 255).round().astype(np.uint8)).save(tmp_path / "mask.png")
+    for name in ("mask.npy", "mask.png"):
+        levels = load_levels(tmp_path / name, SIZE).numpy()
+        assert np.abs(levels - soft).max() < 0.05 and len(np.unique(levels)) > 10
+        assert (
+            np.abs(load_levels(tmp_path / name, SIZE, invert=True).numpy() + levels - 1).max() == 0
+        )
+        assert len(np.unique(load_levels(tmp_path / name, (12, 16)))) > 10
+
+
+UNCLEAR = {
+    "a photograph": PHOTO,
+    "three labels": np.stack([MASK * 255, MASK[::-1] * 255, MASK * 0], -1),
+    "a dark photograph": np.clip(PHOTO - 180, 0, 255),
+    "greys": np.repeat(((RAMP * 0.6 + 0.2) * 255)[..., None], 3, 2),
+    "one colour": np.full((*SIZE, 3), (255, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_unclear_pictures_are_refused(name: str, tmp_path: Path) -> None:
+    Image.fromarray(UNCLEAR[name].astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"is not clear.*paint white"):
+        load_mask(tmp_path / "mask.png", SIZE)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_swapped_sides_are_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"mask{suffix}"
+    np.save(path, MASK.T) if suffix == ".npy" else Image.fromarray(MASK.T).save(path)
+    with pytest.raises(UserError, match=r"is 6x8 and the picture 8x6.*sides are swapped"):
+        load_mask(path, SIZE)
 
 
 def test_float_picture(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sgm.sparse.active import (
     block_active_set,
 )
 from sgm.sparse.masks import (
+    cover,
     difference_mask,
     dilate,
     downsample_mask,
@@ -117,3 +118,22 @@ def test_the_neighbour_table_reads_the_window_of_each_output():
     assert torch.equal(support[active.table], active.inputs)
     corner = active.outputs.tolist().index(9)  # row 0, column 9
     assert active.inputs[corner].tolist() == [-1, -1, -1, 8, 9, -1, 18, 19, -1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("phase", range(0, 8, 3))
+def test_strokes_and_spots_beside_a_large_part_are_covered(size: int, phase: int) -> None:
+    mask = torch.zeros(256, 512, dtype=torch.bool)
+    mask[150:230, 200:300] = True
+    mask[40 + phase : 40 + phase + size, 50:450] = True  # a stroke
+    mask[100 + phase : 100 + phase + size, 100 + phase : 100 + phase + size] = True  # dust
+    levels = inpainting_pyramid(mask)
+    covered = cover(levels, mask)
+    for (height, width), level in covered.items():
+        factor = 256 // height
+        if 512 // width == factor:  # down to 1 x 2
+            spread = level.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+            assert spread[mask].all()
+        assert (level | ~levels[height, width]).all()
+    lost = levels[32, 64].repeat_interleave(8, 0).repeat_interleave(8, 1)
+    assert not lost[mask].all() or size == 4  # what the published rule leaves out

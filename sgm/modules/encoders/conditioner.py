@@ -54,9 +54,9 @@ class GeneralConditioner(nn.Module):
             force_zero_embeddings: input keys whose embeddings are replaced by zeros.
 
         Returns:
-            `crossattn` [B, 77, C], text states joined along channels; `vector` [B, V], pooled text
-            and embedded numbers. Each has the widest dtype among its parts: with half-precision
-            towers `vector` is float32, because embedded numbers are.
+            `crossattn` [B, 77 n, C], text states of n chunks joined along channels;
+            `vector` [B, V], pooled text and embedded numbers. Each has the widest dtype among its
+            parts: with half-precision towers `vector` is float32, because embedded numbers are.
 
         Raises:
             ValueError: the batch lacks an input key, its entries differ in B, or

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from sgm.modules.diffusionmodules.util import timestep_embedding
-from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, END_TOKEN, tokenize
+from sgm.modules.encoders.chunks import Prompts, embedded
+from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, END_TOKEN
 from sgm.modules.encoders.towers import (
     ClipTextTower,
     ClipTowerConfig,
@@ -68,12 +69,17 @@ class FrozenCLIPEmbedder(nn.Module):
         self.transformer = nn.ModuleDict({"text_model": ClipTextTower(config)})
         self.requires_grad_(not freeze)
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """B prompts -> [B, max_length, hidden_size], device and dtype of the weights."""
+    def forward(self, texts: Prompts) -> Tensor:
+        """B prompts -> [B, n * max_length, hidden_size] for n chunks (a string is one), device and
+        dtype of the weights."""
         tower = self.transformer["text_model"]
         device = tower.final_layer_norm.weight.device
-        hidden = tower(tokenize(texts, END_TOKEN, self.max_length).to(device), self.layers)
-        return tower.final_layer_norm(hidden) if self.layer == "last" else hidden
+
+        def states(tokens: Tensor) -> tuple[Tensor]:
+            hidden = tower(tokens.to(device), self.layers)
+            return (tower.final_layer_norm(hidden) if self.layer == "last" else hidden,)
+
+        return embedded(states, texts, END_TOKEN, self.max_length)[0]
 
 
 class FrozenOpenCLIPEmbedder2(nn.Module):
@@ -120,15 +126,19 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
         self.model = OpenClipTextTower(tower_config(OpenClipTowerConfig, tower))
         self.requires_grad_(not freeze)
 
-    def forward(self, texts: Sequence[str]) -> Tensor | tuple[Tensor, Tensor]:
-        """B prompts -> hidden [B, max_length, width] and, if asked for, pooled [B, embed_dim].
+    def forward(self, texts: Prompts) -> Tensor | tuple[Tensor, Tensor]:
+        """B prompts -> hidden [B, n * max_length, width] for n chunks (a string is one) and, if
+        asked for, pooled [B, embed_dim], of the first chunk.
 
         Device and dtype are those of the weights.
         """
         device = self.model.positional_embedding.device
-        tokens = tokenize(texts, pad_token=0, max_length=self.max_length).to(device)
-        penultimate, last, pooled = self.model(tokens)
-        hidden = penultimate if self.layer == "penultimate" else last
+
+        def states(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            penultimate, last, pooled = self.model(tokens.to(device))
+            return (penultimate if self.layer == "penultimate" else last), pooled
+
+        hidden, pooled = embedded(states, texts, 0, self.max_length)
         return (hidden, pooled) if self.return_pooled else hidden
 
 

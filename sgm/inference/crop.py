@@ -1,0 +1,214 @@
+"""An edit of a crop: the network sees the edit and its surroundings at the size that it was trained
+for, and the result is put back into the picture at full resolution."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgm.inference.border import match_border
+from sgm.inference.composite import composite, opacity
+from sgm.inference.edit import Edit
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.loop import Plan
+from sgm.inference.networks import Networks
+from sgm.inference.noise import Noise
+from sgm.inference.presets import Recipe
+from sgm.inference.sdedit import SDEdit
+from sgm.photo import Blend
+from sgm.specs import SIZE_MULTIPLE
+
+# Around the edit without a number given: a share of its longer side, and at least so many pixels.
+MARGIN, LEAST_MARGIN = 0.25, 32
+LARGER = 1.25  # times the pixels of the model's size from which a picture counts as larger
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a picture, and the size at which the network sees it.
+
+    Attributes:
+        top, left, height, width: pixels of the picture.
+        size: (height, width) for the network, multiples of 64.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+
+    def of(self, x: Tensor) -> Tensor:
+        """The rectangle of [..., H, W]; a view."""
+        rows = slice(self.top, self.top + self.height)
+        return x[..., rows, self.left : self.left + self.width]
+
+    def seen(self, picture: Tensor) -> Tensor:
+        """The rectangle of a picture [3, H, W] as the network sees it."""
+        return _resized(self.of(picture), self.size)
+
+    def seen_levels(self, levels: Tensor) -> Tensor:
+        """The rectangle of a mask, bool or float [H, W]: nothing that is marked gets lost."""
+        values = self.of(levels)[None, None].float()
+        return F.adaptive_max_pool2d(values, self.size)[0, 0].to(levels.dtype)
+
+    def back(self, picture: Tensor) -> Tensor:
+        """A picture [3, h, w] of the network at the size of the rectangle."""
+        return _resized(picture, (self.height, self.width))
+
+
+def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture [3, h, w] at another size; itself at its own."""
+    if tuple(picture.shape[1:]) == size:
+        return picture
+    return F.interpolate(picture[None], size=size, mode="bicubic", antialias=True)[0]
+
+
+def is_larger(size: Sequence[int], trained: Sequence[int]) -> bool:
+    """Whether a picture of `size` is larger than what a model was trained for."""
+    return math.prod(size) > LARGER * math.prod(trained)
+
+
+def window_around(marked: Tensor, trained: tuple[int, int], margin: int | None = None) -> Window:
+    """The crop for an edit.
+
+    Args:
+        marked: bool [H, W], where the edit is; not empty.
+        trained: (height, width) of the model's size; the network gets about as many pixels.
+        margin: pixels around the edit; None for a share of it, and at least the model's size, so
+            that the crop is never enlarged.
+
+    Returns:
+        A window within the picture, of the proportions of its `size` where the picture allows.
+    """
+    rows, columns = torch.nonzero(marked.any(1)), torch.nonzero(marked.any(0))
+    spans = [(int(found[0]), int(found[-1]) + 1) for found in (rows, columns)]
+    around = margin
+    if around is None:
+        around = max(LEAST_MARGIN, round(MARGIN * max(high - low for low, high in spans)))
+    lengths = [high - low + 2 * around for low, high in spans]
+    if margin is None:
+        lengths = [max(length, least) for length, least in zip(lengths, trained, strict=True)]
+    lengths = [min(length, whole) for length, whole in zip(lengths, marked.shape, strict=True)]
+    ratio = math.sqrt(lengths[1] / lengths[0])
+    side = math.sqrt(math.prod(trained))
+    size = tuple(
+        max(1, round(length / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+        for length in (side / ratio, side * ratio)
+    )
+    # Widen the side that is short for these proportions, as far as the picture goes.
+    height = min(marked.shape[0], max(lengths[0], round(lengths[1] * size[0] / size[1])))
+    width = min(marked.shape[1], max(lengths[1], round(lengths[0] * size[1] / size[0])))
+    starts = [
+        min(max(0, (low + high - length) // 2), whole - length)
+        for (low, high), length, whole in zip(spans, (height, width), marked.shape, strict=True)
+    ]
+    return Window(starts[0], starts[1], height, width, (size[0], size[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Cropped(Edit):
+    """An edit of a window of a picture.
+
+    Attributes:
+        inner: the edit of what the network sees.
+        window: where that is.
+        source: the whole picture [3, H, W] in [0, 1], sides of any length.
+        levels: where to edit in the whole picture, bool or float [H, W].
+        blend: how the result is put into the picture.
+    """
+
+    inner: Inpainting | SDEdit
+    window: Window
+    source: Tensor
+    levels: Tensor
+    blend: Blend
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Edit.size`; of what the network sees."""
+        return self.inner.size
+
+    @property
+    def ratio(self) -> float:
+        """See `Edit.ratio`; of the whole picture."""
+        return (self.levels > 0.5).float().mean().item()
+
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """See `Edit.shown`; of the window."""
+        return self.inner.shown
+
+    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
+        """See `Edit.prepare`."""
+        return self.inner.prepare(networks, recipe, noise)
+
+    def _weight(self, recipe: Recipe) -> Tensor:
+        """Opacity of the edit in the window, [height, width]."""
+        levels = self.window.of(self.levels)
+        if isinstance(self.inner, SDEdit):
+            region = self.inner.region(recipe)[None, None].float()
+            grown = F.interpolate(region, size=levels.shape, mode="nearest")[0, 0]
+            levels = torch.maximum(levels.float(), grown)
+        return opacity(levels, self.blend.width(levels.shape))
+
+    def touched(self, recipe: Recipe) -> Tensor:
+        """See `Edit.touched`."""
+        touched = torch.zeros(self.levels.shape, dtype=torch.bool)
+        self.window.of(touched)[:] = self._weight(recipe) > 0
+        return touched
+
+    def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
+        """See `Edit.finish`: the whole picture."""
+        weight = self._weight(recipe)
+        if self.blend.match_border:
+            seen = F.adaptive_avg_pool2d(weight[None, None], self.size)[0, 0]
+            picture = match_border(picture, self.window.seen(self.source), seen)
+        result, patch = self.source.clone(), self.window.back(picture).clamp(0, 1)
+        self.window.of(result)[:] = composite(patch, self.window.of(self.source), weight)
+        return result
+
+
+def crop_inpainting(image: Tensor, levels: Tensor, window: Window, blend: Blend) -> Cropped:
+    """Inpainting in a window.
+
+    Args:
+        image: [3, H, W] in [-1, 1], sides of any length.
+        levels: the mask, bool or float [H, W] in [0, 1].
+    """
+    inner = Inpainting(window.seen(image), window.seen_levels(levels), _sampled(window, blend))
+    return Cropped(inner, window, (image + 1) / 2, levels, blend)
+
+
+def crop_sdedit(
+    init: Tensor | None,
+    edited: Tensor,
+    drawing: Tensor,
+    window: Window,
+    blend: Blend,
+    strength: float,
+) -> Cropped:
+    """SDEdit in a window.
+
+    Args:
+        init, edited: [3, H, W] in [-1, 1], sides of any length.
+        drawing: where it was drawn on, bool [H, W].
+    """
+    inner = SDEdit(
+        None if init is None else window.seen(init),
+        window.seen(edited),
+        strength,
+        window.seen_levels(drawing),
+        _sampled(window, blend),
+    )
+    source = edited if init is None else init
+    return Cropped(inner, window, (source + 1) / 2, drawing, blend)
+
+
+def _sampled(window: Window, blend: Blend) -> Blend:
+    """A blend whose ring, in pixels of the network, is that of the window."""
+    width = blend.width((window.height, window.width))
+    return replace(blend, feather=math.ceil(width * window.size[0] / window.height))

@@ -1,0 +1,63 @@
+"""Where a picture was drawn on: the drawing, and not what a lossy format did to the rest.
+
+Compression changes every pixel a little, more where the picture is rough, and to both sides; a
+drawing shifts the colours of many neighbours to one side. So the difference is smoothed, and
+measured against the noise that is usual in this pair for pixels as rough.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgm.inference.border import blur
+from sgm.sparse.masks import DIFFERENCE_THRESHOLD, difference_mask
+
+SMOOTHING = 1.5  # sigma in pixels: half of what compression does to a pixel, its neighbours undo
+ROUGHNESS = 4.0  # sigma of the window in which roughness is measured
+# Times the usual noise at which a pixel is part of the drawing if it is next to one that is
+# certainly so.
+LIKELY, CERTAIN = 5.0, 10.0
+LEAST = 6 / 127.5  # of the smoothed difference, for a certain pixel
+REACH = 8  # pixels from a certain one to a likely one: a block of the common formats
+SPECK = 4  # pixels in 5x5 under which a difference is a speck
+SAME = 1.3  # times as many differences as visible ones: soft strokes, and no compression
+MUCH = 24 / 127.5  # a median change that no compression makes
+
+
+def find_drawing(init: Tensor, edited: Tensor) -> Tensor:
+    """Where a picture was drawn on.
+
+    Args:
+        init, edited: [3, H, W] in [-1, 1].
+
+    Returns:
+        bool [H, W]: every difference but specks if the rest of the two is the same, pixel for
+        pixel; or else what stands out from the noise.
+    """
+    raw = difference_mask(init, edited)
+    if _clean(init, edited, raw):
+        return _without_specks(raw)
+    changed = ((init - edited) != 0).any(0)
+    shift = blur(edited - init, SMOOTHING).abs().amax(0)
+    rough = blur((init - blur(init, SMOOTHING)).abs(), ROUGHNESS).amax(0) + DIFFERENCE_THRESHOLD / 2
+    noise = (shift / rough)[changed].median() * rough
+    certain = (shift > CERTAIN * noise) & (shift > LEAST) & raw
+    likely = (shift > LIKELY * noise) & (shift > LEAST / 2) & raw
+    certain = _without_specks(certain)
+    near = F.max_pool2d(certain[None, None].float(), 2 * REACH + 1, 1, REACH)[0, 0] > 0
+    return certain | (likely & near)
+
+
+def _clean(init: Tensor, edited: Tensor, raw: Tensor) -> bool:
+    """Whether nothing but a drawing changed the picture: what changed, changed much, or is little
+    more than what is seen and leaves half of the picture as it was."""
+    size = (init - edited).abs().amax(0)
+    changed = size > 0
+    if not changed.any() or size[changed].median() > MUCH:
+        return True
+    return bool(changed.sum() <= SAME * raw.sum()) and bool(changed.float().mean() < 0.5)
+
+
+def _without_specks(mask: Tensor) -> Tensor:
+    """A mask without the pixels that have hardly any others around them."""
+    around = F.avg_pool2d(mask[None, None].float(), 5, 1, 2)[0, 0] * 25
+    return mask & (around > SPECK - 0.5)

@@ -1,0 +1,89 @@
+"""Colour profiles: a picture's own colours to sRGB, which the networks know, and back."""
+
+import io
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms
+
+logger = logging.getLogger(__name__)
+
+ALIKE = 2  # largest difference, of 255, of colours in a profile that is as good as sRGB
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """A colour space of RGB pictures.
+
+    Attributes:
+        data: the ICC profile as files carry it.
+        to_srgb, from_srgb: between it and sRGB; None for both where it is as good as sRGB.
+    """
+
+    data: bytes
+    to_srgb: ImageCms.ImageCmsTransform | None
+    from_srgb: ImageCms.ImageCmsTransform | None
+
+    def shown(self, picture: Image.Image) -> Image.Image:
+        """An RGB picture in these colours as one in sRGB."""
+        return _applied(picture, self.to_srgb)
+
+    def own(self, picture: Image.Image) -> Image.Image:
+        """An RGB picture in sRGB as one in these colours."""
+        return _applied(picture, self.from_srgb)
+
+
+def _applied(picture: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
+    if transform is None:
+        return picture
+    converted = ImageCms.applyTransform(picture, transform)
+    assert converted is not None  # only None with inPlace=True
+    return converted
+
+
+def rgb_profile(data: bytes, name: str) -> Profile | None:
+    """The profile of an RGB picture; None, with a notice, if it is damaged.
+
+    Args:
+        data: the ICC profile.
+        name: of the picture, for the notice.
+    """
+    try:
+        own, srgb = _opened(data), ImageCms.createProfile("sRGB")
+        there, back = _transform(own, srgb, "RGB"), _transform(srgb, own, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        logger.warning("The colour profile of %s is damaged; its colours are taken as sRGB.", name)
+        return None
+    steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), -1).reshape(1, -1, 3)
+    probe = Image.fromarray(steps.astype(np.uint8))
+    difference = np.abs(np.asarray(_applied(probe, there)).astype(int) - steps)
+    return Profile(data, None, None) if difference.max() <= ALIKE else Profile(data, there, back)
+
+
+def to_srgb(image: Image.Image, data: bytes, name: str) -> Image.Image:
+    """A grey, CMYK or LAB picture with a profile as RGB in sRGB; as Pillow converts it, with a
+    notice, if the profile does not fit."""
+    try:
+        transform = _transform(_opened(data), ImageCms.createProfile("sRGB"), image.mode)
+        return _applied(image, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        logger.warning("The colour profile of %s is damaged; it is left out.", name)
+        return image.convert("RGB")
+
+
+def _opened(data: bytes) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(io.BytesIO(data))
+
+
+def _transform(
+    source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile, mode: str
+) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        source,
+        target,
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )

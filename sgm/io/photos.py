@@ -1,0 +1,153 @@
+"""A picture with what its file says besides the colours, and a result that takes all of it along:
+colour profile, transparency, EXIF, resolution."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from sgm.io.colour import Profile, rgb_profile, to_srgb
+from sgm.io.imageio import DEPTH, open_picture, resize_picture, save_picture, to_rgb
+
+logger = logging.getLogger(__name__)
+
+OPAQUE = 128  # alpha from which a pixel counts as seen
+ORIENTATION = 0x0112  # the EXIF tag; it is applied when a picture is read
+# What the formats cannot hold, by extension.
+WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")
+WITHOUT_TEXT = (".bmp",)  # no profile, EXIF
+LOSSY = (".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A picture as it was read.
+
+    Attributes:
+        path: its file.
+        image: RGB with 8 bits in sRGB, upright: what a network sees.
+        own: the same in the colours of the file; the very same object where these are sRGB.
+        profile: of `own`; None for sRGB.
+        alpha: its transparency, mode L; None if it has none.
+        exif: without the orientation; empty if there is none.
+        dpi: pixels per inch in both directions; None if the file does not say.
+    """
+
+    path: Path
+    image: Image.Image
+    own: Image.Image
+    profile: Profile | None = None
+    alpha: Image.Image | None = None
+    exif: bytes = b""
+    dpi: tuple[float, float] | None = None
+
+    def resized(self, size: tuple[int, int]) -> "Photo":
+        """At (height, width), saying so; itself at its own size."""
+        image = resize_picture(self.image, size, f"Picture {self.path}")
+        if image is self.image:
+            return self
+        filter_, wanted = Image.Resampling.LANCZOS, image.size
+        own = image if self.own is self.image else self.own.resize(wanted, filter_)
+        alpha = self.alpha and self.alpha.resize(wanted, filter_)
+        return replace(self, image=image, own=own, alpha=alpha)
+
+    def with_edit(
+        self, result: Image.Image, touched: np.ndarray | None, blended: bool
+    ) -> Image.Image:
+        """A result in the colours of the file, RGB or RGBA.
+
+        Args:
+            result: RGB in sRGB, of the same size.
+            touched: bool [H, W], where the edit is; None if that is not known. If most of it was
+                transparent, it is to be seen now.
+            blended: whether the bytes of the file stand elsewhere.
+        """
+        own = result if self.profile is None else self.profile.own(result)
+        if blended and touched is not None:
+            kept = np.where(touched[..., None], np.asarray(own), np.asarray(self.own))
+            own = Image.fromarray(kept)
+        if self.alpha is not None:
+            alpha = np.array(self.alpha)
+            if touched is not None and touched.any() and np.median(alpha[touched]) < OPAQUE:
+                logger.warning(
+                    "The edit lies where %s is transparent; it is opaque now.", self.path
+                )
+                alpha[touched] = 255
+            own = own.copy()
+            own.putalpha(Image.fromarray(alpha))
+        return own
+
+    def save(self, picture: Image.Image, path: Path, text: str | None = None) -> None:
+        """Write a result of `with_edit` with all that this file says, as far as the format can.
+
+        Args:
+            text: how it was made; only PNG keeps it, under `parameters`.
+
+        Raises:
+            UserError: see `save_picture`.
+        """
+        suffix, more = path.suffix.lower(), dict[str, object]()
+        if suffix in WITHOUT_ALPHA and picture.mode == "RGBA":
+            logger.warning("%s cannot hold transparency; it is left out.", path)
+            picture = picture.convert("RGB")
+        if suffix not in WITHOUT_TEXT:
+            if self.profile is not None:
+                more["icc_profile"] = self.profile.data
+            if self.exif:
+                more["exif"] = self.exif
+        if self.dpi is not None and suffix != ".webp":
+            more["dpi"] = self.dpi
+        if text is not None and suffix == ".png":
+            more["pnginfo"] = PngImagePlugin.PngInfo()
+            more["pnginfo"].add_text("parameters", text)
+        save_picture(picture, path, more)
+
+
+def load_photo(path: Path) -> Photo:
+    """Read a picture with what its file says; notices where a result cannot hold it.
+
+    Alpha is dropped for the network, not composited: the colours stored there show.
+
+    Raises:
+        UserError: see `imageio.open_picture`.
+    """
+    opened = open_picture(path)
+    if opened.info.get(DEPTH):
+        logger.warning("%s has more than 8 bits per channel; the result has 8.", path)
+    alpha, data = None, opened.info.get("icc_profile")
+    if opened.has_transparency_data and not opened.mode.startswith(("I", "F")):
+        alpha = opened.convert("RGBA").getchannel("A")
+    plain = opened.convert("L") if opened.mode == "LA" else opened
+    profile = None
+    if data and plain.mode in ("L", "CMYK", "LAB"):
+        own = image = to_srgb(plain, data, str(path))
+    else:
+        own = image = to_rgb(opened)
+        if data and not opened.mode.startswith(("I", "F", "L", "1", "CMYK")):
+            profile = rgb_profile(data, str(path))
+            image = own if profile is None else profile.shown(own)
+    return Photo(path, image, own, profile, alpha, _exif(opened), _dpi(opened.info))
+
+
+def _exif(image: Image.Image) -> bytes:
+    """EXIF as it may be written again: the orientation is applied already."""
+    try:
+        exif = image.getexif()
+        exif.pop(ORIENTATION, None)
+        return exif.tobytes() if len(exif) else b""
+    # Pillow's reader raises many types (SyntaxError, struct.error, ...) on damaged data.
+    except Exception:
+        logger.warning("The EXIF data of a picture is damaged; it is left out.")
+        return b""
+
+
+def _dpi(info: Mapping[object, object]) -> tuple[float, float] | None:
+    """Pixels per inch, if the file says so in numbers that a file can hold."""
+    dpi = info.get("dpi")
+    if not isinstance(dpi, tuple) or len(dpi) != 2:
+        return None
+    across, down = (float(value) for value in dpi)
+    return (across, down) if 0 < across < 65536 and 0 < down < 65536 else None
