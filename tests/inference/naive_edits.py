@@ -28,7 +28,7 @@ EARLY = 0.4  # of the steps
 # first: of 16 steps, and of the 15 and the 9 of a drawing.
 STEPS, RECORDED = 16, [0, 2, 4, 6, 9, 11, 13, 15]
 DRAWN_RECORDED = {15: [0, 1, 2, 4, 6, 8, 11, 14], 9: [0, 1, 2, 3, 5, 6, 8], 3: [0, 1, 2]}
-FEATHER = 4
+FEATHER = 2  # pixels of the ring, for a picture of 192
 
 
 class Dense:
@@ -201,8 +201,8 @@ def inpainted(
     """Latents after every step of inpainting, bool mask [H, W], from recordings by step."""
     sigmas = levels(steps)
     first = start_noise(z) * (1 + sigmas[0] ** 2) ** 0.5
-    masks = downsample_mask(mask, UNET_DILATION)
-    sampled = downsample_mask(mask, KNOWN_DILATION)[LATENTS]
+    masks = with_ring(downsample_mask(mask, UNET_DILATION), mask)
+    sampled = with_ring(downsample_mask(mask, KNOWN_DILATION), mask)[LATENTS]
     return held_loop(
         dense,
         guided,
@@ -223,9 +223,13 @@ def drawn_masks(image: Tensor, drawing: Tensor) -> tuple[MaskPyramid, MaskPyrami
 
 
 def drawn_region(image: Tensor, drawing: Tensor) -> Tensor:
-    """Where the picture may change: bool [H, W]."""
-    difference = difference_mask(image, drawing)
-    return dilate(dilate(difference, DRAWN_DILATIONS[0]), REGION_DILATION)
+    """Where the picture changes, but for the ring around it: bool [H, W]."""
+    return dilate(difference_mask(image, drawing), DRAWN_DILATIONS[0])
+
+
+def drawn_decoder_masks(region: Tensor) -> MaskPyramid:
+    """Masks of the decoder for the region of a drawing."""
+    return with_ring(downsample_mask(dilate(region, REGION_DILATION), 0), region)
 
 
 def drawn(
@@ -260,16 +264,24 @@ def drawn(
 
 
 def naive_opacity(mask: Tensor) -> Tensor:
-    """Of the edit at each pixel of mask [H, W]: a fifth at the border, 1 from the fifth pixel in;
-    the deepest pixels within reach of a pixel count as 1 where they are less deep."""
-    height, width = mask.shape
-    depth = torch.zeros(height, width)
-    for d in range(FEATHER + 1):  # a pixel is deeper than d if all around it are in the mask
-        for r, c in mask.nonzero().tolist():
-            around = mask[max(r - d, 0) : r + d + 1, max(c - d, 0) : c + d + 1]
-            depth[r, c] += around.all()
-    weight = torch.zeros(height, width)
+    """Of the edit at each pixel of mask [H, W]: 1 where it was marked, and less the farther away,
+    smoothly, within two pixels of that."""
+    rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in mask.shape), indexing="ij")
+    distance = torch.full(mask.shape, float("inf"))
     for r, c in mask.nonzero().tolist():
-        rows, columns = (slice(max(n - FEATHER, 0), n + FEATHER + 1) for n in (r, c))
-        weight[r, c] = depth[r, c] / depth[rows, columns].max()
-    return weight.clamp(max=1)
+        distance = torch.minimum(distance, ((rows - r) ** 2 + (columns - c) ** 2).sqrt())
+    near = torch.where(distance <= FEATHER, 1 - distance / (FEATHER + 1), 0)
+    return 3 * near**2 - 2 * near**3
+
+
+def with_ring(pyramid: MaskPyramid, mask: Tensor) -> MaskPyramid:
+    """A pyramid that holds all that a mask [H, W] and the ring around it touch."""
+    height, width = mask.shape
+    touched = (naive_opacity(mask) > 0).nonzero().tolist()
+    found = {size: level.clone() for size, level in pyramid.items()}
+    for (h, w), level in found.items():
+        for r, c in touched:
+            # Where sizes do not divide, a pixel of a level stands for all that it overlaps.
+            rows = slice(r * h // height, -(-(r + 1) * h // height))
+            level[rows, c * w // width : -(-(c + 1) * w // width)] = True
+    return found
