@@ -107,7 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=[*map(str, Task), "all"], default="all")
     parser.add_argument("--sweep", action="store_true", help="other dilations and refreshes too")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
-    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument(
+        "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
     parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
     return parser

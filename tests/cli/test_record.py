@@ -134,7 +134,7 @@ def test_how_many_steps_are_recorded_can_be_chosen(folder: Path) -> None:
         (("--recording", "x", "--record", "y"), "--record and --recording exclude each other"),
         (("--recording", "x", "--refresh", "2"), "--refresh and --recording exclude each other"),
         (("--recording_memory", "host"), "add --recording"),
-        (("--recording", "x", "--refined"), "--recording knows one model"),
+        (("--recording", "x", "--refined"), "--recording works with the base model alone"),
         (("--record", "x", "--mode", "profile_unet"), "leave --mode out"),
     ],
 )
