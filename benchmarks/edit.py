@@ -35,7 +35,17 @@ from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable
 from sgm.io.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
-from sgm.specs import MODELS, Backend, ModelSpec, Precision, Preset, RunType, SamplingParams, Task
+from sgm.specs import (
+    MODELS,
+    Backend,
+    ModelSpec,
+    Precision,
+    Preset,
+    RecordingSettings,
+    RunType,
+    SamplingParams,
+    Task,
+)
 from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
 
 PROMPTS = {
@@ -208,7 +218,7 @@ def measure_edit(
     fast = pipelines["fast"]
     add("fast, cold", lambda: run_edit(fast, edit, args.steps, noise=noise))
     for refresh in args.refresh:
-        one = fast.with_recipe(fast.recipe.refreshed(refresh))
+        one = fast.with_recipe(fast.recipe.with_recordings(RecordingSettings(every=refresh)))
         add(f"fast, cold, K={refresh}", lambda p=one: run_edit(p, edit, args.steps, noise=noise))
     found: dict[str, object] = {"edit_ratio": edit.mask.float().mean().item()}
     if args.edits:

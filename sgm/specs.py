@@ -16,6 +16,7 @@ from sgm.words import (
     Prediction,
     Preset,
     RecordingMemory,
+    RecordingPrecision,
     RunType,
     Sampler,
     Spacing,
@@ -33,6 +34,8 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
+# Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
+DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
 LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
@@ -206,6 +209,24 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class RecordingSettings:
+    """What a person says about recordings of the unedited picture; None leaves it to the preset.
+
+    Attributes:
+        every: steps from one recording to the next, at most.
+        count: how many steps of a run are recorded, at least 2; the others are interpolated.
+        precision: in which recordings are kept.
+        prompt_steps: full passes under a new prompt with which a session follows it, 0 or at
+            least 2.
+    """
+
+    every: int | None = None
+    count: int | None = None
+    precision: RecordingPrecision | None = None
+    prompt_steps: int | None = None
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Every option of a run, checked and resolved: nothing here is left to be found out.
 
@@ -221,7 +242,7 @@ class RunOptions:
         config_path, weight_path: folders of YAML files and of checkpoints.
         json_path: file for the run's figures, `-` for stdout, None for none.
         random_weights, macs_only, compare: profile modes only.
-        refresh: steps from one recording to the next; None for the preset's.
+        recordings: how the unedited picture is recorded.
         record, recording: folders to record into, and to edit from; None for neither.
         recording_memory: where the recordings of `recording` are while the edit runs.
         checkpoint, refiner_checkpoint: files or folders in place of the family's own; None for
@@ -254,7 +275,7 @@ class RunOptions:
     random_weights: bool
     macs_only: bool
     compare: bool
-    refresh: int | None = None
+    recordings: RecordingSettings = RecordingSettings()
     record: Path | None = None
     recording: Path | None = None
     recording_memory: RecordingMemory = RecordingMemory.AUTO

@@ -100,6 +100,14 @@ class Backend(StrEnum):
     SIGE = "sige"
 
 
+class RecordingPrecision(StrEnum):
+    """In which numbers recordings are kept; they are computed in those of the networks."""
+
+    FULL = "full"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class RecordingMemory(StrEnum):
     """Where recordings are kept; the places after `auto` in order of their speed."""
 

@@ -93,7 +93,9 @@ def check_together(values: argparse.Namespace) -> None:
 
 def _check_recordings(values: argparse.Namespace) -> None:
     """UserError for options of preset fast that meet another preset, or each other."""
-    given = [f for f in ("refresh", "record", "recording") if getattr(values, f) is not None]
+    making = ("refresh", "recorded_steps", "recording_precision")
+    flags = (*making, "record", "recording")
+    given = [flag for flag in flags if getattr(values, flag) is not None]
     for flag in given:
         if values.preset is not Preset.FAST or not values.run_type.sparse:
             raise UserError(
@@ -104,9 +106,12 @@ def _check_recordings(values: argparse.Namespace) -> None:
             raise UserError(f"--{flag} makes or edits pictures; leave --mode out.")
     if "recording" in given and len(given) > 1:
         raise UserError(f"--{given[0]} and --recording exclude each other; leave one out.")
-    if values.refined and set(given) - {"refresh"}:
+    if {"refresh", "recorded_steps"} <= set(given):
+        raise UserError("--refresh and --recorded_steps exclude each other; leave one out.")
+    kept = [flag for flag in given if flag not in making]
+    if values.refined and kept:
         raise UserError(
-            f"--{given[0]} works with the base model alone, and --refined adds the refiner; "
+            f"--{kept[0]} works with the base model alone, and --refined adds the refiner; "
             "leave one out."
         )
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:

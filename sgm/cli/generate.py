@@ -137,7 +137,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
         options.backend,
         options.preset,
         refiner,
-        every=options.refresh,
+        recordings=options.recordings,
         weights=weights_of(options, refiner),
     )
     return pipe.with_recipe(replace(pipe.recipe, blend=options.photo.blend))

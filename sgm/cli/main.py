@@ -18,7 +18,7 @@ from sgm.cli.options import build_parser, read
 from sgm.cli.photo_options import photo_options, weighted
 from sgm.cli.profile import profile
 from sgm.cli.program import start
-from sgm.specs import Precision, RecordingMemory, RunOptions, SamplingParams
+from sgm.specs import Precision, RecordingMemory, RecordingSettings, RunOptions, SamplingParams
 
 __all__ = ["build_parser", "main", "parse", "run"]
 
@@ -64,7 +64,11 @@ def parse(argv: Sequence[str]) -> RunOptions:
         random_weights=values.random_weights,
         macs_only=values.macs_only,
         compare=values.compare,
-        refresh=values.refresh,
+        recordings=RecordingSettings(
+            every=values.refresh,
+            count=values.recorded_steps,
+            precision=values.recording_precision,
+        ),
         record=None if values.record is None else Path(values.record),
         recording=None if values.recording is None else Path(values.recording),
         recording_memory=values.recording_memory,

@@ -13,6 +13,8 @@ from sgm.cli.option_types import braces, member, number, one_of, only, truth, we
 from sgm.cli.photo_options import add_photos
 from sgm.errors import UserError, suggestion
 from sgm.specs import (
+    DEFAULT_RECORDED,
+    DEFAULT_RECORDING_PRECISION,
     DEFAULT_STEPS,
     LATENT_CHANNELS,
     LATENT_FACTOR,
@@ -24,6 +26,7 @@ from sgm.specs import (
     Prediction,
     Preset,
     RecordingMemory,
+    RecordingPrecision,
     RunType,
     Sampler,
     Spacing,
@@ -224,8 +227,21 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         "--refresh",
         metavar="K",
         type=whole(1, MAX_STEPS),
-        help="record the unedited picture at every K-th step only (default: at 8 steps in all, "
-        "turbo at every step)",
+        help="record the unedited picture at every K-th step at least",
+    )
+    group.add_argument(
+        "--recorded_steps",
+        metavar="N",
+        type=whole(2, MAX_STEPS),
+        help="record it at so many steps of a run, and interpolate between them (default: "
+        f"{DEFAULT_RECORDED}, or all of fewer steps)",
+    )
+    group.add_argument(
+        "--recording_precision",
+        metavar=braces(RecordingPrecision),
+        type=member(RecordingPrecision),
+        help="in which recordings are kept; the networks compute in --precision (default: "
+        f"{DEFAULT_RECORDING_PRECISION})",
     )
     group.add_argument(
         "--record",

@@ -117,17 +117,21 @@ def _prepare(folder: Path) -> None:
 
 
 def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "EditResult":
-    """The edit of a run, by sparse passes over the recording of `--recording`.
+    """The edit of a run, by sparse passes over the recording of `--recording`. What its prompt
+    changes is not added to that, which would grow by gigabytes with every prompt.
 
     Raises:
         UserError: the recording is damaged, or not of this run.
     """
     from sgm.inference.session import EditSession
+    from sgm.inference.stores import Overlay
+    from sgm.inference.track import PROMPT
     from sgm.io import imageio
 
     assert inputs.init is not None  # by `check_together`
     on_disk = open_recording(options, inputs.init)
-    store, names = _load_into(on_disk, options.recording_memory), on_disk.names()
+    kept, names = _load_into(on_disk, options.recording_memory), on_disk.names()
+    store = Overlay(kept, lambda name: name.startswith(PROMPT))
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
     session = EditSession.resume(pipe, picture, options.sampling, store, progress=True)
     result = _edit(session, options, inputs)

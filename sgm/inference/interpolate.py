@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sgm.sparse.masks import MaskPyramid
-from sgm.sparse.recording import Recording, tensors_of, with_tensors
+from sgm.sparse.quantise import Quantised
+from sgm.sparse.recording import Recorded, Recording, tensors_of, with_tensors
 
 
 def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
@@ -64,40 +65,53 @@ def lagrange(points: Sequence[int], at: int) -> list[float]:
 def combine(
     recordings: Sequence[Recording], weights: Sequence[float], into: Recording | None = None
 ) -> Recording:
-    """The weighted sum of recordings of one network and for the same masks.
+    """The weighted sum of recordings of one network and for the same masks, widened.
 
     Args:
         into: a former result, whose memory is used again; its values are lost.
     """
-    lists = [_tensors(recording) for recording in recordings]
     if into is None:
-        sums = list(torch._foreach_mul(lists[0], weights[0]))
-    else:
-        sums = _tensors(into)
-        torch._foreach_copy_(sums, lists[0])
-        torch._foreach_mul_(sums, weights[0])
-    for tensors, weight in zip(lists[1:], weights[1:], strict=True):
-        torch._foreach_add_(sums, tensors, alpha=weight)
-    if into is not None:
-        return into
-    found, rest = Recording(recordings[0].masks), iter(sums)
-    for key, value in recordings[0].values.items():
-        found.values[key] = with_tensors(value, lambda number, part: next(rest))
+        into = Recording(recordings[0].masks)
+        for key, value in recordings[0].values.items():
+            into.values[key] = _like(value)
+    sums = [part for value in into.values.values() for part in tensors_of(value)]
+    torch._foreach_zero_(sums)
+    for recording, weight in zip(recordings, weights, strict=True):
+        terms = list(zip(sums, _terms(recording, into), strict=True))
+        plain = [(total, term) for total, term in terms if isinstance(term, Tensor)]
+        torch._foreach_add_(*map(list, zip(*plain, strict=True)), alpha=weight)
+        for total, term in terms:
+            if isinstance(term, Quantised):
+                term.add_to(total, weight)
+    return into
+
+
+def _like(value: Recorded) -> Recorded:
+    """Memory for a sum of such values, widened."""
+    if isinstance(value, Quantised):
+        return torch.empty_like(value.codes, dtype=value.scale.dtype)
+    return with_tensors(value, lambda number, part: torch.empty_like(part))
+
+
+def _terms(recording: Recording, order: Recording) -> list[Tensor | Quantised]:
+    """What is summed: tensors, but a quantised map as a whole; in the order of another recording,
+    as a file has an order of its own."""
+    found: list[Tensor | Quantised] = []
+    for key in order.values:
+        value = recording.values[key]
+        found += [value] if isinstance(value, Quantised) else tensors_of(value)
     return found
 
 
-def _tensors(recording: Recording) -> list[Tensor]:
-    return [part for value in recording.values.values() for part in tensors_of(value)]
-
-
-class Interpolated:
-    """The recording of any step, from those of some. In memory are those that steps to come need.
+class Curve:
+    """Recordings at some steps of a run, and polynomials through the nearest of them. In memory are
+    those that steps to come need.
 
     Args:
         make: the recording of a step, for the masks of all passes or for any; it is asked for once
             a step, in rising order.
         made: the steps that it is asked for.
-        order: of the polynomial, at least 1.
+        order: of the polynomials, at least 1.
         cut: what passes with some masks read of a recording for any.
         change: the step from which on the masks are others; 0 where they stay.
     """
@@ -117,22 +131,21 @@ class Interpolated:
         self._whole: dict[int, Recording] = {}
         self._fitting: dict[int, Recording] = {}
         self._masks: MaskPyramid | None = None
-        self._sum: Recording | None = None
 
     def _last_use(self, point: int) -> int:
         steps = range(self._made[0], self._made[-1] + 1)
         return max(s for s in steps if point in nearest(self._made, s, self._order))
 
-    def at(self, step: int, masks: MaskPyramid) -> Recording:
-        """The recording of a step for sparse passes with some masks, which may write into it; valid
-        until the next is asked for. Steps are asked for in rising order.
+    def terms(self, step: int, masks: MaskPyramid) -> list[tuple[Recording, float]]:
+        """Recordings for sparse passes with some masks, and what each weighs at a step. Steps are
+        asked for in rising order.
 
         Raises:
             ValueError: the step is not between two that are made.
         """
         points = nearest(self._made, step, self._order)
         if masks is not self._masks:
-            self._masks, self._fitting, self._sum = masks, {}, None
+            self._masks, self._fitting = masks, {}
         self._forget_before(step)
         while self._to_come and self._to_come[0] <= points[-1]:
             made = self._to_come.pop(0)
@@ -145,14 +158,39 @@ class Interpolated:
                 self._fitting[m] = whole if specific else self._cut(whole, masks)
         if step >= self._change:
             self._whole = {m: r for m, r in self._whole.items() if m not in self._fitting}
-        # A copy also where nothing is interpolated: the sparse pass writes into what it is given,
-        # and these are still needed, or the store's own.
-        fitting = [self._fitting[m] for m in points]
-        self._sum = combine(fitting, lagrange(points, step), self._sum)
-        return self._sum
+        return list(zip((self._fitting[m] for m in points), lagrange(points, step), strict=True))
 
     def _forget_before(self, step: int) -> None:
         """Drop what no step from this one on needs."""
         for kept in (self._whole, self._fitting):
             for m in [m for m in kept if self._last[m] < step]:
                 del kept[m]
+
+
+class Interpolated:
+    """The recording of any step: the sum of some curves, in memory that is used again.
+
+    Args:
+        curves: the recordings, and what is added to them, over the same steps.
+    """
+
+    def __init__(self, *curves: Curve) -> None:
+        self._curves = curves
+        self._masks: MaskPyramid | None = None
+        self._sum: Recording | None = None
+
+    def at(self, step: int, masks: MaskPyramid) -> Recording:
+        """The recording of a step for sparse passes with some masks, which may write into it; valid
+        until the next is asked for. Steps are asked for in rising order.
+
+        Raises:
+            ValueError: the step is not between two that are made.
+        """
+        if masks is not self._masks:
+            self._masks, self._sum = masks, None
+        # A copy also where a step has a recording of its own: that one is still needed, or the
+        # store's.
+        terms = [term for curve in self._curves for term in curve.terms(step, masks)]
+        recordings, weights = zip(*terms, strict=True)
+        self._sum = combine(recordings, weights, self._sum)
+        return self._sum

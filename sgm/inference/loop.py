@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from sgm.inference.interpolate import Interpolated
+from sgm.inference.interpolate import Curve, Interpolated
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import EVERY_STEP, Recorded, StepMasks
@@ -42,18 +42,29 @@ class Source(Enum):
 
 
 @dataclass(frozen=True, eq=False)
+class KeptSteps:
+    """Recordings of some steps.
+
+    Attributes:
+        get: that of a step, which serves any masks.
+        made: the steps that have one, rising.
+    """
+
+    get: Callable[[int], Recording]
+    made: list[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Kept:
     """What was recorded of an unedited picture before.
 
     Attributes:
-        unet: the recording of a step, which serves any masks.
-        made: the steps that have one, rising.
+        unet: to be interpolated each, and summed: recordings, and what another prompt changes.
         unedited: latents at these steps.
         encoder, decoder: recordings of the picture and of its latents.
     """
 
-    unet: Callable[[int], Recording]
-    made: list[int]
+    unet: tuple[KeptSteps, ...]
     unedited: KeptLatents | None
     encoder: Recording
     decoder: Recording
@@ -199,17 +210,18 @@ def _recordings(
     if plan.masks is None:
         return None
     handle, change = handle_of(networks.unet), plan.masks.change(count)
+    order, dtype = plan.recorded.order, plan.recorded.dtype
     if plan.kept is not None:
-        order = plan.recorded.order
-        return Interpolated(plan.kept.unet, plan.kept.made, order, handle.cut, change).at
+        kept = plan.kept.unet
+        return Interpolated(*(Curve(k.get, k.made, order, handle.cut, change) for k in kept)).at
     assert unedited is not None
 
     def make(step: int, masks: MaskPyramid | None) -> Recording:
-        with recording(networks.unet, masks):
+        with recording(networks.unet, masks, dtype):
             unedited.full_pass(step)
         return handle.kept()
 
     if len(made) == count:
         return make
     one = None if change else plan.masks.late
-    return Interpolated(lambda s: make(s, one), made, plan.recorded.order, handle.cut, change).at
+    return Interpolated(Curve(lambda s: make(s, one), made, order, handle.cut, change)).at

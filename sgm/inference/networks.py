@@ -26,10 +26,11 @@ AESTHETIC_SCORE = 5.0  # the refiner's; published: on both branches
 
 
 def recording(
-    network: torch.nn.Module, masks: MaskPyramid | None = None
+    network: torch.nn.Module, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
 ) -> AbstractContextManager[Recording]:
-    """Scope in which a sparse network runs in full and records, for these masks or for any."""
-    return handle_of(network).recording(masks)
+    """Scope in which a sparse network runs in full and records, for these masks or for any, and
+    perhaps in fewer bytes; see `SparseState.recording`."""
+    return handle_of(network).recording(masks, dtype)
 
 
 def sparse(

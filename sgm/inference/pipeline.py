@@ -31,6 +31,7 @@ from sgm.specs import (
     ModelSpec,
     Precision,
     Preset,
+    RecordingSettings,
     RunType,
     SamplingParams,
     Turbo,
@@ -114,7 +115,7 @@ class Pipeline:
         backend: Backend = Backend.AUTO,
         preset: Preset = Preset.PUBLISHED,
         refiner: bool = False,
-        every: int | None = None,
+        recordings: RecordingSettings | None = None,
         progress: bool = True,
         weights: Weights | None = None,
     ) -> "Pipeline":
@@ -123,7 +124,7 @@ class Pipeline:
         Args:
             config_path, weight_path: the folders of YAML files and of checkpoints.
             refiner: the refiner instead of the base or turbo model; always the whole schedule.
-            every: steps from one recording to the next; None for the preset's.
+            recordings: how the unedited picture is recorded; None for as the preset says.
             progress: show a bar on stderr.
             weights: the files to load; None for the family's own in `weight_path`.
 
@@ -145,11 +146,8 @@ class Pipeline:
         networks.set_backend(backend.value)
         turbo = spec.turbo if run_type.turbo and not refiner else None
         recipe = RECIPES[preset]
-        if every is not None:
-            recipe = recipe.refreshed(every)
-        elif turbo is not None:
-            # From one of so few levels to the next everything changes.
-            recipe = recipe.refreshed(1)
+        if recordings is not None:
+            recipe = recipe.with_recordings(recordings)
         return cls(networks, precision, run_type.sparse, turbo, recipe)
 
     def with_recipe(self, recipe: Recipe) -> "Pipeline":

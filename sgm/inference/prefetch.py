@@ -1,15 +1,17 @@
 """Recordings of one edit, each fetched from its store while the step before it runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from sgm.inference.loop import Kept, KeptSteps
 from sgm.inference.stores import Store
+from sgm.inference.track import DECODER, ENCODER, Track
 from sgm.sparse.recording import Recording, each_tensor
 
 
@@ -67,6 +69,29 @@ class Prefetch:
         """End the thread; what it was fetching is dropped."""
         self._coming = None
         self._thread.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def kept_of(
+    track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
+) -> Iterator[Kept]:
+    """The recordings of a track as an edit reads them.
+
+    Args:
+        of_prompt: names of what its prompt changes, by step.
+        store: what to read.
+        device: of the networks.
+    """
+    of_base = {step: track.name_of(step) for step in track.made}
+    latents = track.latents_of(store.get(track.name_of_latents))
+    with ExitStack() as stack:
+
+        def steps_of(names: dict[int, str]) -> KeptSteps:
+            ahead = stack.enter_context(Prefetch(store, names.values(), device))
+            return KeptSteps(lambda step: ahead.get(names[step]), list(names))
+
+        unet = tuple(steps_of(names) for names in (of_base, of_prompt) if names)
+        yield Kept(unet, latents, store.get(ENCODER), store.get(DECODER))
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

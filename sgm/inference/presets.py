@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from sgm.inference.interpolate import count_of, spread
@@ -15,7 +16,19 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
 )
-from sgm.specs import Preset
+from sgm.specs import (
+    DEFAULT_RECORDED,
+    DEFAULT_RECORDING_PRECISION,
+    Preset,
+    RecordingPrecision,
+    RecordingSettings,
+)
+
+DTYPES = {
+    RecordingPrecision.FULL: None,
+    RecordingPrecision.BF16: torch.bfloat16,
+    RecordingPrecision.INT8: torch.int8,
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +40,39 @@ class Recorded:
         every: steps from one to the next, at most.
         order: of the polynomial through the nearest ones.
         power: 1 for even spacing; above 1 they are denser at the first steps.
+        precision: in which they are kept.
+        prompt_steps: full passes under a new prompt with which a session follows it; 0 for none.
     """
 
     count: int | None = None
     every: int = 1
     order: int = 1
     power: float = 1.0
+    precision: RecordingPrecision = RecordingPrecision.FULL
+    prompt_steps: int = 0
 
     def steps(self, steps: int) -> list[int]:
         """Those of so many steps, rising; the first and the last among them."""
         count = count_of(steps, self.every) if self.count is None else self.count
         return spread(steps, count, self.power)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the rows and tokens that are kept; None for the network's."""
+        return DTYPES[self.precision]
+
+    def changed(self, settings: RecordingSettings) -> "Recorded":
+        """As somebody wants it."""
+        found = self
+        if settings.every is not None:
+            found = replace(found, count=None, every=settings.every)
+        if settings.count is not None:
+            found = replace(found, count=settings.count)
+        if settings.precision is not None:
+            found = replace(found, precision=settings.precision)
+        if settings.prompt_steps is not None:
+            found = replace(found, prompt_steps=settings.prompt_steps)
+        return found
 
 
 EVERY_STEP = Recorded()
@@ -80,12 +115,12 @@ class Recipe:
     early: float = 0.0
     sdedit_early: int = 0
 
-    def refreshed(self, steps: int) -> "Recipe":
-        """With recordings made every so many steps, whatever the task."""
+    def with_recordings(self, settings: RecordingSettings) -> "Recipe":
+        """With recordings as somebody wants them, whatever the task."""
         return replace(
             self,
-            recorded=replace(self.recorded, count=None, every=steps),
-            sdedit_recorded=replace(self.sdedit_recorded, count=None, every=steps),
+            recorded=self.recorded.changed(settings),
+            sdedit_recorded=self.sdedit_recorded.changed(settings),
         )
 
     def inpainting(self, mask: Tensor) -> MaskPyramid:
@@ -153,6 +188,9 @@ PUBLISHED = Recipe(
     sdedit_decoder=SDEDIT_DECODER_DILATION,
     blend=None,
 )
+RECORDED = Recorded(
+    count=DEFAULT_RECORDED, order=2, precision=DEFAULT_RECORDING_PRECISION, prompt_steps=3
+)
 FAST = Recipe(
     level=(1, 1, 1, 2, 1),  # two more latent pixels: cheap, and worth most (benchmarks/quality.py)
     sdedit=7,
@@ -160,8 +198,8 @@ FAST = Recipe(
     sdedit_decoder=8,
     blend=Blend(),
     hold=True,
-    recorded=Recorded(count=8, order=2),
-    sdedit_recorded=Recorded(count=8, order=2, power=1.5),
+    recorded=RECORDED,
+    sdedit_recorded=replace(RECORDED, power=1.5),
     sparse_decode=False,
     early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,

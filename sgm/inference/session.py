@@ -17,17 +17,18 @@ from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording, sparse, with_mask
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
-from sgm.inference.prefetch import Prefetch
+from sgm.inference.prefetch import kept_of
+from sgm.inference.prompt_shift import record_shift
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
-from sgm.inference.track import Track
+from sgm.inference.track import DECODER, ENCODER, Track
 from sgm.modules.diffusionmodules.sampling import Denoise
 from sgm.sparse.masks import MaskPyramid, cover
-from sgm.sparse.recording import Recording
+from sgm.sparse.recording import Recording, narrow
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import RecordingMemory, SamplingParams, Task
 
-ENCODER, DECODER, LATENTS = "encoder", "decoder", "latents"
+LATENTS = "latents"
 # Given the bytes of all recordings together; where to keep them.
 MakeStore = Callable[[int], Store]
 
@@ -55,8 +56,8 @@ class EditSession:
     The recordings are made once, under the base prompt of `params` and one noise, at a few steps of
     the schedule; those of the other steps are interpolated. Inpainting and every strength of SDEdit
     have recordings of their own (see `sgm.inference.track`), which are made when first needed. An
-    edit has its own prompt: the text's keys and values are computed for it, everything else that is
-    read around the edit is as recorded.
+    edit has its own prompt: the text's keys and values are computed for it, and a few full passes
+    say how everything else would have been recorded under it (see `sgm.inference.prompt_shift`).
 
     Args:
         pipeline: sparse, with preset `fast`; used by one thing at a time.
@@ -86,10 +87,11 @@ class EditSession:
     ) -> None:
         self._set(pipeline, picture, params, noise, progress)
         with self._scope() as stage:
-            with stage("encode"), recording(self.networks.encoder) as encoder:
+            dtype = pipeline.recipe.recorded.dtype
+            with stage("encode"), recording(self.networks.encoder, dtype=dtype) as encoder:
                 self.z = self.networks.encode(picture, self.noise, "init")
             with stage("record"):
-                with recording(self.networks.decoder) as decoder:
+                with recording(self.networks.decoder, dtype=dtype) as decoder:
                     self.networks.decode(self.z)
                 track = self._track(task, params.strength)
                 rest = encoder.size_in_bytes() + decoder.size_in_bytes()
@@ -141,13 +143,14 @@ class EditSession:
         with runtime.seeded(self.params.seed), self.pipeline.scope():
             yield Stopwatch(self.networks.device)
 
-    def _denoiser(self) -> Denoise:
-        """Under the base prompt; an inpainting network is shown all of the picture."""
+    def _denoiser(self, params: SamplingParams) -> Denoise:
+        """Under some prompt; until the next one, sparse passes attend to it. An inpainting network
+        is shown all of the picture."""
         size = (self.picture.shape[1], self.picture.shape[2])
         concat = None
         if self.networks.reads_mask:
             concat = with_mask(self.z, torch.zeros_like(self.z[:, :1]))
-        return self.pipeline.denoiser(self.params, size, concat)
+        return self.pipeline.denoiser(params, size, concat)
 
     def _track(self, task: Task, strength: float) -> Track:
         """The levels of a task, and which of them are recorded.
@@ -175,15 +178,17 @@ class EditSession:
             make_store: given the bytes of all steps; None to use the store that is there.
         """
         handle, size = handle_of(self.networks.unet), 0
-        unedited = track.unedited(self.z, self.noise, self._denoiser(), self.solver)
+        unedited = track.unedited(self.z, self.noise, self._denoiser(self.params), self.solver)
         watch = NanCheck(self.networks.device)
         for step in tqdm(track.made, desc="recording", unit="step", disable=not self.progress):
-            with handle.recording() as record:
+            with handle.recording(dtype=track.recorded.dtype) as record:
                 watch(step, unedited.full_pass(step))
             if not size:
                 size = record.size_in_bytes()
                 if make_store is not None:
-                    self.store = make_store(size * len(track.made))
+                    # With room for what one other prompt changes.
+                    count = len(track.made) + len(track.steps_of_prompt())
+                    self.store = make_store(size * count)
             self.store.put(track.name_of(step), record)
         watch.check(self.pipeline.precision)
         self.store.put(track.name_of_latents, track.kept_latents(unedited))
@@ -206,21 +211,20 @@ class EditSession:
         self.tracks[track.name] = track
         return track
 
-    @contextmanager
-    def _kept(self, track: Track) -> Iterator[Kept]:
-        """The recordings of a track as an edit reads them."""
-        get, device = self.store.get, self.networks.device
-        encoder, decoder = get(ENCODER), get(DECODER)
-        latents = track.latents_of(get(track.name_of_latents))
-        names = [track.name_of(step) for step in track.made]
-        with Prefetch(self.store, names, device) as prefetch:
-            yield Kept(
-                lambda step: prefetch.get(track.name_of(step)),
-                track.made,
-                latents,
-                encoder,
-                decoder,
-            )
+    def _prompt_names(self, track: Track, params: SamplingParams) -> dict[int, str]:
+        """Store keys of what the prompt of an edit changes, by step; they are there afterwards."""
+        words = (params.prompt, params.negative_prompt)
+        if words == (self.params.prompt, self.params.negative_prompt):
+            return {}
+        names = {step: track.name_of_prompt(*words, step) for step in track.steps_of_prompt()}
+        if not self.store.names().issuperset(names.values()):
+            denoise, watch = self._denoiser(params), NanCheck(self.networks.device)
+            latents = track.latents_of(self.store.get(track.name_of_latents))
+            unedited = latents or track.unedited(self.z, self.noise, denoise, self.solver)
+            unet = self.networks.unet
+            record_shift(track, names, self.store, unet, unedited, denoise, watch)
+            watch.check(self.pipeline.precision)
+        return names
 
     def inpaint(self, prompt: str, mask: Tensor, negative_prompt: str = "") -> EditResult:
         """Repaint the masked part of the picture.
@@ -281,17 +285,23 @@ class EditSession:
         prepare: Callable[[Kept], Plan],
     ) -> EditResult:
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
-        with self._scope() as stage, self._kept(track) as kept:
-            with stage("encode"):
-                plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
-            done = self.pipeline.denoise(plan, params, edit.size, self.noise, stage, self.progress)
-            with stage("decode"):
-                picture = self.pipeline.decode(done)
+        with self._scope() as stage:
+            with stage("record"):
+                of_prompt = self._prompt_names(track, params)
+            with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
+                with stage("encode"):
+                    plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
+                done = self.pipeline.denoise(
+                    plan, params, edit.size, self.noise, stage, self.progress
+                )
+                with stage("decode"):
+                    picture = self.pipeline.decode(done)
         return EditResult(edit.finish(picture, self.pipeline.recipe), stage.seconds, edit.ratio)
 
     def accept(self, result: EditResult) -> None:
-        """Make an edited picture the one that further edits start from. The recordings are
-        brought up to date by sparse passes, where the picture has changed.
+        """Make an edited picture the one that further edits start from. The recordings that were
+        used are brought up to date by sparse passes, where the picture has changed; others, and
+        what a prompt changes, are made anew when they are needed.
 
         Raises:
             ValueError: the result is of another size.
@@ -305,28 +315,36 @@ class EditSession:
         masks = cover(self.pipeline.recipe.inpainting(changed), changed)
         networks = self.networks
         with self._scope():
-            handle_of(networks.encoder).use(self.store.get(ENCODER))
-            with sparse(networks.encoder, masks, update=True):
-                z = networks.encode(picture, self.noise, "init")
-            self.store.put(ENCODER, handle_of(networks.encoder).record)
+            z = self._update(
+                ENCODER,
+                networks.encoder,
+                masks,
+                lambda: networks.encode(picture, self.noise, "init"),
+            )
             latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
             self.z = torch.where(latent_mask, z, self.z)
             self._update(DECODER, networks.decoder, masks, lambda: networks.decode(self.z))
-            denoise = self._denoiser()
+            denoise, updated = self._denoiser(self.params), {ENCODER, DECODER, LATENTS}
             for track in self.tracks.values():
+                updated |= {track.name_of_latents, *map(track.name_of, track.made)}
                 unedited = track.unedited(self.z, self.noise, denoise, self.solver)
                 for step in tqdm(track.made, desc="updating", disable=not self.progress):
                     run = partial(unedited.full_pass, step)
                     self._update(track.name_of(step), networks.unet, masks, run)
                 self.store.put(track.name_of_latents, track.kept_latents(unedited))
             self._put_latents()
+            for name in self.store.names() - updated:
+                self.store.forget(name)
         self.picture = picture
 
     def _update(
-        self, name: str, network: nn.Module, masks: MaskPyramid, run: Callable[[], object]
-    ) -> None:
-        """Bring one kept recording up to date by a sparse pass that writes into it."""
+        self, name: str, network: nn.Module, masks: MaskPyramid, run: Callable[[], Tensor]
+    ) -> Tensor:
+        """Bring one kept recording up to date by a sparse pass that writes into it; what the pass
+        returns."""
         handle_of(network).use(self.store.get(name))
         with sparse(network, masks, update=True):
-            run()
-        self.store.put(name, handle_of(network).record)
+            out = run()
+        dtype = self.pipeline.recipe.recorded.dtype
+        self.store.put(name, narrow(handle_of(network).record, dtype))
+        return out

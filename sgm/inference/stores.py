@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.sparse.norm import Affine, Moments
+from sgm.sparse.quantise import Quantised
 from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
 from sgm.specs import RecordingMemory
 
-KINDS = {"affine": Affine, "moments": Moments}
+KINDS = {"affine": Affine, "moments": Moments, "quantised": Quantised}
 SEPARATOR = "|"
 
 
@@ -36,6 +38,10 @@ class Store(ABC):
     @abstractmethod
     def names(self) -> set[str]:
         """Of all that is kept."""
+
+    @abstractmethod
+    def forget(self, name: str) -> None:
+        """Keep a recording no longer."""
 
     @abstractmethod
     def get(self, name: str) -> Recording:
@@ -63,6 +69,10 @@ class DeviceStore(Store):
         """See `Store.names`."""
         return set(self._kept)
 
+    def forget(self, name: str) -> None:
+        """See `Store.forget`."""
+        del self._kept[name]
+
     def get(self, name: str) -> Recording:
         """See `Store.get`."""
         return self._kept[name]
@@ -85,6 +95,10 @@ class HostStore(Store):
     def names(self) -> set[str]:
         """See `Store.names`."""
         return set(self._kept)
+
+    def forget(self, name: str) -> None:
+        """See `Store.forget`."""
+        del self._kept[name]
 
     def get(self, name: str) -> Recording:
         """See `Store.get`."""
@@ -133,6 +147,11 @@ class DiskStore(Store):
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"Recording {path} is missing or damaged; record again.") from error
 
+    def forget(self, name: str) -> None:
+        """See `Store.forget`."""
+        del self.checksums[name]
+        self._path(name).unlink(missing_ok=True)
+
     def size_in_bytes(self) -> int:
         """Of all files; one that is missing counts nothing, and is named when it is read."""
         paths = map(self._path, self.checksums)
@@ -145,6 +164,38 @@ class DiskStore(Store):
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+class Overlay(Store):
+    """A store in which some names are in memory only, for as long as this lives.
+
+    Args:
+        store: of all other names.
+        passing: whether a name is in memory.
+    """
+
+    def __init__(self, store: Store, passing: Callable[[str], bool]) -> None:
+        self.place = store.place
+        self._store, self._passing, self._memory = store, passing, DeviceStore()
+
+    def _of(self, name: str) -> Store:
+        return self._memory if self._passing(name) else self._store
+
+    def put(self, name: str, recording: Recording) -> None:
+        """See `Store.put`."""
+        self._of(name).put(name, recording)
+
+    def names(self) -> set[str]:
+        """See `Store.names`."""
+        return self._store.names() | self._memory.names()
+
+    def forget(self, name: str) -> None:
+        """See `Store.forget`."""
+        self._of(name).forget(name)
+
+    def get(self, name: str) -> Recording:
+        """See `Store.get`."""
+        return self._of(name).get(name)
 
 
 def _copied_to_host(tensor: Tensor, pinned: bool) -> Tensor:

@@ -4,18 +4,22 @@ Inpainting reads the picture with one noise at every level; SDEdit reads the pic
 denoised for itself from the first level of its strength. So each has recordings of its own.
 """
 
+import hashlib
 from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
+from sgm.inference.interpolate import spread
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recorded
 from sgm.inference.unedited import FixedNoise, KeptLatents, SteppedAlong, Unedited, noised
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.recording import Recording
 
+ENCODER, DECODER = "encoder", "decoder"  # recordings of every session, of all tracks
 END = "end"
+PROMPT = "prompt-"  # begins the names of what another prompt changes
 
 
 class Track:
@@ -32,6 +36,7 @@ class Track:
         self, name: str, sigmas: Tensor, recorded: Recorded, stepped: bool = False
     ) -> None:
         self.name, self.sigmas, self.stepped = name, sigmas, stepped
+        self.recorded = recorded
         self.made = recorded.steps(len(sigmas) - 1)
 
     def name_of(self, step: int) -> str:
@@ -41,6 +46,18 @@ class Track:
     def made_in(self, names: Collection[str]) -> list[int]:
         """The steps that a store with these names has, which may be others than now by default."""
         return [step for step in range(len(self.sigmas) - 1) if self.name_of(step) in names]
+
+    def steps_of_prompt(self) -> list[int]:
+        """The recorded steps at which another prompt is followed; none if it is not."""
+        if not self.recorded.prompt_steps:
+            return []
+        chosen = spread(len(self.made), self.recorded.prompt_steps)
+        return [self.made[number] for number in chosen]
+
+    def name_of_prompt(self, prompt: str, negative_prompt: str, step: int) -> str:
+        """Store key of what a prompt changes in the recording of a step."""
+        words = f"{prompt}\0{negative_prompt}".encode()
+        return f"{PROMPT}{hashlib.sha256(words).hexdigest()[:16]}-{self.name_of(step)}"
 
     @property
     def name_of_latents(self) -> str:

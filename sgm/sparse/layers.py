@@ -18,7 +18,7 @@ from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
 from sgm.sparse.network import Site, SparseModule
 from sgm.sparse.norm import Moments, moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
-from sgm.sparse.recording import Recorded
+from sgm.sparse.recording import Recorded, widened
 
 # 3x3 convolutions that read a short map: of the same size; of stride 2, padded on every side; of
 # stride 2, padded at the end; of a map doubled by nearest neighbours.
@@ -54,7 +54,7 @@ def cut_around(
     site: Site, geometry: PixelGeometry, values: dict[str, Recorded]
 ) -> dict[str, Recorded]:
     """`size` and, of the recorded `rows` [B, P, C], those around the active ones."""
-    rows, size = values["rows"], values["size"]
+    rows, size = widened(values["rows"]), values["size"]
     assert isinstance(rows, Tensor) and isinstance(size, tuple)
     around = rows.index_select(1, pixel_set(site, geometry, size, rows).around)
     return {"size": size, "around": around}
@@ -73,7 +73,7 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """Only the active rows."""
-        rows, size = values["rows"], values["size"]
+        rows, size = widened(values["rows"]), values["size"]
         assert isinstance(rows, Tensor) and isinstance(size, tuple)
         active = self.site.state.active(PIXELS, size, rows.device)
         return {**values, "rows": self.site.ops.gather(rows, active, PLAIN)}

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.norm import Affine, Moments
+from sgm.sparse.quantise import Quantised, quantise
 
-Recorded = Tensor | Affine | Moments | Resolution
+Recorded = Tensor | Quantised | Affine | Moments | Resolution
 
 
 def tensors_of(value: Recorded) -> tuple[Tensor, ...]:
@@ -17,6 +19,8 @@ def tensors_of(value: Recorded) -> tuple[Tensor, ...]:
             return (value.scale, value.shift)
         case Moments():
             return (value.mean, value.square)
+        case Quantised():
+            return (value.codes, value.scale)
         case Tensor():
             return (value,)
     return ()
@@ -26,18 +30,38 @@ def with_tensors(value: Recorded, change: Callable[[int, Tensor], Tensor]) -> Re
     """A recorded value with each of its tensors (by number) replaced by another."""
     parts = [change(number, part) for number, part in enumerate(tensors_of(value))]
     match value:
-        case Affine() | Moments():
+        case Affine() | Moments() | Quantised():
             return type(value)(*parts)
         case Tensor():
             return parts[0]
     return value
 
 
+def narrowed(value: Recorded, dtype: torch.dtype | None) -> Recorded:
+    """A recorded value in fewer bytes, if it is rows or tokens [B, P, C]; None leaves it."""
+    if dtype is None or not isinstance(value, Tensor) or value.ndim != 3:
+        return value
+    return quantise(value, dtype)
+
+
+def widened(value: Recorded) -> Recorded:
+    """A recorded value as it is read; of a quantised one a copy."""
+    return value.widen() if isinstance(value, Quantised) else value
+
+
 def each_tensor(recording: "Recording", change: Callable[[Tensor], Tensor]) -> "Recording":
     """A recording of the results of `change` for every tensor."""
-    changed = Recording(recording.masks)
+    changed = Recording(recording.masks, recording.dtype)
     for key, value in recording.values.items():
         changed.values[key] = with_tensors(value, lambda number, part: change(part))
+    return changed
+
+
+def narrow(recording: "Recording", dtype: torch.dtype | None) -> "Recording":
+    """A recording with its rows and tokens in fewer bytes; None leaves it."""
+    changed = Recording(recording.masks, dtype)
+    for key, value in recording.values.items():
+        changed.values[key] = narrowed(value, dtype)
     return changed
 
 
@@ -47,10 +71,11 @@ class Recording:
     Args:
         masks: of the only sparse passes that it serves, for which it keeps nothing else; None if it
             serves any.
+        dtype: of the rows and tokens in it (see `sgm.sparse.quantise`); None for the network's.
     """
 
-    def __init__(self, masks: MaskPyramid | None = None) -> None:
-        self.masks = masks
+    def __init__(self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None) -> None:
+        self.masks, self.dtype = masks, dtype
         self.values: dict[tuple[str, str], Recorded] = {}
 
     @property

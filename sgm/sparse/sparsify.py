@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sgm.sparse.layers import TextAttention
@@ -161,14 +162,16 @@ class Sparse(SparseState):
             )
 
     @contextmanager
-    def recording(self, masks: MaskPyramid | None = None) -> Iterator[Recording]:
+    def recording(
+        self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[Recording]:
         """Scope in which passes are dense and make a new recording; see `SparseState.recording`.
 
         Raises:
             NotSparseError: a layer that came since cannot be made sparse.
         """
         self.bind()
-        with super().recording(masks) as record:
+        with super().recording(masks, dtype) as record:
             yield record
 
     def set_text(self, context: Tensor) -> None:

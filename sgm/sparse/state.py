@@ -15,7 +15,8 @@ from sgm.sparse.active import ActiveSet
 from sgm.sparse.graphs import Capture, StepGraphs
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import SparseOps, select_ops
-from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
+from sgm.sparse.quantise import Quantised
+from sgm.sparse.recording import Recorded, Recording, each_tensor, narrowed, tensors_of, widened
 from sgm.sparse.static import StaticMemory
 
 
@@ -109,18 +110,21 @@ class SparseState:
                 self.static.drop_set(key)
 
     @contextmanager
-    def recording(self, masks: MaskPyramid | None = None) -> Iterator[Recording]:
+    def recording(
+        self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[Recording]:
         """Scope in which forward passes are dense and make a new recording, which replaces the
         present one.
 
         Args:
             masks: make it serve sparse passes with these masks only, and keep no more than they
                 read (blocks of preset `published` keep whole maps all the same).
+            dtype: int8 or bfloat16, to keep rows and tokens in; None for the network's.
         """
         if masks is not None:
             self._use_masks(masks)
         with self._in_mode(Mode.RECORD):
-            self.record = Recording(masks)
+            self.record = Recording(masks, dtype)
             yield self.record
 
     def kept(self) -> Recording:
@@ -133,17 +137,18 @@ class SparseState:
         if self.static is None:
             self.record = recording
             return
-        self.record = Recording(recording.masks)
+        self.record = Recording(recording.masks, recording.dtype)
         for (site, key), value in recording.values.items():
-            self.put(site, **{key: value})
+            self.put(site, **{key: widened(value)})
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
         """What sparse passes with `masks` read of a recording that serves any: smaller, and as
-        `recording(masks)` would have made it."""
+        `recording(masks)` would have made it. What they read whole (keys and values) is not
+        copied, nor widened."""
         self._use_masks(masks)
         present, self.record = self.record, recording
         try:
-            found = Recording(masks)
+            found = Recording(masks, recording.dtype)
             for name, layer in self.layers.items():
                 for key, value in layer.cut(recording.of_layer(name)).items():
                     found.values[name, key] = value
@@ -189,16 +194,20 @@ class SparseState:
         self.record, self._masks, self._active, self.text = Recording(), None, {}, {}
 
     def put(self, site: str, **values: Recorded) -> None:
-        """Record values of a layer; of a recording for one mask only what that mask reads."""
+        """Record values of a layer; of a recording for one mask only what that mask reads, and as
+        small as it was asked for."""
         if self.mode is Mode.RECORD and self.record.mask_specific and site in self.layers:
             values = self.layers[site].cut(values)
+        if self.mode is Mode.RECORD:
+            values = {key: narrowed(value, self.record.dtype) for key, value in values.items()}
         for key, value in values.items():
-            if self.static is not None:
+            # What is quantised is never read by a graph: `use` widens it.
+            if self.static is not None and not isinstance(value, Quantised):
                 value = self.static.hold(("record", site, key), value)
             self.record.values[site, key] = value
 
     def get(self, site: str, key: str, x: Tensor) -> Recorded:
-        """A recorded value of a layer, for an input x of the sparse pass.
+        """A recorded value of a layer, widened, for an input x of the sparse pass.
 
         Raises:
             SparseStateError: it was not recorded, or for another batch, device or dtype.
@@ -211,6 +220,7 @@ class SparseState:
             ) from None
         if isinstance(value, tuple):
             return value
+        value = widened(value)
         tensor = tensors_of(value)[0]
         same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype
         if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:

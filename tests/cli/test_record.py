@@ -53,7 +53,10 @@ def edit(folder: Path, name: str, *words: str) -> np.ndarray:
 
 
 def test_edits_from_a_recording(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {path.name for path in (folder / "recording").iterdir()}
     first = edit(folder, "first.png", "--recording", "recording", "--json", "-")
+    # The prompt was followed, and left nothing.
+    assert files == {path.name for path in (folder / "recording").iterdir()}
     figures = json.loads(capsys.readouterr().out)
     assert figures["changed_outside"] == 0 and figures["edit_ratio"] > 0
     drawn = folder / "drawn.png"
@@ -112,14 +115,39 @@ def test_a_refreshed_edit(folder: Path) -> None:
     assert not np.array_equal(refreshed, edit(folder, "every.png", "--refresh", "1", *steps))
 
 
-def test_how_many_steps_are_recorded_can_be_chosen(folder: Path) -> None:
-    steps = ("--steps", "3")
-    for refresh, count in (("1", 3), ("2", 2)):
-        run(folder, "--prompt", "", "--record", refresh, "--refresh", refresh, *steps)
-        manifest = json.loads((folder / refresh / "recording.json").read_text())
-        assert manifest["steps_recorded"] == count
-        made = edit(folder, f"{refresh}.png", "--recording", refresh, *steps)
-        assert made.std() > 10
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (("--refresh", "1"), 3),
+        (("--refresh", "2"), 2),
+        (("--recorded_steps", "2"), 2),
+        (("--recorded_steps", "9"), 3),
+    ],
+)
+def test_how_many_steps_are_recorded_can_be_chosen(
+    folder: Path, words: tuple[str, ...], count: int
+) -> None:
+    name, steps = "".join(words), ("--steps", "3")
+    run(folder, "--prompt", "", "--record", name, *words, *steps)
+    manifest = json.loads((folder / name / "recording.json").read_text())
+    assert manifest["steps_recorded"] == count
+    assert edit(folder, f"{name}.png", "--recording", name, *steps).std() > 10
+
+
+def test_recordings_can_be_kept_in_fewer_bytes(folder: Path) -> None:
+    """Written so, and edited from in every way; the picture is nearly the same."""
+    expected = edit(folder, "full.png", "--recording", "recording").astype(int)
+    run(folder, "--prompt", "", "--record", "int8", "--recording_precision", "int8")
+    size, small = (
+        json.loads((folder / name / "recording.json").read_text())["bytes_per_step"]
+        for name in ("recording", "int8")
+    )
+    assert small < 0.35 * size
+    for words in ((), ("--recording_memory", "device")):
+        found = edit(folder, "int8.png", "--recording", "int8", *words).astype(int)
+        assert abs(found - expected).mean() < 1
+    cold = edit(folder, "cold.png", "--recording_precision", "int8").astype(int)
+    assert abs(cold - edit(folder, "exact.png").astype(int)).mean() < 1
 
 
 @pytest.mark.parametrize(
@@ -133,6 +161,11 @@ def test_how_many_steps_are_recorded_can_be_chosen(folder: Path) -> None:
         (("--recording", "x", "--run_type", "original"), "--recording is for sparse runs"),
         (("--recording", "x", "--record", "y"), "--record and --recording exclude each other"),
         (("--recording", "x", "--refresh", "2"), "--refresh and --recording exclude each other"),
+        (("--recorded_steps", "1"), "whole number from 2"),
+        (("--recorded_steps", "2", "--refresh", "2"), "--refresh and --recorded_steps exclude"),
+        (("--recorded_steps", "2", "--preset", "published"), "--recorded_steps is for sparse runs"),
+        (("--recording_precision", "int4"), "full, bf16, int8"),
+        (("--recording", "x", "--recording_precision", "int8"), "exclude each other"),
         (("--recording_memory", "host"), "add --recording"),
         (("--recording", "x", "--refined"), "--recording works with the base model alone"),
         (("--record", "x", "--mode", "profile_unet"), "leave --mode out"),

@@ -28,6 +28,8 @@ EARLY = 0.4  # of the steps
 # first: of 16 steps, and of the 15 and the 9 of a drawing.
 STEPS, RECORDED = 16, [0, 2, 4, 6, 9, 11, 13, 15]
 DRAWN_RECORDED = {15: [0, 1, 2, 4, 6, 8, 11, 14], 9: [0, 1, 2, 3, 5, 6, 8], 3: [0, 1, 2]}
+# The recorded steps at which a session follows another prompt, by the steps of a run.
+FOLLOWED = {16: [0, 9, 15], 9: [0, 3, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
 FEATHER = 2  # pixels of the ring, for a picture of 192
 
 
@@ -166,12 +168,33 @@ def kept_at(recordings: dict[int, Kept], step: int) -> Kept:
     return weighted([recordings[i] for i in points], [shares[i] for i in points])
 
 
+def followed(
+    dense: Dense,
+    guided: Guided,
+    recordings: dict[int, Kept],
+    sigmas: Sequence[float],
+    known_of: Callable[[int], Tensor],
+) -> Callable[[int], Kept]:
+    """What is kept of a step under another prompt than that of the recordings: a parabola through
+    what it changes at three steps is added to them.
+
+    Args:
+        guided: under the new prompt.
+        known_of: the unedited latents at a recorded step.
+    """
+    changes = {}
+    for i in FOLLOWED[len(sigmas) - 1]:
+        now = dense.recorded(guided, known_of(i), sigmas[i])[1]
+        changes[i] = weighted([now, recordings[i]], [1, -1])
+    return lambda i: weighted([kept_at(recordings, i), kept_at(changes, i)], [1, 1])
+
+
 def held_loop(
     dense: Dense,
     guided: Guided,
     first: Tensor,
     sigmas: Sequence[float],
-    recordings: dict[int, Kept],
+    kept_of: Callable[[int], Kept],
     masks_of: Callable[[int], MaskPyramid],
     sampled: Tensor,
     known_of: Callable[[int], Tensor | None],
@@ -181,7 +204,7 @@ def held_loop(
 
     Args:
         first: latents at the first level.
-        masks_of: of the UNet, by step.
+        kept_of, masks_of: of the UNet, by step.
         sampled: bool [h, w]; False where the surroundings are put back.
         known_of: the unedited latents at a step.
     """
@@ -190,15 +213,20 @@ def held_loop(
         known = known_of(i)
         if known is not None:
             run.x = torch.where(sampled, run.x, known)
-        dense.step(run, guided, kept_at(recordings, i), masks_of(i), sigmas[i : i + 2])
+        dense.step(run, guided, kept_of(i), masks_of(i), sigmas[i : i + 2])
         found.append(run.x)
     return found
 
 
 def inpainted(
-    dense: Dense, guided: Guided, z: Tensor, mask: Tensor, recordings: dict[int, Kept], steps: int
+    dense: Dense,
+    guided: Guided,
+    z: Tensor,
+    mask: Tensor,
+    kept_of: Callable[[int], Kept],
+    steps: int,
 ) -> list[Tensor]:
-    """Latents after every step of inpainting, bool mask [H, W], from recordings by step."""
+    """Latents after every step of inpainting, bool mask [H, W], from what is kept of a step."""
     sigmas = levels(steps)
     first = start_noise(z) * (1 + sigmas[0] ** 2) ** 0.5
     masks = with_ring(downsample_mask(mask, UNET_DILATION), mask)
@@ -208,7 +236,7 @@ def inpainted(
         guided,
         first,
         sigmas,
-        recordings,
+        kept_of,
         lambda i: masks,
         sampled,
         lambda i: z + start_noise(z) * sigmas[i],
@@ -240,12 +268,14 @@ def drawn(
     sigmas: Sequence[float],
     unedited: Stepped,
     encoder: Kept,
+    kept_of: Callable[[int], Kept] | None = None,
 ) -> list[Tensor]:
     """Latents after every step of SDEdit and the result, of two pictures [3, H, W].
 
     Args:
         unedited: the picture without the drawing, stepped along the same levels.
         encoder: what its encoding left.
+        kept_of: what is kept of a step, if not what `unedited` left there.
     """
     count = len(sigmas) - 1
     late, early = drawn_masks(image, drawing)
@@ -255,7 +285,7 @@ def drawn(
         guided,
         z + start_noise(z) * sigmas[0],
         sigmas,
-        unedited.recordings,
+        lambda i: kept_at(unedited.recordings, i) if kept_of is None else kept_of(i),
         lambda i: early if i < int(EARLY * count) else late,
         early[LATENTS],
         unedited.latents.get,

@@ -38,7 +38,9 @@ from tests.inference.naive_edits import (
     drawn,
     drawn_decoder_masks,
     drawn_region,
+    followed,
     inpainted,
+    kept_at,
     naive_opacity,
     points_of,
     start_noise,
@@ -181,7 +183,7 @@ def test_cold_inpainting_is_the_naive_loop(
     guided = dense.guided(PROMPT)
     z = dense.latents(dense.networks.encoder(image[None]), "init")
     recordings = dense.recordings(guided, z, levels(STEPS), RECORDED)
-    expected = inpainted(dense, guided, z, mask, recordings, STEPS)
+    expected = inpainted(dense, guided, z, mask, lambda i: kept_at(recordings, i), STEPS)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     assert max_error(seen.decoded, dense.networks.decode(expected[-1])) < IMAGE_TOLERANCE
     assert_put_in(seen, image, mask)
@@ -209,7 +211,11 @@ def test_a_sessions_inpainting_is_the_naive_loop(
     session: EditSession, dense: Dense, base: Base, image: Tensor, mask: Tensor
 ) -> None:
     seen = watched(session.pipeline, lambda: session.inpaint(PROMPT, mask))
-    expected = inpainted(dense, dense.guided(PROMPT), base.z, mask, base.recordings, STEPS)
+    guided, sigmas = dense.guided(PROMPT), levels(STEPS)
+    kept_of = followed(
+        dense, guided, base.recordings, sigmas, lambda i: base.z + start_noise(base.z) * sigmas[i]
+    )
+    expected = inpainted(dense, guided, base.z, mask, kept_of, STEPS)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     masks = with_ring(downsample_mask(mask, DECODER_DILATION), mask)
     assert max_error(seen.decoded, base.decoded(dense, masks, expected[-1])) < IMAGE_TOLERANCE
@@ -229,7 +235,8 @@ def test_a_sessions_sdedit_is_the_naive_loop(
     under_base = dense.guided(BASE_PROMPT)
     unedited = dense.stepped(base.z, sigmas, lambda i, *at: dense.recorded(under_base, *at))
     guided = dense.guided(PROMPT)
-    expected = drawn(dense, guided, image, drawing, sigmas, unedited, base.encoder)
+    kept_of = followed(dense, guided, unedited.recordings, sigmas, unedited.latents.__getitem__)
+    expected = drawn(dense, guided, image, drawing, sigmas, unedited, base.encoder, kept_of)
     for seen in runs:
         assert_close([*seen.steps, seen.z], expected)
     region = drawn_region(image, drawing)
@@ -266,7 +273,10 @@ def test_an_accepted_edit_updates_the_recordings_by_held_passes(
     for i, kept in base.recordings.items():
         known = z + start_noise(z) * sigmas[i]
         base.recordings[i] = dense.updated(under_base, known, sigmas[i], kept, masks)[1]
-    expected = inpainted(dense, guided, z, other, base.recordings, 5)
+    kept_of = followed(
+        dense, guided, base.recordings, sigmas, lambda i: z + start_noise(z) * sigmas[i]
+    )
+    expected = inpainted(dense, guided, z, other, kept_of, 5)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     decoder_masks = with_ring(downsample_mask(other, DECODER_DILATION), other)
     decoded = base.decoded(dense, decoder_masks, expected[-1])
@@ -279,7 +289,8 @@ def test_an_accepted_edit_updates_the_recordings_by_held_passes(
         of_drawing,
         lambda i, *at: dense.updated(under_base, *at, old.recordings[i], masks),
     )
-    expected = drawn(dense, guided, now, drawing, of_drawing, unedited, encoder)
+    kept_of = followed(dense, guided, unedited.recordings, of_drawing, unedited.latents.__getitem__)
+    expected = drawn(dense, guided, now, drawing, of_drawing, unedited, encoder, kept_of)
     assert_close([*seen.steps, seen.z], expected)
 
 
@@ -317,5 +328,5 @@ def test_the_next_recording_is_asked_for_while_the_present_ones_are_in_use(
             time.sleep(0.001)  # another thread asks
         counts.append((store.steps_asked(), expected))
 
-    watched(fast, lambda: session.inpaint(PROMPT, mask), after_step)
+    watched(fast, lambda: session.inpaint(BASE_PROMPT, mask), after_step)
     assert len(counts) == STEPS and all(asked == expected for asked, expected in counts), counts

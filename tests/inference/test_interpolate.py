@@ -6,10 +6,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sgm.inference.interpolate import Interpolated, combine, count_of, lagrange, nearest, spread
+from sgm.inference.interpolate import (
+    Curve,
+    Interpolated,
+    combine,
+    count_of,
+    lagrange,
+    nearest,
+    spread,
+)
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.norm import Moments
-from sgm.sparse.recording import Recording
+from sgm.sparse.recording import Recording, narrow
 
 STEPS = (1, 2, 3, 4, 7, 39, 40, 50)
 SMALL: MaskPyramid = {(1, 1): torch.ones(1, 1, dtype=torch.bool)}
@@ -102,7 +110,7 @@ def test_a_polynomial_of_the_order_is_met_at_every_step(order: int) -> None:
         return recording(step, of)
 
     made = spread(17, 5, 1.5)
-    between = Interpolated(make, made, order, whole)
+    between = Interpolated(Curve(make, made, order, whole))
     for step in range(17):
         found, expected = between.at(step, SMALL).values, recording(step, of).values
         assert found.keys() == expected.keys() and found["a", "size"] == (2, 3)
@@ -114,11 +122,19 @@ def test_a_polynomial_of_the_order_is_met_at_every_step(order: int) -> None:
 
 @pytest.mark.parametrize("order", POLYNOMIALS)
 def test_a_polynomial_of_more_than_the_order_is_not(order: int) -> None:
-    between = Interpolated(
-        lambda s: recording(s, lambda t: t ** (order + 1)), [0, 3, 6, 9], 1, whole
-    )
-    found = between.at(1, SMALL).values["a", "rows"]
-    assert abs(found[0].item() - 1) > 0.5
+    made = [0, 3, 6, 9]
+    curve = Curve(lambda s: recording(s, lambda t: t ** (order + 1)), made, order, whole)
+    assert abs(Interpolated(curve).at(1, SMALL).values["a", "rows"][0].item() - 1) > 0.5
+
+
+def test_curves_are_added() -> None:
+    """What another prompt changes is known at fewer steps."""
+    base = Curve(lambda s: recording(s, POLYNOMIALS[2]), [0, 3, 6, 9], 2, whole)
+    change = Curve(lambda s: recording(s, lambda t: t), [0, 9], 2, whole)
+    both = Interpolated(base, change)
+    for step in range(10):
+        found = both.at(step, SMALL).values["a", "rows"][0].item()
+        assert found == pytest.approx(POLYNOMIALS[2](step) + step)
 
 
 def test_weights_are_those_of_lagrange() -> None:
@@ -147,7 +163,7 @@ class Watched:
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_in_memory_are_those_that_are_still_needed(order: int) -> None:
     made, make = spread(50, 8), Watched()
-    between = Interpolated(make, made, order, whole)
+    between = Interpolated(Curve(make, made, order, whole))
     for step in range(50):
         between.at(step, SMALL)
         needed = {m for s in range(step, 50) for m in nearest(made, s, order)}
@@ -168,7 +184,7 @@ def test_masks_that_change_are_cut_anew_from_whole_recordings() -> None:
         cut.append((given.values["a", "rows"][0].item(), masks))
         return found
 
-    between = Interpolated(recording, [0, 3, 6, 9], 2, cutting, change=5)
+    between = Interpolated(Curve(recording, [0, 3, 6, 9], 2, cutting, change=5))
     for step in range(10):
         masks = LARGE if step < 5 else SMALL
         found = between.at(step, masks)
@@ -191,3 +207,24 @@ def test_a_sum_takes_the_memory_of_the_last_one_and_leaves_its_terms() -> None:
 def test_a_step_outside_of_what_is_recorded_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Step 6 is not between .*\[2, 5\]"):
         nearest([2, 5], 6, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_quantised_recordings_are_summed_widened(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 50, 3, generator=generator) * 5 for _ in range(3)]
+    recordings = []
+    for rows in maps:
+        made = Recording()
+        made.values["a", "rows"] = rows
+        made.values["a", "moments"] = Moments(torch.ones(2, 3), torch.zeros(2, 3))
+        recordings.append(narrow(made, dtype))
+    weights = [0.5, 0.75, -0.25]
+    found = combine(recordings, weights).values
+    rows = found["a", "rows"]
+    assert isinstance(rows, torch.Tensor) and rows.dtype is torch.float32
+    exact = sum(weight * one for weight, one in zip(weights, maps, strict=True))
+    # Of the largest value: half a step of 254 in int8, half of 2^-8 in bfloat16; times the weights.
+    bound = 1.5 * 20 / (254 if dtype is torch.int8 else 512)
+    assert 0 < (rows - exact).abs().max() < bound
+    assert found["a", "moments"].mean.eq(1).all()

@@ -9,7 +9,7 @@ from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.inference.session import EditSession
-from sgm.specs import Precision, SamplingParams
+from sgm.specs import Precision, RecordingSettings, SamplingParams
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 64)
@@ -62,7 +62,12 @@ class Failing:
     [
         ("original", PUBLISHED, "inpainting", 3),
         ("sige", PUBLISHED, "inpainting", 6),  # a recording before every step
-        ("fast", FAST.refreshed(2), "sdedit", 5),  # before the first step and the second
+        (
+            "fast",
+            FAST.with_recordings(RecordingSettings(every=2)),
+            "sdedit",
+            5,
+        ),  # before the first step and the second
     ],
 )
 def test_an_edit_names_the_step(kind: str, recipe: Recipe, task: str, first: int) -> None:
@@ -92,7 +97,12 @@ def test_half_precision_is_named_as_a_remedy() -> None:
 def test_a_recording_of_no_numbers_is_refused() -> None:
     networks = networks_of("fast")
     networks.unet.register_forward_hook(Failing(2))
-    pipe = Pipeline(networks, Precision.FP32, sparse=True, recipe=FAST.refreshed(2))
+    pipe = Pipeline(
+        networks,
+        Precision.FP32,
+        sparse=True,
+        recipe=FAST.with_recordings(RecordingSettings(every=2)),
+    )
     # The second that is recorded.
     with pytest.raises(UserError, match="no numbers from step 3 of 3 on"):
         EditSession(pipe, picture(SIZE), SamplingParams("", steps=3))

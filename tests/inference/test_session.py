@@ -1,6 +1,8 @@
 """Sessions: one recording, many edits, with random tiny engines."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from sgm.inference import choose_store
 from sgm.inference.choose_store import make_store
 from sgm.inference.composite import opacity
 from sgm.inference.noise import NamedNoise
-from sgm.inference.pipeline import Pipeline
+from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prefetch import Prefetch
 from sgm.inference.presets import FAST
 from sgm.inference.session import EditSession
@@ -20,12 +22,25 @@ from sgm.inference.stores import DeviceStore, DiskStore
 from sgm.photo import Blend
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording, tensors_of
-from sgm.specs import Precision, RecordingMemory, SamplingParams, Task
+from sgm.sparse.sparsify import handle_of
+from sgm.sparse.state import Mode
+from sgm.specs import (
+    Precision,
+    RecordingMemory,
+    RecordingPrecision,
+    RecordingSettings,
+    SamplingParams,
+    Task,
+)
 from tests.conftest import max_error
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE, CPU = (64, 128), torch.device("cpu")
 PARAMS = SamplingParams("", seed=3, steps=3)
+
+
+# Two of three steps are recorded, and both are made under every new prompt.
+TWO = RecordingSettings(count=2, prompt_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +137,7 @@ def test_every_strength_is_recorded_when_it_is_first_asked_for(pipe: Pipeline) -
     assert not session.is_recorded(Task.INPAINTING, 1.0)
     drawing = drawn_on(session.picture, corner())
     before = session.store.names()
-    session.sdedit("a sun", drawing, 0.6)
+    session.sdedit("", drawing, 0.6)
     assert session.store.names() == before
     session.sdedit("a sun", drawing, 0.9)
     assert session.is_recorded(Task.SDEDIT, 0.9)
@@ -133,6 +148,80 @@ def test_every_strength_is_recorded_when_it_is_first_asked_for(pipe: Pipeline) -
 def test_a_strength_of_no_step_is_refused(session: EditSession) -> None:
     with pytest.raises(ValueError, match=r"Strength 0\.1 is too small for a single step"):
         session.sdedit("a sun", drawn_on(session.picture, corner()), 0.1)
+
+
+def test_a_prompt_followed_at_every_recorded_step_is_the_recordings_own(pipe: Pipeline) -> None:
+    """What the new prompt changes is then added where it was found, so nothing else is left."""
+    following = pipe.with_recipe(FAST.with_recordings(TWO))
+    mask = rectangle(SIZE)
+    own = replace(PARAMS, prompt="a horse")
+    expected = EditSession(following, picture(SIZE), own).inpaint("a horse", mask).image
+    session = EditSession(following, picture(SIZE), PARAMS)
+    assert max_error(session.inpaint("a horse", mask).image, expected) < 1e-4
+    deaf = pipe.with_recipe(FAST.with_recordings(replace(TWO, prompt_steps=0)))
+    session = EditSession(deaf, picture(SIZE), PARAMS)
+    assert max_error(session.inpaint("a horse", mask).image, expected) > 1e-2
+
+
+def test_what_a_prompt_changes_is_made_once_and_forgotten_when_the_picture_changes(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = EditSession(pipe, picture(SIZE), PARAMS)
+    counts = []
+    full_pass = pipe.networks.unet.forward
+
+    def counted(*args: Tensor, **named: Tensor) -> Tensor:
+        counts.append(handle_of(pipe.networks.unet).mode)
+        return full_pass(*args, **named)
+
+    monkeypatch.setattr(pipe.networks.unet, "forward", counted)
+
+    def full_passes(run: Callable[[], EditResult]) -> int:
+        counts.clear()
+        run()
+        return counts.count(Mode.RECORD)
+
+    horse = partial(session.inpaint, "a horse", rectangle(SIZE))
+    house = partial(session.inpaint, "a house", corner())
+    assert [full_passes(run) for run in (horse, house, horse, house)] == [3, 3, 0, 0]
+    assert full_passes(partial(session.inpaint, "", corner())) == 0  # the base prompt
+    assert full_passes(partial(session.inpaint, "a horse", corner(), "blurry")) == 3
+    session.sdedit("a sun", drawn_on(session.picture, corner()), 0.7)
+    session.accept(horse())
+    assert not any(name.startswith("prompt-") for name in session.store.names())
+    assert full_passes(horse) == 3 and full_passes(house) == 3
+
+
+@pytest.mark.parametrize("precision", [RecordingPrecision.INT8, RecordingPrecision.BF16])
+@pytest.mark.parametrize("memory", ["device", "disk"])
+def test_small_recordings_give_nearly_the_same_edit(
+    pipe: Pipeline, precision: RecordingPrecision, memory: str, tmp_path: Path
+) -> None:
+    place = RecordingMemory(memory)
+    params = replace(PARAMS, prompt="a field")
+    edited = {}
+    for kind in (RecordingPrecision.FULL, precision):
+        small = pipe.with_recipe(FAST.with_recordings(RecordingSettings(precision=kind)))
+        folder = tmp_path / kind
+        folder.mkdir()
+        session = EditSession(
+            small,
+            picture(SIZE),
+            params,
+            make_store=lambda size, folder=folder: make_store(size, CPU, place, folder),
+        )
+        drawing = drawn_on(session.picture, corner())
+        found = [
+            session.inpaint("a horse", rectangle(SIZE)).image,
+            session.sdedit("a sun", drawing, 0.9).image,
+        ]
+        session.accept(session.inpaint("a house", corner()))
+        found.append(session.inpaint("a horse", rectangle(SIZE)).image)
+        edited[kind] = found, session.report.step_bytes
+    (full, size), (narrow, narrow_size) = edited.values()
+    assert narrow_size < size * (0.35 if precision is RecordingPrecision.INT8 else 0.6)
+    for a, b in zip(narrow, full, strict=True):
+        assert 0 < (a - b).square().mean().sqrt() < 0.01
 
 
 def test_a_dense_or_published_pipeline_is_refused() -> None:
