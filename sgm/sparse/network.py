@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
@@ -118,7 +119,20 @@ class SparseRoot:
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """The pass of the network behind this one."""
-        return self.site.state.run(super().forward, args, named)
+        return self.site.state.run(self.run_pass, args, named)
+
+    def run_pass(self, *args: Any, **named: Any) -> Any:
+        """A pass in the mode of the state; it returns a tensor where it may run as a graph."""
+        return super().forward(*args, **named)
+
+    def zeros(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """What stands for the result of a pass that is not run; of the input's shape by default."""
+        return torch.zeros_like(x)
+
+    def text_of(self, *args: Any, **named: Any) -> Tensor | None:
+        """The text [B, T, C] among the arguments of a pass, as its cross-attentions get it; None
+        if they get none, or get it changed."""
+        return None
 
 
 def is_sparse(network: nn.Module) -> bool:

@@ -19,6 +19,9 @@ from sgm.sparse.sparsify import Rule, Table
 class SparseUNetModel(SparseRoot, UNetModel):
     """The UNet with sparse passes."""
 
+    def text_of(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor) -> Tensor:
+        return context
+
 
 class SparseSIGEUNetModel(SparseRoot, sige_openaimodel.SIGEUNetModel):
     """The UNet with sparse passes, under its published name."""
