@@ -1,7 +1,6 @@
 """Small random networks of diffusers, and how they are called. Imports diffusers when asked."""
 
 import copy
-
 from typing import Any
 
 import torch
@@ -119,5 +118,3 @@ def lora(unet: Any, targets: list[str], name: str = "one", seed: int = 5, **conf
             scale = 0.3 / value[0].numel() ** 0.5
             value.data.copy_(torch.randn(value.shape, generator=draw) * scale)
     unet.eval()
-
-

@@ -171,8 +171,12 @@ class Sparse(SparseState):
         root = self.table.root_of(self.network)
         if root is None:
             raise NotSparseError(f"The table has no rule for a {type(self.network).__name__}.")
-        turn("The network", self.network, root)
         modules = list(self.network.named_modules())
+        for name, layer in modules:
+            obstacle = self.table.obstacle(name, layer)
+            if obstacle is not None:
+                raise NotSparseError(f"{name or 'The network'} {obstacle}.")
+        turn("The network", self.network, root)
         for name, owner in modules:
             for rule in self.table.rules:
                 rule.apply(name, owner)
@@ -186,10 +190,11 @@ class Sparse(SparseState):
         self.layers = layers
 
     def _check(self, name: str, layer: nn.Module) -> None:
-        """NotSparseError for a layer that stands in the way."""
-        obstacle = self.table.obstacle(name, layer) or adapter_in_the_way(layer)
-        if obstacle is not None:
-            raise NotSparseError(f"{name or 'The network'} {obstacle}.")
+        """NotSparseError for a layer, once the rules were applied, with which no sparse pass would
+        be right."""
+        adapter = adapter_in_the_way(layer)
+        if adapter is not None:
+            raise NotSparseError(f"{name} {adapter}.")
         wide = isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
         if isinstance(layer, nn.Conv2d) and isinstance(layer, SparseModule):
             kind = (tuple(layer.kernel_size), layer.groups, tuple(layer.dilation))
@@ -235,7 +240,7 @@ class Sparse(SparseState):
             return super().run(forward, args, named)
         assert isinstance(self.network, SparseRoot)  # it is the caller
         ordinary = super().run
-        one = Pass(self._passes, self.network, lambda: ordinary(forward, args, named), args, named)
+        one = Pass(self._passes, lambda: ordinary(forward, args, named), self.network, args, named)
         self._passes += 1
         return self._each(one)
 
