@@ -60,18 +60,76 @@ def tiny_vae(seed: int = 3) -> Any:
     return randomised(AutoencoderKL(**CODER), seed)
 
 
+def tiny_text() -> dict[str, Any]:
+    """Tokenizers that read letters, and text encoders of 16 channels each."""
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+    letters = [chr(number) for number in range(33, 127)]
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    end = len(words) - 1
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=16,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    torch.manual_seed(7)
+    found: dict[str, Any] = {}
+    for suffix, made in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection)):
+        found["tokenizer" + suffix] = CLIPTokenizer(
+            vocab=vocabulary, merges=[], model_max_length=77
+        )
+        found["text_encoder" + suffix] = made(config).eval()
+    return found
+
+
+def tiny_pipeline(
+    name: str = "StableDiffusionXLInpaintPipeline",
+    scheduler: str = "EulerDiscreteScheduler",
+    unet: Any = None,
+    **parts: Any,
+) -> Any:
+    """A pipeline of diffusers, by the names of its class and of its scheduler's."""
+    import diffusers
+
+    pipe = getattr(diffusers, name)(
+        vae=tiny_vae(),
+        unet=tiny_unet() if unet is None else unet,
+        scheduler=getattr(diffusers, scheduler)(**SCHEDULE),
+        **tiny_text(),
+        **parts,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
 class Called(nn.Module):
     """A UNet as a function of tensors, as the oracle calls it: of x [2, C, h, w] alone, with a
-    text, time step and vector that stay."""
+    time step, text and vector that it holds."""
 
     def __init__(self, unet: nn.Module, **named: Any) -> None:
         super().__init__()
         self.unet, self.named = unet, {**conditions(), **named}
+        self.timestep = torch.tensor(300)
 
     def forward(self, x: Tensor) -> Tensor:
         """The noise [2, 4, h, w]."""
         named = {k: copy.copy(v) for k, v in self.named.items()}  # some lists are used up
-        return self.unet(x, torch.tensor(300), return_dict=False, **named)[0]
+        return self.unet(x, self.timestep, return_dict=False, **named)[0]
 
 
 def conditions(batch: int = 2) -> dict[str, Any]:

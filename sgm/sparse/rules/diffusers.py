@@ -124,6 +124,11 @@ class _Coder(SparseRoot):
 class SparseEncoder(_Coder, Encoder):
     """The encoder with sparse passes."""
 
+    def zeros(self, sample: Tensor, *rest: Any, **named: Any) -> Tensor:
+        scale = 2 ** sum(len(block.downsamplers or ()) for block in self.down_blocks)
+        size = (sample.shape[2] // scale, sample.shape[3] // scale)
+        return sample.new_zeros(len(sample), self.conv_out.out_channels, *size)
+
 
 class SparseDecoder(_Coder, Decoder):
     """The decoder with sparse passes."""
