@@ -2,6 +2,7 @@
 what a person does with them."""
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from sgm.inference.presets import FAST
 from sgm.sparse import NotSparseError, SparseStateError
 from sgm.sparse.masks import difference_mask, downsample_mask
-from tests.conftest import max_error
+from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.oracle import Oracle
 from tests.tiny_diffusers import Called, lora, tiny_pipeline, tiny_unet
@@ -434,6 +435,22 @@ def test_nothing_to_edit_returns_the_picture() -> None:
     ):
         assert not changed(out, image).any()
     session.accept(image)
+
+
+def test_the_code_of_the_page_runs() -> None:
+    page = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    lines, whole, alone = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len([line for line in lines.splitlines() if line.strip()]) <= 6
+    space: dict[str, Any] = {}
+    exec(compile(whole, "docs/diffusers.md", "exec"), space)
+    image = space["image"].copy()
+    exec(compile(lines, "docs/diffusers.md", "exec"), space)
+    out = space["out"]
+    assert out.size == image.size and changed(out, image).any()
+    assert not changed(out, image)[:, :3].any()
+    before = list(space["pipe"].unet.state_dict())
+    exec(compile(alone, "docs/diffusers.md", "exec"), space)
+    assert list(space["pipe"].unet.state_dict()) == before
 
 
 def test_mistakes_are_named() -> None:

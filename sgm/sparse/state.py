@@ -15,7 +15,7 @@ from sgm.sparse.active import ActiveSet
 from sgm.sparse.graphs import Capture, StepGraphs
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import SparseOps, select_ops
-from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of, with_tensors
+from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
 from sgm.sparse.static import StaticMemory
 
 
@@ -145,10 +145,7 @@ class SparseState:
         try:
             found = Recording(masks)
             for name, layer in self.layers.items():
-                whole = recording.of_layer(name)
-                for key, value in layer.cut(whole).items():
-                    if value is whole.get(key):  # a copy: passes for one mask write into it
-                        value = with_tensors(value, lambda number, part: part.clone())
+                for key, value in layer.cut(recording.of_layer(name)).items():
                     found.values[name, key] = value
             return found
         finally:
