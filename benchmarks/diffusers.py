@@ -100,7 +100,9 @@ def masks_of(size: str) -> MaskPyramid:
     """Those of the inpainting example, which is a rectangle, at a size of picture."""
     height, width = PICTURES[size]
     mask = torch.zeros(height, width, dtype=torch.bool)
-    rows, columns = (slice(a * height // 512, b * height // 512) for a, b in ((280, 470), (590, 910)))
+    rows, columns = (
+        slice(a * height // 512, b * height // 512) for a, b in ((280, 470), (590, 910))
+    )
     mask[rows, columns] = True
     return FAST.inpainting(mask)
 

@@ -1,5 +1,6 @@
 """Layers with a sparse pass, and their named places in the state of their network."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -125,11 +126,12 @@ class SparseRoot:
         """A pass in the mode of the state; it returns a tensor where it may run as a graph."""
         return super().forward(*args, **named)
 
-    def zeros(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """What stands for the result of a pass that is not run; of the input's shape by default."""
-        return torch.zeros_like(x)
+    def zeros(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        """What stands for the result of a pass with these arguments that is not run; of the
+        first one's shape by default."""
+        return torch.zeros_like(args[0])
 
-    def text_of(self, *args: Any, **named: Any) -> Tensor | None:
+    def text_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
         """The text [B, T, C] among the arguments of a pass, as its cross-attentions get it; None
         if they get none, or get it changed."""
         return None

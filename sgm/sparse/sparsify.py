@@ -141,11 +141,11 @@ class Pass:
 
     def zeros(self) -> Tensor:
         """What stands for its result if it is not run."""
-        return self.network.zeros(*self.args, **self.named)
+        return self.network.zeros(self.args, self.named)
 
     def text(self) -> Tensor | None:
         """The text that its cross-attentions get; None where they get something else."""
-        return self.network.text_of(*self.args, **self.named)
+        return self.network.text_of(self.args, self.named)
 
 
 class Sparse(SparseState):

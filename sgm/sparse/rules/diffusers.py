@@ -4,7 +4,7 @@ In dense mode every layer runs diffusers' own forward. What a sparse pass cannot
 name (`obstacle`), when the network is made sparse and again at every recording.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -87,21 +87,15 @@ class UNet2DConditionModel(SparseRoot, unet_2d_condition.UNet2DConditionModel):
             return rows_as_map(self.site.ops.gather(as_rows(given), active, PLAIN))
         return given if given is None else type(given)(map(self._rows, given))
 
-    def zeros(self, sample: Tensor, *rest: Any, **named: Any) -> Tensor:
-        return sample.new_zeros(len(sample), self.config.out_channels, *sample.shape[2:])
+    def zeros(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        x = args[0] if args else named["sample"]
+        return x.new_zeros(len(x), self.config.out_channels, *x.shape[2:])
 
-    def text_of(
-        self,
-        sample: Tensor,
-        timestep: Any,
-        encoder_hidden_states: Tensor,
-        *rest: Any,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        **named: Any,
-    ) -> Tensor | None:
+    def text_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
         """None where the network changes it first, or the weights for the time of a pass."""
-        own = self.encoder_hid_proj is None and not cross_attention_kwargs
-        return encoder_hidden_states if own else None
+        if self.encoder_hid_proj is not None or named.get("cross_attention_kwargs"):
+            return None
+        return args[2] if len(args) > 2 else named["encoder_hidden_states"]
 
 
 class _Coder(SparseRoot):
@@ -124,7 +118,8 @@ class _Coder(SparseRoot):
 class SparseEncoder(_Coder, Encoder):
     """The encoder with sparse passes."""
 
-    def zeros(self, sample: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def zeros(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        sample = args[0] if args else named["sample"]
         scale = 2 ** sum(len(block.downsamplers or ()) for block in self.down_blocks)
         size = (sample.shape[2] // scale, sample.shape[3] // scale)
         return sample.new_zeros(len(sample), self.conv_out.out_channels, *size)
