@@ -62,22 +62,44 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.edit", description="Seconds per edit, end to end."
     )
-    parser.add_argument("--model", choices=[*MODELS], default="tiny", help="default tiny")
-    parser.add_argument("--random_weights", action="store_true", help="need no checkpoint")
-    parser.add_argument("--turbo", action="store_true", help="the few-step model")
-    parser.add_argument("--steps", type=int, default=None, help="default 50, turbo 4")
     parser.add_argument(
-        "--refresh", type=int, nargs="*", default=[], help="others than the default"
+        "--model", choices=[*MODELS], default="tiny", help="which networks (default tiny)"
+    )
+    parser.add_argument(
+        "--random_weights",
+        action="store_true",
+        help="random weights in place of a checkpoint: only the times mean something",
+    )
+    parser.add_argument("--turbo", action="store_true", help="the few-step model")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="sampler steps (default 50, turbo 4)"
+    )
+    parser.add_argument(
+        "--refresh",
+        type=int,
+        nargs="*",
+        default=[],
+        help="record at every K-th step too: values of K beside the preset's",
     )
     parser.add_argument("--edits", type=int, default=10, help="warm edits (default 10); 0 for none")
-    parser.add_argument("--H", type=int, default=None, help="height (default: of the model)")
-    parser.add_argument("--W", type=int, default=None, help="width (default: of the model)")
+    parser.add_argument(
+        "--H", type=int, default=None, help="height in pixels (default: the model's)"
+    )
+    parser.add_argument(
+        "--W", type=int, default=None, help="width in pixels (default: the model's)"
+    )
     parser.add_argument("--examples", nargs="+", choices=EXAMPLES, default=EXAMPLES)
-    parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="pictures and mask")
-    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument(
+        "--assets", type=Path, default=ROOT / "assets", help="folder of the pictures and the mask"
+    )
+    parser.add_argument(
+        "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
     parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
-    parser.add_argument("--output", type=Path, default=None, help="JSON; Markdown goes beside it")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="JSON file; Markdown goes beside it"
+    )
     return parser
 
 
@@ -172,7 +194,7 @@ def measure_edit(
     args: argparse.Namespace,
     bar: tqdm,
 ) -> dict[str, object]:
-    """All runs of one edit."""
+    """Make an edit in every way; the figures of each, and of the recording."""
     noise = fixed_noise(NamedNoise(edit.seed))
     device = pipelines["dense"].networks.device
     rows: dict[str, Timing] = {}
@@ -272,7 +294,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def table(figures: dict[str, object]) -> str:
-    """The figures as Markdown; `faster` is dense seconds by these."""
+    """The figures as Markdown; `faster` is the seconds of the dense run over those of a run."""
     rows = []
     for name, found in figures["edits"].items():
         dense = found["runs"]["dense"]["seconds"]["total"]

@@ -59,11 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="the tiny network in one process: only a trial"
     )
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="run includes convert"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="what to measure (default: all); run includes convert",
     )
     parser.add_argument("--folder", type=Path, help="where to put 21 GB (default: the system's)")
     parser.add_argument("--output", type=Path, default=RESULTS / "load.json")
-    parser.add_argument("--repeats", type=int, default=3, help="of the timed loads (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often loads are timed (default 3)"
+    )
     parser.add_argument(
         "--latent",
         nargs="+",
@@ -193,6 +199,7 @@ def kept(output: Path, quick: bool) -> Figures:
 
 
 def _check_room(folder: Path, size: int) -> None:
+    """UserError unless a folder has room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
@@ -210,7 +217,7 @@ def _latent(text: str) -> list[int]:
 
 
 def goals(figures: Figures) -> dict[str, bool]:
-    """Each goal of the parts that there are, and whether the figures meet it."""
+    """Each goal of the measured parts, and whether the figures meet it."""
     met = {}
     if "load" in figures:
         load = figures["load"]
@@ -239,7 +246,7 @@ def tables(figures: Figures) -> str:
         for part, table in (("load", load_table), ("convert", convert_line), ("run", run_table))
         if part in figures
     ]
-    # Of the tiny network the goals say nothing.
+    # The goals are about the real size; a trial is the tiny network.
     judged = {} if figures["quick"] else figures["goals"]
     met = [f"{'met' if value else 'MISSED'}: {name}" for name, value in judged.items()]
     return "\n\n".join([*parts, "\n".join(met)]).rstrip()

@@ -53,7 +53,7 @@ def read(file: str, cold: bool) -> Figures:
 
 
 def loaded(config: str, file: str, precision: str) -> Networks:
-    """The networks of a file as a run has them on the CPU."""
+    """The networks of a file, loaded on the CPU as a run loads them."""
     engine = build_model(Path(config))
     dtype = runtime.dtype_of(Precision(precision))
     load_weights(engine, Weights(Path(file)), torch.device("cpu"), dtype, progress=False)
@@ -84,7 +84,7 @@ def conversion(file: str, target: str, precision: str) -> Figures:
 
 
 def digest(config: str, file: str, precision: str) -> Figures:
-    """One number for all weights, bit by bit, as they are once loaded."""
+    """One hash of all weights as they are once loaded."""
     state = loaded(config, file, precision).engine.state_dict()
     return {"digest": fingerprint([state[name] for name in sorted(state)])}
 

@@ -122,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="other dilations and recordings too; only those with the word in their names",
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
-    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument(
+        "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
     parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
     return parser

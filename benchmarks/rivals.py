@@ -1,12 +1,12 @@
-"""One pass by everybody who can make it, in one process: `python -m benchmarks.rivals`.
+"""One pass of a network by all implementations there are: `python -m benchmarks.rivals`.
 
 The network is the UNet, or with `--network` the encoder or the decoder. For each example of the
 README the rows are: dense; preset published by the compiled kernels of the published package (where
 it is installed, in fp32) and by ours; preset fast; and dense rivals: the UNet of `diffusers` (where
 it is installed) and, on a CUDA device, the dense network compiled. There the UNet of preset fast
 runs as CUDA graphs too. All rows share one set of random weights, so that the real size fits into
-memory; only the package has the convolutions a second time, in the layout that it likes. The passes
-take turns, so that whatever else the machine does meets all of them.
+memory; only the package has the convolutions a second time, in the memory layout that it needs. The
+passes take turns in one process, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -67,17 +67,24 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.rivals",
         description="One pass of a network: dense, sparse, and others that make it.",
     )
-    parser.add_argument("--network", choices=NETWORKS, default=UNET, help=f"default {UNET}")
+    parser.add_argument(
+        "--network", choices=NETWORKS, default=UNET, help=f"what to measure (default {UNET})"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny model, one run: only a trial")
     parser.add_argument("--model", choices=("tiny", "sdxl"), default="sdxl")
     parser.add_argument("--examples", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
-    parser.add_argument("--rows", nargs="+", choices=tuple(TITLES), help="default: all that run")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=tuple(TITLES),
+        help="which rows (default: all that can be measured here)",
+    )
     parser.add_argument("--data", type=Path, help="folder of the published pictures")
     parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
-    parser.add_argument("--backend", default="auto", help="of our rows")
+    parser.add_argument("--backend", default="auto", help="backend of our rows (default auto)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: the best)")
-    parser.add_argument("--runs", type=int, help="of each pass (default: what fits into 10 s)")
-    parser.add_argument("--output", type=Path, help="default: rivals.json, or by the network")
+    parser.add_argument("--runs", type=int, help="runs of each pass (default: what fits into 10 s)")
+    parser.add_argument("--output", type=Path, help="JSON file (default: named by the network)")
     return parser
 
 

@@ -66,7 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     presets = tuple(map(str, Preset))
     parser.add_argument("--presets", nargs="+", choices=presets, default=presets)
     parser.add_argument("--precision", choices=[*map(str, Precision)], default="fp32")
-    parser.add_argument("--backend", default="auto", help="of the sparse operators")
+    parser.add_argument(
+        "--backend", default="auto", help="backend of the sparse operators (default auto)"
+    )
     parser.add_argument("--graphs", action="store_true", help="sparse UNet steps as CUDA graphs")
     parser.add_argument("--device", default=None, help="cpu, cuda or mps (default: the best)")
     parser.add_argument("--output", type=Path, default=RESULTS / "tables.json")

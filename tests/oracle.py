@@ -77,7 +77,11 @@ class Oracle:
 
         def hold(name: str, kind: str, x: Tensor, out: Tensor) -> Tensor:
             layer, unedited = self.layers[name][1], kept[name]
-            now = inside(masks, out if kind == OUTPUT else x, unedited[0])
+            if kind == NORM and x.ndim == 3:  # of an autoencoder's attention, [B, C, P]
+                turned = inside(masks, x.transpose(1, 2), unedited[0].transpose(1, 2))
+                now = turned.transpose(1, 2)
+            else:
+                now = inside(masks, out if kind == OUTPUT else x, unedited[0])
             left[name] = (now,)
             if kind == OUTPUT:
                 return now
@@ -118,7 +122,7 @@ def inside(masks: MaskPyramid, now: Tensor, unedited: Tensor) -> Tensor:
 
 
 def normed(norm: nn.GroupNorm, x: Tensor, squares: Tensor) -> Tensor:
-    """The group norm of a map x [B, C, H, W].
+    """The group norm of a map x [B, C, H, W] or [B, C, P].
 
     Args:
         squares: of x; where x lies between two unedited maps, between theirs.
@@ -127,9 +131,9 @@ def normed(norm: nn.GroupNorm, x: Tensor, squares: Tensor) -> Tensor:
     mean = x.double().reshape(groups).mean(2)  # [B, G]
     deviation = (squares.double().reshape(groups).mean(2) - mean.square() + norm.eps).sqrt()
     share = x.shape[1] // norm.num_groups
-    mean, deviation = (t.repeat_interleave(share, 1)[:, :, None, None] for t in (mean, deviation))
-    out = (x.double() - mean) / deviation * norm.weight[:, None, None] + norm.bias[:, None, None]
-    return out.to(x.dtype)
+    mean, deviation = (t.repeat_interleave(share, 1)[:, :, None] for t in (mean, deviation))
+    out = (x.double().flatten(2) - mean) / deviation * norm.weight[:, None] + norm.bias[:, None]
+    return out.view(x.shape).to(x.dtype)
 
 
 def weighted(kept: Sequence[Kept], shares: Sequence[float]) -> Kept:

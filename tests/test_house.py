@@ -41,10 +41,11 @@ LAYERS: dict[str, str] = {
     r"sgm\.sparse\.(state|network)": "sparse.state",
     r"sgm\.sparse\.(modules|layers)": "sparse.layers",
     r"sgm\.sparse\.rules\b.*": "sparse.rules",  # the only ones that know networks
-    r"sgm\.sparse(\.sparsify)?": "sparse",
+    r"sgm\.sparse(\.(sparsify|swap))?": "sparse",
     r"sgm\.sparse\..*": "sparse data",  # masks, active sets, norms: tensors in, tensors out
     r"sgm\.io\b.*": "io",
     r"sgm\.editor": "api",
+    r"sgm\.diffusers": "diffusers",
     r"sgm": "top",  # loads nothing until it is called
     r"sgm(\.\w+)?": "base",  # names, files, pictures, configurations, devices
 }
@@ -68,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"inference", "models", "modules", "base"} | SPARSE,
     "cli": {"inference", "profiling", "io", "base", "sparse data", "sparse"},
     "api": {"inference", "io", "base"},
+    "diffusers": {"api", "inference", "io", "base"} | SPARSE,  # of their pipelines
     "top": {"api"},
 }
 # Signatures that may take `**name`: every keyword is kept as data, or all are handed on to one that
@@ -79,7 +81,12 @@ KEYWORD_DATA = {
     ("sgm/sparse/network.py", "forward"),
     ("sgm/sparse/network.py", "_dense"),
     ("sgm/sparse/network.py", "_record"),
+    ("sgm/sparse/network.py", "run_pass"),
     ("sgm/sparse/layers.py", "_record"),
+    # Layers are called as diffusers calls its own.
+    ("sgm/sparse/rules/diffusers.py", "forward"),
+    ("sgm/sparse/rules/diffusers.py", "run_pass"),
+    ("sgm/sparse/rules/diffusers.py", "_record"),
     ("sgm/__init__.py", "load"),
     ("sgm/editor.py", "inpaint"),
     ("sgm/editor.py", "sdedit"),
@@ -88,7 +95,8 @@ KEYWORD_DATA = {
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by hand, if at all: each is asked for with `find_spec` or inside `try`.
-OPTIONAL = {"triton", "sige"}
+# `diffusers` has requirements of its own (`requirements-diffusers.txt`).
+OPTIONAL = {"triton", "sige", "diffusers"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -15,7 +15,8 @@ from sgm.io.imageio import to_picture
 PAPER, INK, GREY, FRAME = (250, 249, 246), (32, 34, 38), (106, 110, 118), (206, 204, 198)
 OVERLAY = (0.93, 0.26, 0.30)  # colour of a mask, RGB in [0, 1]
 MARGIN, GUTTER = 40, 20  # pixels around everything, and between columns
-TITLE, HEADING, BODY = 34, 26, 21  # heights of the fonts in pixels
+# Heights of the fonts in pixels; a page shows a figure of six columns at a third of its size.
+TITLE, HEADING, BODY = 56, 44, 34
 
 
 @dataclass(frozen=True, eq=False)

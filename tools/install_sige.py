@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m tools.install_sige",
         description="Build the published package sige against the installed torch.",
     )
-    parser.add_argument("--target", type=Path, help="a folder of its own (default: this Python's)")
+    parser.add_argument(
+        "--target", type=Path, help="folder to install into (default: this Python's)"
+    )
     parser.add_argument("--cpu", action="store_true", help="the CPU kernels alone, GPU or not")
     parser.add_argument(
         "--jobs", type=int, default=0, help="compilers at once (default: all cores)"

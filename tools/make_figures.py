@@ -1,137 +1,190 @@
-"""Draws the README's pictures, `assets/results/*.png`: `python -m tools.make_figures`.
+"""Draws the pictures of the documentation, `assets/results/*.png`: `python -m tools.make_figures`.
 
-The examples of the README's commands by the tiny model at the same noise: dense, sparse as
-published, and sparse with `--preset fast`, which leaves no seam.
+The shipped examples by the tiny model, all at the same noise: input, mask or drawing, dense, sparse
+as published, with preset `fast`, and from a recording. One figure shows many edits of one recording
+at three seeds, and edits that are accepted one after the other. Seeds are 1, 2 and 3, so that none
+was chosen for its picture.
 """
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
+from torch import Tensor
 
 from sgm.cli.program import start
 from sgm.inference.noise import NamedNoise, fixed_noise
-from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import RECIPES
 from sgm.inference.refined import refined_edit
 from sgm.io.imageio import save_picture
 from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
 from tools.compare import ROOT, Edit, likeness
-from tools.demo import NAMES as TASKS
-from tools.demo import SPEC, shipped_edits
+from tools.demo import NAMES, SPEC, base_prompt, edit_panels, shipped_edits, way_panel
 from tools.figure import Panel, Row, draw_figure, overlay
+from tools.ways import Made, Way, edit_in, load_ways, make, record
 
-DENSE_AND_SPARSE = (RunType.ORIGINAL, RunType.SIGE)
-TURBO = (RunType.TURBO, RunType.SIGE_TURBO)
+DEVICE, PRECISION = torch.device("cpu"), Precision.FP32
+SEEDS = (1, 2, 3)
+THINGS = ("a horse", "a house", "trees")
+# Of the accepted chain: (top, bottom, left, right) in pixels of 256x512, one for each thing. The
+# first is the shipped mask.
+PLACES = ((140, 235, 295, 455), (100, 200, 165, 285), (70, 200, 458, 508))
+REMARK = (
+    "PSNR: against the dense picture, in the edit. As published, nothing is blended, and a sparse "
+    "edit can end in a visible step at its border; preset fast puts the edit into the input "
+    "picture with a soft transition. From a recording: the second edit of a recorded picture."
+)
+RECORDING_REMARK = (
+    "Every row is one recording of the picture on the left, and every edit made sparse passes "
+    "alone. In the last row each edit was accepted before the next: the recording was brought up "
+    "to date where the picture had changed."
+)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a figure shows: some of the shipped edits, by which run types, with a refiner or not."""
+    """A figure of edits in several ways.
+
+    Attributes:
+        title: which model or models.
+        edits: numbers of the shipped edits.
+        turbo: with the few-step model.
+        refined: with the refiner after the base; nothing can be recorded for that.
+    """
 
     title: str
     edits: tuple[int, ...]
-    run_types: tuple[RunType, RunType] = DENSE_AND_SPARSE
+    turbo: bool = False
     refined: bool = False
 
 
-FIGURES = {
-    "inpainting": Drawn("Base", (0,)),
-    "sdedit0": Drawn("Base", (1,)),
-    "sdedit1": Drawn("Base", (2,)),
-    "refiner": Drawn("Base and refiner", (0, 1), refined=True),
-    "turbo": Drawn("Few steps", (0, 1), TURBO),
+COMPARISONS = {
+    "inpainting": Drawn("base", (0,)),
+    "sdedit0": Drawn("base", (1,)),
+    "sdedit1": Drawn("base", (2,)),
+    "refiner": Drawn("base and refiner", (0, 1), refined=True),
+    "turbo": Drawn("few-step model", (0, 1), turbo=True),
 }
-# Of the refiner's inpainting. With the README's 53 the tiny refiner leaves the grass empty.
-REFINER_SEED = 42
-DEVICE = torch.device("cpu")
-REMARK = (
-    "PSNR: against the dense picture, in the edit. As published, nothing is blended: a sparse edit "
-    "can end in a visible step at its border. --preset fast puts the edit into the input picture "
-    "with a soft transition."
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.make_figures", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
-    parser.add_argument("--output", type=Path, default=ROOT / "assets/results", help="a folder")
-    parser.add_argument("--weight_path", type=Path, default=ROOT / "pretrained", help="a folder")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "assets/results", help="folder of the figures"
+    )
+    parser.add_argument(
+        "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
+    )
     every = tuple(FIGURES)
-    parser.add_argument("--only", nargs="+", choices=every, default=every, help="some of them")
+    parser.add_argument(
+        "--only", nargs="+", choices=every, default=every, help="which figures (default: all)"
+    )
     return parser
 
 
-def result(
-    edit: Edit, kind: RunType, preset: Preset, refined: bool, args: argparse.Namespace
-) -> EditResult:
-    """One edit. All steps have one noise, as those of preset `fast`, so that pictures compare."""
+def refined(way: Way, edit: Edit, args: argparse.Namespace) -> Made:
+    """An edit by the base model and then the refiner."""
+    preset = Preset.FAST if way is Way.FAST else Preset.PUBLISHED
+    run_type = RunType.ORIGINAL if way is Way.DENSE else RunType.SIGE
 
     def load(refiner: bool) -> Pipeline:
-        files = (ROOT / "configs", args.weight_path, DEVICE, Precision.FP32, Backend.AUTO)
-        return Pipeline.load(SPEC, kind, *files, preset, refiner, progress=False)
+        files = (ROOT / "configs", args.weight_path, DEVICE, PRECISION, Backend.AUTO)
+        return Pipeline.load(SPEC, run_type, *files, preset, refiner, progress=False)
 
+    params = SamplingParams(edit.prompt, seed=edit.seed, steps=args.steps)
     wanted = edit.request(RECIPES[preset].blend)
-    steps = None if kind.turbo else args.steps
-    params = SamplingParams(edit.prompt, seed=edit.seed, steps=steps)
-    noise = fixed_noise(NamedNoise(edit.seed))
-    if refined:
-        return refined_edit(load, wanted, params, noise)
-    return load(False).edit(wanted, params, noise)
+    result = refined_edit(load, wanted, params, fixed_noise(NamedNoise(edit.seed)))
+    return Made(result.image, sum(result.seconds.values()))
 
 
-def row(drawn: Drawn, edit: Edit, args: argparse.Namespace) -> Row:
-    """Input, edit, dense, sparse, and sparse with the preset that leaves no seam."""
-    dense, sparse = drawn.run_types
-    image, inpainting = (edit.image + 1) / 2, edit.edited is None
-    shown = overlay(image, edit.mask) if inpainting else (edit.edited + 1) / 2
-    reference = result(edit, dense, Preset.PUBLISHED, drawn.refined, args)
-    panels = [
-        Panel(image, "Input", f"{image.shape[2]} x {image.shape[1]} pixels"),
-        Panel(shown, "Mask" if inpainting else "Edit", f"{edit.mask.float().mean():.1%} of it"),
-        Panel(reference.image, "Original (dense)", seconds(reference)),
-    ]
-    for preset in Preset:
-        found = result(edit, sparse, preset, drawn.refined, args)
-        alike = likeness(reference.image, found.image, edit.mask)
-        caption = f"{seconds(found)}, PSNR {alike.psnr_inside:.1f} dB"
-        panels.append(Panel(found.image, f"SIGE, --preset {preset}", caption))
-    return Row(TASKS[edit.task], f'{drawn.title}, "{edit.prompt}", seed {edit.seed}', panels)
-
-
-def seconds(made: EditResult) -> str:
-    """How long an edit took, end to end."""
-    return f"{sum(made.seconds.values()):.1f} s"
-
-
-def draw(name: str, args: argparse.Namespace) -> None:
-    """One figure."""
-    drawn, edits = FIGURES[name], shipped_edits()
-    chosen = [edits[number] for number in drawn.edits]
-    if drawn.refined:
-        chosen[0] = replace(chosen[0], seed=REFINER_SEED)
-    rows = [row(drawn, edit, args) for edit in chosen]
-    steps = "4 steps" if drawn.run_types is TURBO else f"{args.steps} steps"
+def comparison(drawn: Drawn, args: argparse.Namespace) -> tuple[str, list[Row], str]:
+    """Title, rows and remark of a figure of edits in several ways."""
+    ways = [way for way in Way if not (drawn.refined and way is Way.WARM)]
+    steps = None if drawn.turbo else args.steps
+    if not drawn.refined:
+        pipelines = load_ways(SPEC, args.weight_path, DEVICE, PRECISION, drawn.turbo)
+    rows = []
+    for edit in (shipped_edits()[number] for number in drawn.edits):
+        if drawn.refined:
+            made = {way: refined(way, edit, args) for way in ways}
+        else:
+            made = {way: make(way, pipelines, edit, base_prompt(edit), steps) for way in ways}
+        dense, panels = made[Way.DENSE], edit_panels(edit)
+        for way, one in made.items():
+            psnr = likeness(dense.image, one.image, edit.mask).psnr_inside
+            panels.append(way_panel(way, one, dense.seconds / one.seconds, psnr))
+        rows.append(Row(NAMES[edit.task], f'"{edit.prompt}", seed {edit.seed}', panels))
+    count = "4 steps" if drawn.turbo else f"{args.steps} steps"
     each = " each" if drawn.refined else ""
-    figure = draw_figure(f"Tiny model, {drawn.title.lower()}, {steps}{each}", rows, [REMARK])
-    _save(figure, args.output / f"{name}.png")
+    return f"Tiny {drawn.title}, {count}{each}", rows, REMARK
 
 
-def _save(figure: Image.Image, path: Path) -> None:
-    save_picture(figure, path)
-    print(path)
+def many_edits(args: argparse.Namespace) -> tuple[str, list[Row], str]:
+    """Title, rows and remark of the figure of one recording with many edits."""
+    fast = load_ways(SPEC, args.weight_path, DEVICE, PRECISION)[Way.FAST]
+    field = shipped_edits()[0]
+    rows = []
+    for seed in SEEDS:
+        edit = replace(field, seed=seed)
+        session, seconds = record(fast, edit, base_prompt(edit), args.steps)
+        panels = [_recorded(edit, [edit.mask], seconds)]
+        for thing in THINGS:
+            result = edit_in(session, replace(edit, prompt=_prompt(thing)))
+            caption = f"{sum(result.seconds.values()):.1f} s"
+            panels.append(Panel(result.image, thing.capitalize(), caption))
+        rows.append(Row("One recording, three edits", f"seed {seed}", panels))
+    edit = replace(field, seed=SEEDS[0])
+    session, seconds = record(fast, edit, base_prompt(edit), args.steps)
+    masks = [_rectangle(edit.mask, *place) for place in PLACES]
+    panels = [_recorded(edit, masks, seconds)]
+    for thing, mask in zip(THINGS, masks, strict=True):
+        result = edit_in(session, replace(edit, prompt=_prompt(thing), mask=mask))
+        session.accept(result)
+        caption = f"{sum(result.seconds.values()):.1f} s, accepted"
+        panels.append(Panel(result.image, f"Then {thing}", caption))
+    rows.append(Row("One after the other", f"seed {edit.seed}", panels))
+    title = f"Record once, edit many: tiny base, {args.steps} steps, preset fast"
+    return title, rows, RECORDING_REMARK
+
+
+def _prompt(thing: str) -> str:
+    return f"a photograph of {thing} on a grassland"
+
+
+def _recorded(edit: Edit, masks: Sequence[Tensor], seconds: float) -> Panel:
+    """The picture of a recording with everything marked that is to be edited."""
+    marked = torch.stack(list(masks)).any(dim=0)
+    return Panel(overlay((edit.image + 1) / 2, marked), "Input", f"Recorded in {seconds:.1f} s")
+
+
+def _rectangle(like: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """A mask as large as another one, True in a rectangle."""
+    mask = torch.zeros_like(like)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+Draw = Callable[[argparse.Namespace], tuple[str, list[Row], str]]
+FIGURES: dict[str, Draw] = {
+    **{name: lambda args, d=drawn: comparison(d, args) for name, drawn in COMPARISONS.items()},
+    "recording": many_edits,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the edits and write one figure each; the exit code."""
     args = build_parser().parse_args(argv)
     for name in args.only:
-        draw(name, args)
+        title, rows, remark = FIGURES[name](args)
+        path = args.output / f"{name}.png"
+        save_picture(draw_figure(title, rows, [remark]), path)
+        print(path)
     return 0
 
 

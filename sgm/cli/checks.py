@@ -110,7 +110,10 @@ def _check_recordings(values: argparse.Namespace) -> None:
         raise UserError("--refresh and --recorded_steps exclude each other; leave one out.")
     kept = [flag for flag in given if flag not in making]
     if values.refined and kept:
-        raise UserError(f"--{kept[0]} knows one model, not --refined; leave one out.")
+        raise UserError(
+            f"--{kept[0]} works with the base model alone, and --refined adds the refiner; "
+            "leave one out."
+        )
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
         raise UserError("--recording_memory says where --recording is kept; add --recording.")
 
@@ -180,6 +183,7 @@ def _check_weights(values: argparse.Namespace, folder: Path) -> dict[str, Path |
 
 
 def _check_weights_file(path: Path) -> None:
+    """UserError unless a file can be opened and is no pickle by its name."""
     files.check_input_file(path)
     if path.suffix in PICKLE_SUFFIXES:
         raise UserError(
@@ -225,8 +229,11 @@ def _folder(given: str, names: Mapping[str, str]) -> Path:
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
-    """Device name and precision of a run; UserError where the machine lacks them, or the device
-    is none for the backend."""
+    """Device name and precision of a run.
+
+    Raises:
+        UserError: the machine lacks one of them, or the backend does not run on the device.
+    """
     from sgm import runtime
 
     device = runtime.pick_device(values.device)

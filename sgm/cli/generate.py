@@ -143,6 +143,17 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
     return pipe.with_recipe(replace(pipe.recipe, blend=options.photo.blend))
 
 
+def backend_of(options: RunOptions) -> str | None:
+    """Name of the backend that runs the sparse operators; None in a dense run, which has none."""
+    import torch
+
+    from sgm.inference.networks import backend_name
+
+    if not options.run_type.sparse:
+        return None
+    return backend_name(options.backend.value, torch.device(options.device))
+
+
 def finished(
     options: RunOptions, photo: "Photo", touched: "Tensor | None", result: "EditResult"
 ) -> "Image.Image":
@@ -202,8 +213,8 @@ def _figures(
     ratio: float | None,
     started: float,
 ) -> dict[str, object]:
-    """The figures of a written result for `--json`, seconds rounded to the microsecond; says what
-    changed outside of the edit."""
+    """The figures of a written result for `--json`: what was asked for and what came of it, seconds
+    rounded to the microsecond. Says what changed outside of the edit."""
     import torch
 
     from sgm import runtime
@@ -215,15 +226,9 @@ def _figures(
     stages = {"load": 0.0, "encode": 0.0, "sample": 0.0, "decode": 0.0} | seconds
     stages["total"] = time.perf_counter() - started
     return {
+        **report.settings(options),
         "output": str(options.output_path),
-        "task": options.task.value,
-        "run_type": options.run_type.value,
-        "refined": options.refined,
-        "model": options.model,
-        "preset": options.preset.value,
-        "precision": options.precision.value,
-        "backend": options.backend.value,
-        "seed": options.sampling.seed,
+        "backend": backend_of(options),
         "size": [photo.image.height, photo.image.width],
         "seconds": {stage: round(value, 6) for stage, value in stages.items()},
         "edit_ratio": ratio,

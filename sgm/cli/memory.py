@@ -1,6 +1,6 @@
 """Memory that runs out, on a CPU or a GPU, as one sentence.
 
-Nothing here imports torch: its errors are known by name and text.
+Nothing here imports torch: its errors are recognised by name and text.
 """
 
 import errno
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from sgm.errors import UserError
 
-# How PyTorch's allocators, the libraries below it and the system speak of it.
+# What PyTorch's allocators, the libraries below it and the system say when memory runs out.
 _SHORTAGE = re.compile(
     r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE
 )
@@ -28,7 +28,7 @@ def memory_scope(place: str, advice: str) -> Iterator[None]:
     """Scope in which running out of memory ends in a sentence.
 
     Args:
-        place: whose memory it is.
+        place: whose memory it is, such as `this machine` or `cuda:0`.
         advice: what needs less, as the end of a sentence.
 
     Raises:

@@ -1,7 +1,7 @@
 """The flags of `run.py`: names, published defaults, help, and the checks of each value alone.
 
 Nothing here imports torch, so that `--help` and a wrong option answer at once. What an option
-means together with others is checked in `cli`.
+means together with others is checked in `sgm.cli.checks`.
 """
 
 import argparse
@@ -41,10 +41,12 @@ Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit 
 that was drawn on. With --run_type sige only the edited part is computed."""
 EPILOG = """\
 examples:
-  python run.py --prompt "a photograph of a horse on a grassland" --run_type sige \\
+  python run.py --model tiny --H 256 --W 512 --run_type sige --preset fast \\
+      --prompt "a photograph of a horse on a grassland" \\
       --init_img assets/inpainting/original/0.png --mask_path assets/inpainting/masks/0.npy
-  python run.py --task sdedit --prompt "A fantasy landscape, trending on artstation" \\
-      --edited_img assets/img2img/edited/0.png --seed 11
+  python run.py --model tiny --H 256 --W 512 --run_type sige --preset fast --task sdedit \\
+      --prompt "A fantasy landscape, trending on artstation" --strength 0.6 --seed 11 \\
+      --init_img assets/img2img/original/0.png --edited_img assets/img2img/edited/0.png
 
 The picture's path (or with --json - the figures) goes to stdout, everything else to stderr."""
 
@@ -114,7 +116,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         "--negative_prompt",
         metavar="TEXT",
         default="",
-        help="what it should not show (default: none, and then unconditional text is zeroed)",
+        help="what it should not show (default: none; the unconditional embedding is then zero)",
     )
     group.add_argument(
         "--refined",
@@ -162,7 +164,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=whole(0, MAX_SEED),
         default=2,
-        help="of every random draw (default: %(default)s)",
+        help="seed of every random draw (default: %(default)s)",
     )
     group.add_argument(
         "--ddim_steps",
@@ -197,7 +199,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="0",
         type=only(0, "the solver is deterministic"),
         default=0.0,
-        help="published; only 0, as the solver is deterministic",
+        help="kept from the published port; only 0, as the solver is deterministic",
     )
 
 
@@ -208,10 +210,10 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--precision",
         metavar=braces(Precision),
         type=member(Precision),
-        help="of the networks; fp32 is strict (default: fp32 with --preset published, with fast "
-        "the best of the device)",
+        help="numbers that the networks compute with; fp32 is strict (default: fp32; with --preset "
+        "fast on a CUDA device bf16, or fp16 where the card has no bf16)",
     )
-    _add_names(group, "--backend", Backend, Backend.AUTO, "who runs the sparse operations")
+    _add_names(group, "--backend", Backend, Backend.AUTO, "implementation of the sparse operators")
     group.add_argument(
         "--device",
         metavar="NAME",
@@ -251,7 +253,7 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="edit from what --record left there: no pass over the unedited picture",
     )
-    text = "where --recording is kept while it is used; auto reads each step from disk ahead"
+    text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
     _add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 
 
@@ -283,7 +285,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
             metavar=str(value),
             type=only(value, f"every model here has {value}"),
             default=value,
-            help=f"{meaning}; published, only %(default)s",
+            help=f"{meaning}; kept from the published port, only %(default)s",
         )
     for flag, metavar, text in (
         ("--checkpoint", "FILE|FOLDER", "any SDXL checkpoint, or a folder as diffusers saves it"),

@@ -32,7 +32,8 @@ class Measured:
 
     Attributes:
         parameters: of the network.
-        backend: who ran the sparse operators; of a dense network the one that was asked for.
+        backend: name of the one that ran the sparse operators; of a dense network the one that was
+            asked for.
         macs: of one pass.
         first_steps: share of a run's first steps, whose masks are wider, and a pass there; None
             where all steps are alike.
@@ -111,7 +112,8 @@ def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measur
 
 
 def _first_steps(options: RunOptions, inputs: Inputs) -> "tuple[float, Macs] | None":
-    """See `Measured.first_steps`."""
+    """The share of a run's first steps whose masks are wider, and the MACs of a sparse pass there;
+    None where all steps have the same masks."""
     from sgm.inference.presets import RECIPES
     from sgm.profiling.macs import count_macs
 
@@ -195,6 +197,7 @@ def caught_pass(options: RunOptions, inputs: Inputs, pipeline: "Pipeline") -> "P
 
 
 def _gmacs(macs: "Macs") -> dict[str, float]:
+    """Both readings of a count, in 10^9, rounded to 10^6."""
     return {
         "gmacs": round(macs.total / 1e9, 3),
         "gmacs_with_attention": round(macs.with_attention / 1e9, 3),
@@ -221,11 +224,7 @@ def _figures(options: RunOptions, measured: Measured, ratio: float | None) -> di
         share, counted = measured.first_steps
         first = {"first_steps": {"share": share, **_gmacs(counted)}}
     return {
-        "mode": options.mode.value,
-        "task": options.task.value,
-        "run_type": options.run_type.value,
-        "preset": options.preset.value,
-        "precision": options.precision.value,
+        **report.settings(options),
         "backend": measured.backend,
         "device": runtime.describe_device(torch.device(options.device)),
         "edit_ratio": ratio,

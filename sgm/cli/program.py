@@ -17,10 +17,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def start(name: str, main: Callable[[], int], level: int = logging.INFO) -> NoReturn:
-    """The life of a process whose program is `main`; arguments as those of `run_program`.
+    """Run a program and end the process with its exit code; arguments as those of `run_program`.
 
-    Ctrl-C and SIGTERM end it at once, with what shells give: 130 and 143. No exception is raised
-    for them: it would meet compiled code that aborts on one, or that goes on as if nothing came.
+    Ctrl-C and SIGTERM end it at once, with the exit codes that shells give, 130 and 143. No
+    exception is raised for them: it would meet compiled code that aborts on one, or that goes on as
+    if nothing came.
     """
 
     def stop(number: int, frame: types.FrameType | None) -> None:
@@ -34,7 +35,8 @@ def start(name: str, main: Callable[[], int], level: int = logging.INFO) -> NoRe
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
     code = run_program(name, main, level)
-    for number in SIGNALS:  # everything is done, and the interpreter no longer fit to be stopped
+    for number in SIGNALS:
+        # Everything is done, and one more signal would print a traceback as Python shuts down.
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
@@ -58,7 +60,7 @@ def run_program(name: str, main: Callable[[], int], level: int = logging.INFO) -
     except UserError as error:
         words, code = str(error), 2
     except OSError as error:
-        # What no check foresaw: a folder that may not be listed, a disk that was taken out.
+        # What no check can foresee: a folder that may not be listed, a disk that was taken out.
         where = f" for {error.filename}" if error.filename else ""
         words, code = f"The system says{where}: {error.strerror or error}.", 2
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
 """Recordings from the shell: `--record` makes one of a picture, `--recording` edits from it.
 
 A recording is a folder: a safetensors file for every step, and `recording.json`, which is written
-last, so that an interrupted recording is none. It fits one run only; its key says which.
+last: a folder without it holds no recording, as after an interrupt. A recording fits one run only;
+its key says which.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
             folder.rmdir()
 
     new = not folder.exists()
-    _emptied(folder)
+    _prepare(folder)
     with files.unfinished(remove):
         padded = imageio.pad_to_multiple(picture)
         session = EditSession(
@@ -83,7 +84,8 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
         made.step_bytes / 1e6,
         made.seconds["record"],
     )
-    report.publish(manifest, f"{folder}\n", options.json_path)
+    figures = {**report.settings(options), **manifest}
+    report.publish(figures, f"{folder}\n", options.json_path)
 
 
 def _manifest(
@@ -93,6 +95,7 @@ def _manifest(
     store: "DiskStore",
     started: float,
 ) -> dict[str, object]:
+    """What `recording.json` holds: the key, what was recorded, and the checksums of its files."""
     return {
         "version": VERSION,
         "key": key_of(options, picture),
@@ -104,8 +107,8 @@ def _manifest(
     }
 
 
-def _emptied(folder: Path) -> None:
-    """Make the folder, and a recording that is there none."""
+def _prepare(folder: Path) -> None:
+    """Make the folder. If it holds a recording, delete its manifest: its files will be replaced."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -213,6 +216,7 @@ def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":
 def _compare(
     folder: Path, recorded: "Mapping[str, object]", wanted: "Mapping[str, object]"
 ) -> None:
+    """UserError naming the first field in which a recording's key and a run's differ."""
     for field, value in wanted.items():
         if recorded.get(field) != value:
             raise UserError(

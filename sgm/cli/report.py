@@ -5,9 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sgm.io import files
+from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions
 
 
 def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> None:
@@ -31,6 +34,26 @@ def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> 
     _emit(text)
 
 
+def settings(options: RunOptions) -> dict[str, object]:
+    """Everything that a run was asked for, by the names of `RunOptions` and of what it holds, in
+    values that JSON has. Steps are those that the run makes."""
+    every = asdict(options)
+    sampling = every.pop("sampling")
+    every.pop("json_path")
+    if sampling["steps"] is None:
+        sampling["steps"] = TURBO_STEPS if options.run_type.turbo else DEFAULT_STEPS
+    return {name: _plain(value) for name, value in {**every, **sampling}.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value with text in place of paths and of members of an enum."""
+    if isinstance(value, dict):
+        return {name: _plain(held) for name, held in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(held) for held in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equally many cells as lines of text: the first column to the left, the others to
     the right."""
@@ -44,7 +67,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def let_go_of_stdout() -> None:
-    """What stdout could not take would be tried again, and end in a traceback, at the very end."""
+    """Flush stdout for the last time. If it cannot take what is left (a closed pipe, a full disk),
+    drop that: Python would flush again as it exits, and end in a traceback."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -50,6 +50,12 @@ def table_of_preset(preset: Preset) -> Table:
     return FAST if preset is Preset.FAST else PUBLISHED
 
 
+def backend_name(asked: str, device: torch.device) -> str:
+    """Name of the backend that runs the sparse operators where `asked` is wanted: of `auto`, the
+    best one of the device."""
+    return select_ops(asked, device).name
+
+
 class NonFiniteError(UserError):
     """The autoencoder returned values that are no numbers, as half precision can: SDXL's own
     activations pass the largest float16."""

@@ -43,6 +43,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
+        """Its size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -132,6 +133,7 @@ def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
 
 
 def _check_room(target: Path, size: int) -> None:
+    """UserError unless the disk of a file has room for so many bytes."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     logger.info("%s will take %.2f GB; %.2f GB are free.", target, size / 1e9, free / 1e9)

@@ -42,6 +42,7 @@ def describe(path: Path, configs: Path) -> str:
 
 
 def _projections(contents: Contents) -> str:
+    """How the projections around the transformers are stored; see `sgm.io.convert.PROJECTION`."""
     shapes = ((n, p.shape) for n, p in contents.parts.get("", {}).items())
     axes = {len(shape) for name, shape in shapes if PROJECTION.search(name)}
     form = {frozenset(): "none", frozenset({2}): "linear", frozenset({4}): "1x1 convolutions"}
@@ -71,6 +72,7 @@ def _facts(contents: Contents, configs: Path) -> list[str]:
 
 
 def _counted(names: Iterable[str]) -> str:
+    """How many names there are, and the first of them."""
     names = list(names)
     return f"{len(names)} ({listed(names)})" if names else "none"
 
@@ -90,6 +92,7 @@ def _network(contents: Contents, configs: Path) -> tuple[str, Mapping[str, Tenso
 
 
 def _is_refiner(contents: Contents) -> bool:
+    """Whether the only text encoder is the large one, as in the refiner."""
     if contents.is_folder:
         return "text_encoder" not in contents.parts
     return any(name.startswith(f"{CONDITIONER}0.model.") for name in contents.names)

@@ -14,7 +14,7 @@ from sgm.errors import UserError, suggestion
 # Kinds of picture that can be written; `imageio` holds the options of each.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-# What deletes the files that are being made just now.
+# Functions that delete the files which are being written at this moment.
 _unfinished: list[Callable[[], object]] = []
 
 
@@ -103,7 +103,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def unfinished(remove: Callable[[], object]) -> Iterator[None]:
-    """Scope that makes files which are of no use before it ends.
+    """Scope in which files are written that are of no use until it ends.
 
     Args:
         remove: deletes what is there of them; called if the scope ends in an error, or if the
@@ -113,7 +113,7 @@ def unfinished(remove: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _removed(remove)
+        _call(remove)
         raise
     finally:
         _unfinished.remove(remove)
@@ -122,9 +122,10 @@ def unfinished(remove: Callable[[], object]) -> Iterator[None]:
 def remove_unfinished() -> None:
     """Delete what the scopes of `unfinished` have made so far, as the process ends in them."""
     for remove in reversed(_unfinished):
-        _removed(remove)
+        _call(remove)
 
 
-def _removed(remove: Callable[[], object]) -> None:
+def _call(remove: Callable[[], object]) -> None:
+    """Delete files as far as the system lets us."""
     with contextlib.suppress(OSError):  # a folder that is gone, or that is a file
         remove()

@@ -18,7 +18,7 @@ MIN_RUNS, MAX_RUNS = 3, 50
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a call over its runs: median, 10th and 90th percentile."""
+    """Milliseconds that a call takes: median, 10th and 90th percentile of its runs."""
 
     median: float
     p10: float
@@ -26,7 +26,8 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: list[float]) -> "Latency":
-        """Of single runs; percentiles between two runs are interpolated."""
+        """The latency of runs that took so many milliseconds; percentiles between two runs are
+        interpolated."""
         quantiles = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
         values = torch.tensor(milliseconds, dtype=torch.float64).quantile(quantiles)
         return cls(*values.tolist())

@@ -49,12 +49,12 @@ class Pass:
     masks: MaskPyramid | None = None
 
     def on_mask(self, masks: MaskPyramid) -> "Pass":
-        """The sparse pass on masks of one's own, recorded on the same inputs."""
+        """The sparse pass on other masks, recorded on the inputs of this pass."""
         return replace(self, recorded=self.inputs, masks=masks)
 
     def on_backend(self, name: str, device: torch.device) -> "Pass":
-        """The same pass with its sparse operators run by a backend, laid out as that likes it; a
-        dense one as it is. The network is changed in place."""
+        """The same pass with its sparse operators run by a backend, weights and maps in the memory
+        layout that it prefers; a dense pass as it is. The network is changed in place."""
         if not is_sparse(self.network):
             return self
         ops = handle_of(self.network).ops = select_ops(name, device)
@@ -62,12 +62,12 @@ class Pass:
 
     @property
     def backend(self) -> str | None:
-        """The name of who runs the sparse operators; None for a dense network."""
+        """Name of the backend that runs the sparse operators; None for a dense network."""
         return handle_of(self.network).ops.name if is_sparse(self.network) else None
 
     def laid_out(self, layout: torch.memory_format) -> "Pass":
-        """The same pass with weights (in place) and maps in a layout; what is in it already is
-        not copied."""
+        """The same pass with weights (in place) and maps in a memory layout; tensors that have it
+        already are not copied."""
         self.network.to(memory_format=layout)
         inputs, recorded = (
             given
@@ -159,7 +159,8 @@ def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
 
 
 def with_weights(shapes: Pass, weights: Mapping[str, Tensor], device: torch.device) -> Pass:
-    """As `with_random_numbers`, on weights that are there already and are not copied."""
+    """A pass of the meta device on a real one: its network gets these weights (in place, not
+    copied), its inputs are random."""
     shapes.network.load_state_dict(weights, assign=True)
     return _with_random_inputs(shapes, device)
 

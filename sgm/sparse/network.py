@@ -1,7 +1,9 @@
 """Layers with a sparse pass, and their named places in the state of their network."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
@@ -118,7 +120,21 @@ class SparseRoot:
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """The pass of the network behind this one."""
-        return self.site.state.run(super().forward, args, named)
+        return self.site.state.run(self.run_pass, args, named)
+
+    def run_pass(self, *args: Any, **named: Any) -> Any:
+        """A pass in the mode of the state; it returns a tensor where it may run as a graph."""
+        return super().forward(*args, **named)
+
+    def zeros(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        """What stands for the result of a pass with these arguments that is not run; of the
+        first one's shape by default."""
+        return torch.zeros_like(args[0])
+
+    def text_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
+        """The text [B, T, C] among the arguments of a pass, as its cross-attentions get it; None
+        if they get none, or get it changed."""
+        return None
 
 
 def is_sparse(network: nn.Module) -> bool:

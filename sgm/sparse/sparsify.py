@@ -6,7 +6,7 @@ library's own.
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,11 @@ from sgm.sparse.network import Site, SparseModule, SparseRoot, state_of
 from sgm.sparse.ops import SparseOps
 from sgm.sparse.recording import Recording
 from sgm.sparse.state import Mode, SparseState
+from sgm.sparse.swap import NotSparseError, adapter_in_the_way, child_of, parts_of, turn
 
 # Where the tables of the networks are that a package's classes make; imported only when
 # such a network comes.
 TABLES = {"diffusers": "sgm.sparse.rules.diffusers", "sgm": "sgm.sparse.rules.sgm"}
-
-
-class NotSparseError(ValueError):
-    """A network, or a layer of it, that no rule makes sparse; one sentence that names it."""
 
 
 def always(name: str, owner: nn.Module) -> bool:
@@ -44,12 +41,28 @@ class Rule:
         child: dotted name of the child; empty for the owner itself.
         become: what it becomes: a class that derives from that of the child.
         when: whether the rule holds for an owner, by its dotted name in the network and itself.
+        required: whether a child of another class (a quantised one, say) is refused; or else it
+            stays what it is. For children that work pixel by pixel, whose sparse class is only
+            faster.
     """
 
     owner: type[nn.Module]
     child: str
     become: type[nn.Module]
     when: Callable[[str, nn.Module], bool] = always
+    required: bool = True
+
+    def apply(self, name: str, owner: nn.Module) -> None:
+        """Turn the child of an owner, by its name in the network, where the rule holds for it.
+
+        Raises:
+            NotSparseError: the child cannot be turned.
+        """
+        if not (isinstance(owner, self.owner) and self.when(name, owner)):
+            return
+        child = child_of(owner, self.child)
+        for part in [] if child is None else parts_of(child) if self.child else [child]:
+            turn(f"{name}.{self.child}".strip("."), part, self.become, self.required)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,31 @@ def table_of(network: nn.Module) -> Table:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass of a network in somebody else's sampling loop.
+
+    Attributes:
+        number: from 0, in its scope.
+        run: it, in whatever scope is open; returns its result.
+        network, args, named: whose it is, and what it was called with.
+    """
+
+    number: int
+    run: Callable[[], Any]
+    network: SparseRoot
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def zeros(self) -> Tensor:
+        """What stands for its result if it is not run."""
+        return self.network.zeros(self.args, self.named)
+
+    def text(self) -> Tensor | None:
+        """The text that its cross-attentions get; None where they get something else."""
+        return self.network.text_of(self.args, self.named)
+
+
 class Sparse(SparseState):
     """The handle of a network with sparse passes.
 
@@ -121,7 +159,8 @@ class Sparse(SparseState):
     def __init__(self, network: nn.Module, table: Table, ops: SparseOps | None = None) -> None:
         super().__init__(ops)
         self.network, self.table = network, table
-        self._each: Callable[[Callable[[], Any]], Any] | None = None
+        self._each: Callable[[Pass], Any] | None = None
+        self._passes = 0
         self.bind()
 
     def bind(self) -> None:
@@ -133,12 +172,15 @@ class Sparse(SparseState):
         root = self.table.root_of(self.network)
         if root is None:
             raise NotSparseError(f"The table has no rule for a {type(self.network).__name__}.")
-        _turn("the network", self.network, root)
         modules = list(self.network.named_modules())
+        for name, layer in modules:
+            obstacle = self.table.obstacle(name, layer)
+            if obstacle is not None:
+                raise NotSparseError(f"{name or 'The network'} {obstacle}.")
+        turn("The network", self.network, root)
         for name, owner in modules:
             for rule in self.table.rules:
-                if isinstance(owner, rule.owner) and rule.when(name, owner):
-                    _apply(rule, name, owner)
+                rule.apply(name, owner)
         layers = {name: layer for name, layer in modules if isinstance(layer, SparseModule)}
         for name, layer in modules:
             self._check(name, layer)
@@ -149,11 +191,16 @@ class Sparse(SparseState):
         self.layers = layers
 
     def _check(self, name: str, layer: nn.Module) -> None:
-        """NotSparseError for a layer that stands in the way."""
-        obstacle = self.table.obstacle(name, layer)
-        if obstacle is not None:
-            raise NotSparseError(f"{name or 'The network'} {obstacle}.")
+        """NotSparseError for a layer, once the rules were applied, with which no sparse pass would
+        be right."""
+        adapter = adapter_in_the_way(layer)
+        if adapter is not None:
+            raise NotSparseError(f"{name} {adapter}.")
         wide = isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
+        if isinstance(layer, nn.Conv2d) and isinstance(layer, SparseModule):
+            kind = (tuple(layer.kernel_size), layer.groups, tuple(layer.dilation))
+            if kind != ((3, 3), 1, (1, 1)) or layer.padding_mode != "zeros":
+                raise NotSparseError(f"{name} is no plain 3x3 convolution: {layer}.")
         looks_further = wide or isinstance(layer, nn.GroupNorm)
         if self.table.pixelwise and looks_further and not isinstance(layer, SparseModule):
             raise NotSparseError(
@@ -194,59 +241,81 @@ class Sparse(SparseState):
         """A pass of the network, as the scope of many passes asks for it; see `SparseState.run`."""
         if self._each is None or self.mode is not Mode.DENSE:
             return super().run(forward, args, named)
+        assert isinstance(self.network, SparseRoot)  # it is the caller
         ordinary = super().run
-        return self._each(lambda: ordinary(forward, args, named))
+        one = Pass(self._passes, lambda: ordinary(forward, args, named), self.network, args, named)
+        self._passes += 1
+        return self._each(one)
 
     @contextmanager
-    def recording_steps(self, masks: MaskPyramid | None = None) -> Iterator[list[Recording]]:
+    def each_pass(self, do: Callable[[Pass], Any]) -> Iterator[None]:
+        """Scope, in somebody else's sampling loop, in which `do` stands for every pass of the
+        network: it runs the pass in a scope of its choice, or does not, and returns the result."""
+        self._each, self._passes = do, 0
+        try:
+            yield
+        finally:
+            self._each = None
+
+    @contextmanager
+    def recording_steps(
+        self, masks: MaskPyramid | None = None, only: Container[int] | None = None
+    ) -> Iterator[list[Recording]]:
         """Scope in which every pass of the network is recorded by itself, in somebody else's
         sampling loop.
 
         Args:
             masks: as in `recording`.
+            only: numbers of the passes to record, from 0. The others are not run and result in
+                zeros, so this is for loops that do not use the results. None for all.
 
         Yields:
-            A list that gets one recording a pass.
+            A list that gets one recording a recorded pass.
         """
         kept: list[Recording] = []
 
-        def record(run: Callable[[], Any]) -> Any:
+        def record(one: Pass) -> Any:
+            if only is not None and one.number not in only:
+                return one.zeros()
             with self.recording(masks):
-                out = run()
+                out = one.run()
             kept.append(self.kept())
             return out
 
-        with self._each_pass(record):
+        with self.each_pass(record):
             yield kept
 
     @contextmanager
     def replaying(
-        self, kept: Sequence[Recording] | Callable[[int], Recording], masks: MaskPyramid
+        self,
+        kept: Sequence[Recording] | Callable[[int], Recording],
+        masks: MaskPyramid | Callable[[int], MaskPyramid],
     ) -> Iterator[None]:
-        """Scope in which every pass is a sparse one from the recording of the same number.
+        """Scope in which every pass is a sparse one from the recording of the same number. A text
+        is projected once, when the first pass comes with it.
 
         Args:
             kept: the recordings of `recording_steps`, or the one for a pass, counted from 0.
+            masks: of all passes, or those for a pass.
         """
-        number = 0
+        last: Tensor | None = None
 
-        def replay(run: Callable[[], Any]) -> Any:
-            nonlocal number
-            self.use(kept(number) if callable(kept) else kept[number])
-            number += 1
-            with self.sparse(masks):
-                return run()
+        def replay(one: Pass) -> Any:
+            nonlocal last
+            self.use(kept(one.number) if callable(kept) else kept[one.number])
+            text = one.text()
+            if text is not last:  # no weights change in here, so the same tensor stays projected
+                last, self.text = text, {}
+                if text is not None:
+                    self.set_text(text)
+            with self.sparse(masks(one.number) if callable(masks) else masks):
+                return one.run()
 
-        with self._each_pass(replay):
-            yield
-
-    @contextmanager
-    def _each_pass(self, do: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
-        self._each = do
-        try:
-            yield
-        finally:
-            self._each = None
+        with self.each_pass(replay):
+            try:
+                yield
+            finally:
+                self.text = {}
 
 
 def handle_of(network: nn.Module) -> Sparse:
@@ -258,52 +327,3 @@ def handle_of(network: nn.Module) -> Sparse:
     state = state_of(network)
     assert isinstance(state, Sparse)  # nothing else binds a whole network
     return state
-
-
-def _child(owner: nn.Module, path: str) -> nn.Module | None:
-    """A child by its dotted name; None where there is none."""
-    found: Any = owner
-    for name in path.split(".") if path else ():
-        found = getattr(found, name, None)
-    return found
-
-
-def parts_of(layer: nn.Module) -> list[nn.Module]:
-    """The layers that read what a layer reads: itself; of one that peft wrapped, the base and the
-    first factor of every adapter. The second factors work pixel by pixel; peft makes them of the
-    class of the base, and they go back to the library's."""
-    if not hasattr(layer, "base_layer"):
-        return [layer]
-    for second in layer.lora_B.values():
-        if isinstance(second, SparseModule):
-            second.__class__ = _library_class(type(second))
-    return [layer.base_layer, *layer.lora_A.values()]
-
-
-def _library_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class behind a sparse one."""
-    ours = (SparseModule, SparseRoot)
-    return next(c for c in cls.__mro__ if issubclass(c, nn.Module) and not issubclass(c, ours))
-
-
-def _apply(rule: Rule, name: str, owner: nn.Module) -> None:
-    """Make the child of an owner (by its name in the network) what a rule says."""
-    child = _child(owner, rule.child)
-    if child is not None:
-        for part in parts_of(child) if rule.child else [child]:
-            _turn(f"{name}.{rule.child}".strip("."), part, rule.become)
-
-
-def _turn(name: str, layer: nn.Module, become: type[nn.Module]) -> None:
-    """Set the class of a layer; NotSparseError where that would not do."""
-    if type(layer) is become:
-        return
-    base = _library_class(become)
-    if "forward" in vars(layer):
-        raise NotSparseError(
-            f"{name} has a forward of its own, as offloading and casting hooks set it; call "
-            "sparsify before they are installed."
-        )
-    if type(layer) is not base and not isinstance(layer, SparseModule):
-        raise NotSparseError(f"{name} is a {type(layer).__name__}, expected a {base.__name__}.")
-    layer.__class__ = become

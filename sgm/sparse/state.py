@@ -242,11 +242,13 @@ class SparseState:
             assert self._masks is not None  # a scope set them
             try:
                 active = geometry.active_set(self._masks, size)
-            except KeyError:
+            except KeyError as error:
                 known = ", ".join(f"{h}x{w}" for h, w in self._masks)
+                height, width = error.args[0]
                 raise SparseStateError(
-                    f"The masks have no level for an input of {size[0]}x{size[1]}; they were made "
-                    f"for {known}."
+                    f"The masks have no level of {height}x{width}, which the network comes to; "
+                    f"they have {known}. A picture whose sides the network can halve evenly has "
+                    "all that it needs."
                 ) from None
             if self.static is None:
                 self._active[key] = active.resolve().to(device)

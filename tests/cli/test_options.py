@@ -1,14 +1,19 @@
 """Options: published defaults, every flag, and each refusal in one sentence."""
 
+import json
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from sgm.cli import checks
+from sgm.cli import checks, report
 from sgm.cli import main as cli
+from sgm.cli.generate import backend_of
+from sgm.cli.options import EPILOG
 from sgm.errors import UserError
 from sgm.specs import MODELS, Backend, Mode, Precision, Preset, RunType, Task, model_spec
 from tests.conftest import ROOT
@@ -231,6 +236,40 @@ def test_help_lists_every_flag_and_imports_nothing_heavy() -> None:
     code += "import sys\nheavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
     code += "sys.exit(str(heavy or ''))"
     assert run(code=code).stderr == "\n"
+
+
+def test_settings_hold_every_input_as_json_gives_it_back(folder: Path) -> None:
+    words = [*INPAINT, "--run_type", "sige", "--preset", "fast", "--device", "cpu", "--seed", "5"]
+    words += ["--negative_prompt", "fog", "--scale", "3", "--strength", "0.5", "--refresh", "3"]
+    options = cli.parse(words)
+    settings = report.settings(options)
+    held = {field.name for one in (options, options.sampling) for field in fields(one)}
+    assert set(settings) == held - {"json_path", "sampling"}
+    assert json.loads(json.dumps(settings)) == settings
+    asked = {"prompt": options.sampling.prompt, "negative_prompt": "fog", "steps": 50, "seed": 5}
+    asked |= {"scale": 3.0, "strength": 0.5, "refresh": 3, "task": "inpainting", "preset": "fast"}
+    asked |= {"init_img": str(options.init_img), "mask_path": str(options.mask_path)}
+    assert {name: settings[name] for name in asked} == asked
+    turbo = cli.parse([*INPAINT, "--run_type", "turbo"])
+    assert report.settings(turbo)["steps"] == 4
+
+
+def test_the_backend_of_a_run(folder: Path) -> None:
+    words = [*INPAINT, "--device", "cpu"]
+    assert backend_of(cli.parse([*words, "--run_type", "sige"])) == "torch"  # what `auto` is there
+    assert backend_of(cli.parse(words)) is None  # a dense run has none
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_help_run_in_a_fresh_clone(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = EPILOG.replace("\\\n", " ").splitlines()
+    examples = [line for line in lines if line.strip().startswith("python run.py")]
+    assert len(examples) == 2
+    # Every file is looked for, weights included, and those of SDXL are not in the repository.
+    assert cli.parse(shlex.split(examples[number])[2:]).model == "tiny"
 
 
 def test_a_bad_option_exits_2_with_one_line() -> None:

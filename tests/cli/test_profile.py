@@ -57,12 +57,12 @@ def count(capsys, network, *words):
 def test_counts_of_both_presets(files, capsys, task, network):
     """No file of weights is there, and none is needed."""
     original = count(capsys, network, *task)
-    assert list(original) == KEYS
+    assert set(KEYS) <= set(original)
     assert original["mode"] == f"profile_{network}" and original["dense"] is None
     published = count(capsys, network, *task, "--run_type", "sige")
     fast = count(capsys, network, *task, "--run_type", "sige", "--preset", "fast")
     for figures in (published, fast):
-        assert list(figures) == KEYS
+        assert set(KEYS) <= set(figures)
         dense = figures["dense"]
         assert dense["gmacs"] == original["gmacs"] and dense["latency_ms"] is None
         assert dense["gmacs_with_attention"] == original["gmacs_with_attention"]

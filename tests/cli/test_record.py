@@ -167,7 +167,7 @@ def test_recordings_can_be_kept_in_fewer_bytes(folder: Path) -> None:
         (("--recording_precision", "int4"), "full, bf16, int8"),
         (("--recording", "x", "--recording_precision", "int8"), "exclude each other"),
         (("--recording_memory", "host"), "add --recording"),
-        (("--recording", "x", "--refined"), "--recording knows one model"),
+        (("--recording", "x", "--refined"), "--recording works with the base model alone"),
         (("--record", "x", "--mode", "profile_unet"), "leave --mode out"),
     ],
 )

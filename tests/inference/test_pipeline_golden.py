@@ -17,6 +17,7 @@ from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, Solver, SolverState
 from sgm.modules.diffusionmodules.schedules import TurboSubstep
 from sgm.sparse.masks import difference_mask, dilate
+from sgm.sparse.rules.published import PUBLISHED
 from sgm.specs import Precision, SamplingParams, Turbo
 from tests.conftest import Golden, max_error, rule_weights
 
@@ -112,7 +113,8 @@ def load(golden: Callable[[str], Golden]) -> Load:
         for number, tower in enumerate(towers):
             names = shapes[f"conditioner.embedders.{number}"]
             fill(engine.conditioner.embedders[number], names, seeds[tower])
-        return Networks(engine.eval().to(memory_format=torch.channels_last))
+        table = PUBLISHED if run_type == "sige" else None
+        return Networks(engine.eval().to(memory_format=torch.channels_last), table)
 
     def make(model: str, run_type: str) -> Pipeline:
         key = ("refiner" if model == "refiner" else "base", run_type)

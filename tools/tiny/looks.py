@@ -46,7 +46,7 @@ def looks(
     border: Tensor,
     name: str,
 ) -> Looks:
-    """Look at an edited picture.
+    """Measure what people see first of an edited picture.
 
     Args:
         picture, source: the result, and what the edit started from; RGB, of one size.

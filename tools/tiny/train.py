@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     everything = stages.add_parser("all", help="autoencoder, latents, UNet, refiner, files")
     everything.add_argument(
-        "--minutes", type=float, required=True, help="of training in all, over all sittings"
+        "--minutes", type=float, required=True, help="minutes of training in all, over all sittings"
     )
     everything.add_argument(
         "--sitting", type=float, help="minutes after which to stop, with the states saved"
@@ -33,8 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
     part.add_argument("--part", choices=tuple(NETWORKS), default="base")
 
     for stage in (everything, part):
-        stage.add_argument("--work", type=Path, default=Path("tools/tiny/work"), help="of states")
-        stage.add_argument("--folder", type=Path, default=Path("pretrained"), help="of the files")
+        stage.add_argument(
+            "--work",
+            type=Path,
+            default=Path("tools/tiny/work"),
+            help="folder of the training states",
+        )
+        stage.add_argument(
+            "--folder", type=Path, default=Path("pretrained"), help="folder of the files to write"
+        )
         stage.add_argument("--note", default="", help="added to the metadata (device, time)")
 
     judging = stages.add_parser("judge", help="train the judge of what stands in a picture")

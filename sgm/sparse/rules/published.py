@@ -4,6 +4,9 @@ As published, the first convolution, the residual blocks of the UNet's middle, a
 stay dense, and whole maps are handed on between blocks.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from sgm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTransformer
@@ -18,6 +21,9 @@ from sgm.sparse.sparsify import Rule, Table
 
 class SparseUNetModel(SparseRoot, UNetModel):
     """The UNet with sparse passes."""
+
+    def text_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        return args[2] if len(args) > 2 else named["context"]
 
 
 class SparseSIGEUNetModel(SparseRoot, sige_openaimodel.SIGEUNetModel):

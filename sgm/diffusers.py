@@ -1,0 +1,350 @@
+"""Edits with a pipeline of diffusers that is already there.
+
+    session = EditSession(pipe, image, prompt="a grassland", num_inference_steps=30)
+    out = session.inpaint("a horse on a grassland", mask_image)
+    session.accept(out)
+    out = session.img2img("a horse by a lake", drawn_on, strength=0.6)
+
+The pipeline's own call does the sampling: its scheduler, LoRAs, ControlNet and offloading work as
+before. Only the passes of its UNet and of its autoencoder are others. A first call records the
+picture under one noise at a few steps; each edit is a call whose passes are sparse.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sgm.editor import Mask, Picture, to_mask, to_tensor
+from sgm.inference.choose_store import make_store
+from sgm.inference.edit import Edit
+from sgm.inference.held_pipeline import HeldPipeline, checked
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.interpolate import Interpolated
+from sgm.inference.prefetch import Prefetch
+from sgm.inference.presets import FAST, Recipe, StepMasks
+from sgm.inference.sdedit import SDEdit
+from sgm.inference.stores import Store
+from sgm.io import imageio
+from sgm.sparse.masks import MaskPyramid, difference_mask, inpainting_pyramid
+from sgm.sparse.sparsify import Pass
+from sgm.sparse.state import SparseStateError
+from sgm.words import RecordingMemory
+
+ENCODER, DECODER = "encoder", "decoder"
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """What an edit computes.
+
+    Attributes:
+        inside: bool [h, w], the latents that are sampled; those around are known.
+        encoder, unet, decoder: masks of the networks.
+    """
+
+    inside: Tensor
+    encoder: MaskPyramid
+    unet: StepMasks
+    decoder: MaskPyramid
+
+
+class EditSession:
+    """A picture with its recordings, and a pipeline of diffusers that edits it.
+
+    Recordings are made once, under the base prompt and one noise, at a few of the steps, and
+    interpolated between them; they serve every mask, prompt and strength. Everything outside of an
+    edit stays as it is, byte for byte. After the weights of the networks have changed (another
+    LoRA, another weight of it), call `record` again.
+
+    Args:
+        pipe: of Stable Diffusion XL: for inpainting, image to image or text to image, also those
+            with a ControlNet; with 4 or 9 channels. Its networks are made sparse in place.
+        image: the picture, of any size.
+        prompt: what it shows; None if `call` has embeddings.
+        negative_prompt: of recordings and edits.
+        num_inference_steps, guidance_scale: of every edit, as in the pipeline's call.
+        generator: for the session's noise; its state is read, and left as it is. By default a new
+            one, seeded by torch's.
+        recipe: masks and recorded steps: preset `fast`; `FAST.refreshed(k)` records every k-th.
+        recording_memory, recording_folder: where recordings are kept: see
+            `sgm.inference.choose_store.make_store`.
+        call: further arguments of every call of the pipeline: `control_image`, `prompt_2`,
+            `ip_adapter_image`, `original_size`, ...
+
+    Raises:
+        NotSparseError: a network that no rule makes sparse, or a VAE in tiles.
+        TypeError: a pipeline that cannot be used, or an argument in `call` that is the session's.
+        UserError: there is no room for the recordings.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        image: Picture,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 7.5,
+        generator: torch.Generator | None = None,
+        recipe: Recipe = FAST,
+        recording_memory: RecordingMemory = RecordingMemory.AUTO,
+        recording_folder: Path | None = None,
+        call: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.picture, self._size = _padded(to_tensor(image))
+        self.prompt, self.negative_prompt = prompt, negative_prompt
+        self.recipe, self._place = recipe, (recording_memory, recording_folder)
+        self.call = checked(call)
+        if generator is None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self.held = HeldPipeline(pipe, num_inference_steps, guidance_scale, generator)
+        self.unet, self.encoder = self.held.unet, self.held.encoder
+        self.decoder = self.held.decoder
+        self._store: Store | None = None
+        self.record()
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture that edits start from."""
+        return self._finished((self.picture + 1) / 2)
+
+    @property
+    def store(self) -> Store:
+        """Where the recordings are."""
+        assert self._store is not None  # from the first recorded step on
+        return self._store
+
+    @torch.no_grad()
+    def record(self) -> None:
+        """Make all recordings, with the networks as they are now."""
+        self._store = None
+        with self.encoder.recording() as encoder:
+            self.held.z = self.held.encode(self.picture)
+        self.held.noise = self.held.draw_noise()
+
+        def record(one: Pass) -> Any:
+            if one.number not in self.made:
+                return one.zeros()
+            with self.unet.recording() as recording:
+                out = one.run()
+            if self._store is None:
+                size = recording.size_in_bytes() * len(self.made)
+                self._store = make_store(size, self.held.device, *self._place)
+            self.store.put(_name(one.number), recording)
+            return out
+
+        with self.decoder.recording() as decoder:
+            self._unedited_call(record, lambda one: one.run())
+        self.store.put(ENCODER, encoder)
+        self.store.put(DECODER, decoder)
+        self._layers = set(self.unet.layers)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        prompt: str | None,
+        mask_image: Mask,
+        strength: float = 1.0,
+        call: Mapping[str, Any] | None = None,
+    ) -> Image.Image:
+        """Repaint the masked part of the picture.
+
+        Args:
+            prompt: what the picture is to show; None if `call` has embeddings.
+            mask_image: white where to repaint; of the picture's size, or resized to it. An empty
+                one returns the picture.
+            strength: share of the schedule that is run; below 1 what is there shines through.
+            call: further arguments of this call of the pipeline.
+
+        Returns:
+            The edited picture. Outside of the mask no byte differs.
+
+        Raises:
+            SparseStateError: adapters of the UNet came or went since the recording.
+        """
+        mask = imageio.pad_to_multiple(to_mask(mask_image, self._size)).bool()
+        if not mask.any():
+            return self.image
+        masks = Masks(
+            inpainting_pyramid(mask)[self.held.latent_size],
+            self.recipe.inpainting(mask),
+            StepMasks(self.recipe.inpainting(mask)),
+            self.recipe.inpainting_decoder(mask),
+        )
+        edit = Inpainting(self.picture, mask)
+        start = None if strength == 1 else self.held.z
+        return self._edit(edit, masks, mask, start, self.picture, strength, prompt, call)
+
+    @torch.no_grad()
+    def img2img(
+        self,
+        prompt: str | None,
+        image: Picture,
+        strength: float = 0.6,
+        call: Mapping[str, Any] | None = None,
+    ) -> Image.Image:
+        """Turn what was drawn on the picture into something in the manner of the model.
+
+        Args:
+            prompt: as in `inpaint`.
+            image: the picture with the drawing, of its size. An equal one is returned.
+            strength: share of the schedule that is run, above 0 to 1.
+            call: further arguments of this call of the pipeline.
+
+        Returns:
+            The edited picture. Away from the drawing no byte differs.
+
+        Raises:
+            SparseStateError: adapters of the UNet came or went since the recording.
+            ValueError: the picture has another size, or the strength makes no step.
+        """
+        drawn, size = _padded(to_tensor(image))
+        if size != self._size:
+            raise ValueError(
+                f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
+                f"{self._size[0]} as the picture; draw on the picture, or resize."
+            )
+        difference = difference_mask(self.picture, drawn)
+        if not difference.any():
+            return self.image
+        masks = self.recipe.sdedit_masks(difference)
+        steps = self.recipe.sdedit_steps(difference, masks)
+        chosen = Masks(
+            steps.first[self.held.latent_size],
+            masks,
+            steps,
+            self.recipe.sdedit_decoder_masks(difference),
+        )
+        self.encoder.use(self.store.get(ENCODER))
+        with self.encoder.sparse(masks):
+            start = self.held.encode(drawn)
+        edit, region = SDEdit(self.picture, drawn, strength), self.recipe.sdedit_region(difference)
+        return self._edit(edit, chosen, region, start, drawn, strength, prompt, call)
+
+    @torch.no_grad()
+    def accept(self, image: Image.Image) -> None:
+        """Make an edited picture the one that further edits start from. The recordings are brought
+        up to date by sparse passes, where it differs.
+
+        Raises:
+            ValueError: it has another size.
+        """
+        present = self.image
+        if image.size != present.size:
+            raise ValueError(f"The picture has {image.size}, expected {present.size}.")
+        before, after = imageio.to_bytes(present), imageio.to_bytes(image.convert("RGB"))
+        changed = imageio.pad_to_multiple((before != after).any(dim=0))
+        if not changed.any():
+            return
+        picture = torch.where(changed, _padded(to_tensor(image))[0], self.picture)
+        masks = self.recipe.inpainting(changed)
+        encoder, decoder = self.store.get(ENCODER), self.store.get(DECODER)
+        self.encoder.use(encoder)
+        with self.encoder.sparse(masks, update=True):
+            z = self.held.encode(picture)
+        self.picture = picture
+        self.held.z = torch.where(masks[self.held.latent_size].to(z.device), z, self.held.z)
+
+        def update(one: Pass) -> Any:
+            if one.number not in self.made:
+                return one.zeros()
+            self.unet.use(self.store.get(_name(one.number)))
+            with self.unet.sparse(masks, update=True):
+                out = one.run()
+            self.store.put(_name(one.number), self.unet.record)
+            return out
+
+        self.decoder.use(decoder)
+        with self.decoder.sparse(masks, update=True):
+            self._unedited_call(update, lambda one: one.run())
+        self.store.put(ENCODER, self.encoder.record)
+        self.store.put(DECODER, self.decoder.record)
+
+    def _edit(
+        self,
+        edit: Edit,
+        masks: Masks,
+        region: Tensor,
+        start: Tensor | None,
+        image: Tensor,
+        strength: float,
+        prompt: str | None,
+        call: Mapping[str, Any] | None,
+    ) -> Image.Image:
+        """The picture of a sparse call."""
+        self._check_layers()
+        levels = self.held.levels(strength)
+        offset, count = len(self.held.levels(1.0)) - len(levels), len(levels)
+        change = masks.unet.change(count)
+        self.encoder.use(self.store.get(ENCODER))
+        self.decoder.use(self.store.get(DECODER))
+
+        def encode(one: Pass) -> Any:
+            with self.encoder.sparse(masks.encoder):
+                return one.run()
+
+        with ExitStack() as stack:
+            names = [_name(step) for step in self.made]
+            kept = stack.enter_context(Prefetch(self.store, names, self.held.device))
+            source = Interpolated(
+                lambda step: kept.get(_name(step)),
+                self.made,
+                self.recipe.recorded.order,
+                self.unet.cut,
+                offset + change if change else 0,
+            )
+            stack.enter_context(
+                self.unet.replaying(
+                    lambda i: source.at(offset + i, masks.unet.at(i, count)),
+                    lambda i: masks.unet.at(i, count),
+                )
+            )
+            stack.enter_context(self.decoder.sparse(masks.decoder))
+            given = {**self._prompts(prompt), **checked(call)}
+            found = self.held.run(image, region, start, masks.inside, strength, encode, given)
+        return self._finished(edit.finish(found, self.recipe))
+
+    def _unedited_call(self, unet: Callable[[Pass], Any], encoder: Callable[[Pass], Any]) -> None:
+        """A call under the base prompt in which every step starts from the unedited picture."""
+        levels = self.held.levels(1.0)
+        self.made = self.recipe.recorded.steps(len(levels))
+        nothing = torch.zeros(self.picture.shape[1:], dtype=torch.bool)
+        inside = torch.zeros(self.held.latent_size, dtype=torch.bool)
+        with self.unet.each_pass(unet):
+            self.held.run(
+                self.picture, nothing, None, inside, 1.0, encoder, self._prompts(self.prompt)
+            )
+
+    def _prompts(self, prompt: str | None) -> dict[str, Any]:
+        """Arguments of every call, with a prompt."""
+        return {"prompt": prompt, "negative_prompt": self.negative_prompt, **self.call}
+
+    # --- latents and pictures ----------------------------------------------------------------
+
+    def _finished(self, picture: Tensor) -> Image.Image:
+        """A picture [3, H, W] in [0, 1] as the person gets it."""
+        return imageio.to_picture(imageio.crop_back(picture, self._size))
+
+    def _check_layers(self) -> None:
+        """SparseStateError if adapters came or went since the recording."""
+        self.unet.bind()
+        if set(self.unet.layers) != self._layers:
+            raise SparseStateError(
+                "Adapters of the UNet came or went since the picture was recorded; call record."
+            )
+
+
+def _padded(picture: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """A picture as the networks get it, and its (height, width) before."""
+    return imageio.pad_to_multiple(picture), (picture.shape[1], picture.shape[2])
+
+
+def _name(step: int) -> str:
+    """Store key of the recording of a step."""
+    return f"unet-{step:04d}"
