@@ -25,7 +25,7 @@ from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
 from sgm.inference.held_pipeline import HeldPipeline, checked
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.interpolate import Interpolated
+from sgm.inference.interpolate import Curve, Interpolated
 from sgm.inference.prefetch import Prefetch
 from sgm.inference.presets import FAST, Recipe, StepMasks
 from sgm.inference.sdedit import SDEdit
@@ -71,7 +71,7 @@ class EditSession:
         num_inference_steps, guidance_scale: of every edit, as in the pipeline's call.
         generator: for the session's noise; its state is read, and left as it is. By default a new
             one, seeded by torch's.
-        recipe: masks and recorded steps: preset `fast`; `FAST.refreshed(k)` records every k-th.
+        recipe: masks and recorded steps: preset `fast`; see `Recipe.with_recordings` for others.
         recording_memory, recording_folder: where recordings are kept: see
             `sgm.inference.choose_store.make_store`.
         call: further arguments of every call of the pipeline: `control_image`, `prompt_2`,
@@ -292,13 +292,9 @@ class EditSession:
         with ExitStack() as stack:
             names = [_name(step) for step in self.made]
             kept = stack.enter_context(Prefetch(self.store, names, self.held.device))
-            source = Interpolated(
-                lambda step: kept.get(_name(step)),
-                self.made,
-                self.recipe.recorded.order,
-                self.unet.cut,
-                offset + change if change else 0,
-            )
+            order, until = self.recipe.recorded.order, offset + change if change else 0
+            get, cut = (lambda step: kept.get(_name(step))), self.unet.cut
+            source = Interpolated(Curve(get, self.made, order, cut, until))
             stack.enter_context(
                 self.unet.replaying(
                     lambda i: source.at(offset + i, masks.unet.at(i, count)),

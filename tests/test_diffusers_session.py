@@ -15,6 +15,7 @@ from torch import Tensor
 from sgm.inference.presets import FAST
 from sgm.sparse import NotSparseError, SparseStateError
 from sgm.sparse.masks import MaskPyramid, difference_mask, downsample_mask
+from sgm.specs import RecordingSettings
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.oracle import Oracle
@@ -29,7 +30,7 @@ SCHEDULERS = [
     "UniPCMultistepScheduler",
     "LCMScheduler",
 ]
-EVERY = FAST.refreshed(1)  # all steps are recorded
+EVERY = FAST.with_recordings(RecordingSettings(every=1))  # all steps are recorded
 
 
 @pytest.fixture(scope="module", autouse=True)
