@@ -70,16 +70,30 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
             no prompt.
         SystemExit: code 0 after `--help`.
     """
-    parser = build_parser()
-    values, rest = parser.parse_known_args(argv)
+    values = parsed(build_parser(), argv)
+    # Not `required` in argparse: a mistyped --promt should be named rather than missed.
+    if values.prompt is None:
+        raise UserError("--prompt is missing; say what the edit should show, in quotes.")
+    return values
+
+
+def parsed(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    values: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """The values of a command line; UserError on an unknown option (with the nearest known one) or
+    a value outside its range.
+
+    Args:
+        values: what holds where the command line says nothing; None for the parser's defaults.
+    """
+    values, rest = parser.parse_known_args(argv, values)
     if rest:
         came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
         kind = "option" if came.startswith("-") else "word"
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"Unknown {kind} {came!r}{suggestion(came, known)}; see --help.")
-    # Not `required` in argparse: a mistyped --promt should be named rather than missed.
-    if values.prompt is None:
-        raise UserError("--prompt is missing; say what the edit should show, in quotes.")
     return values
 
 

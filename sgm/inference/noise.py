@@ -49,3 +49,14 @@ def fixed_noise(noise: Noise) -> Noise:
     """A source that gives every step the noise of the start: for a dense inpainting run that is to
     be compared with one of preset `fast`."""
     return lambda name, shape: noise("start" if name.startswith("step/") else name, shape)
+
+
+def noise_inside(inside: Tensor, noise: Noise, around: Noise) -> Noise:
+    """A source whose draws are those of one source where an edit is, and of another around it.
+
+    Args:
+        inside: bool [h, w], on any device, the size of the draws.
+        noise, around: the two sources.
+    """
+    inside = inside.cpu()
+    return lambda name, shape: torch.where(inside, noise(name, shape), around(name, shape))
