@@ -99,7 +99,7 @@ class Worker:
                     touched = inputs.mask
                 else:
                     wanted = request(options, inputs)
-                    edited = self._edit(replace(job, options=options), inputs, wanted, pipeline)
+                    edited = self._edit(replace(job, options=options), wanted, pipeline)
                     touched = touched_by(options, inputs, wanted)
                 content, figures = _written(options, inputs, touched, edited)
         except Exception as error:
@@ -113,7 +113,7 @@ class Worker:
         seconds["total"] = round(time.perf_counter() - started, 6)
         return Outcome(job, content, {"seconds": seconds, **figures})
 
-    def _edit(self, job: Job, inputs: Inputs, wanted: "Edit", pipeline: Pipeline) -> EditResult:
+    def _edit(self, job: Job, wanted: "Edit", pipeline: Pipeline) -> EditResult:
         """The edit of a job, from the picture's recording where there is one."""
         options, sampling = job.options, job.options.sampling
         if pipeline.sparse and not options.run_type.sparse:
