@@ -179,6 +179,7 @@ def test_a_row_that_fails_is_a_line_and_is_tried_again(
     assert lines[2]["error"] == "KeyError: 'unforeseen'" and "Traceback" in caplog.text
     assert "strength" in lines[3]["error"].lower()
     monkeypatch.setattr(worker.EditSession, "inpaint", real)
+    (tmp_path / "000002.png").write_bytes(b"of an earlier run")
     assert run(edits, tmp_path) == 1
     assert ["error" in line for line in lines_of(tmp_path)] == [False, False, False, True]
 
