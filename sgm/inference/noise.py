@@ -51,12 +51,16 @@ def fixed_noise(noise: Noise) -> Noise:
     return lambda name, shape: noise("start" if name.startswith("step/") else name, shape)
 
 
-def noise_inside(inside: Tensor, noise: Noise, around: Noise) -> Noise:
-    """A source whose draws are those of one source where an edit is, and of another around it.
+def noise_inside(inside: Tensor | None, seed: int | None, around: Noise) -> Noise:
+    """A source whose draws have the named noise of a seed where an edit is, and those of another
+    source around it.
 
     Args:
-        inside: bool [h, w], on any device, the size of the draws.
-        noise, around: the two sources.
+        inside: bool [h, w], on any device, the size of the draws; None for nowhere.
+        seed: None for the other source everywhere.
+        around: the other source.
     """
-    inside = inside.cpu()
-    return lambda name, shape: torch.where(inside, noise(name, shape), around(name, shape))
+    if inside is None or seed is None:
+        return around
+    own, where = NamedNoise(seed), inside.cpu()
+    return lambda name, shape: torch.where(where, own(name, shape), around(name, shape))

@@ -233,8 +233,7 @@ class EditSession:
 
         Args:
             mask: bool [H, W], True where to repaint, or float with a soft border; not empty.
-            seed: of the noise inside the edit; around it the noise is that of the recordings. None
-                for the session's.
+            seed: of the noise inside the edit; None for that of the recordings.
 
         Raises:
             ValueError: the mask is empty or of another size.
@@ -242,12 +241,9 @@ class EditSession:
         recipe = self.pipeline.recipe
         edit = Inpainting(self.picture, mask, recipe.blend)
         track = self._ready(Task.INPAINTING, 1.0)
+        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
         return self._edit(
-            edit,
-            track,
-            replace(self.params, prompt=prompt, negative_prompt=negative_prompt),
-            lambda kept: edit.from_recording(self.z, recipe, kept),
-            seed,
+            edit, track, params, lambda kept: edit.from_recording(self.z, recipe, kept), seed
         )
 
     def sdedit(
@@ -290,16 +286,13 @@ class EditSession:
         prepare: Callable[[Kept], Plan],
         seed: int | None,
     ) -> EditResult:
-        noise = self.noise
         with self._scope() as stage:
             with stage("record"):
                 of_prompt = self._prompt_names(track, params)
             with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
                 with stage("encode"):
                     plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
-                if seed is not None:
-                    assert plan.inside is not None  # as `hold` has it, without which is no session
-                    noise = noise_inside(plan.inside, NamedNoise(seed), noise)
+                noise = noise_inside(plan.inside, seed, self.noise)
                 done = self.pipeline.denoise(plan, params, edit.size, noise, stage, self.progress)
                 with stage("decode"):
                     picture = self.pipeline.decode(done)

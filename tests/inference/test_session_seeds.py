@@ -40,7 +40,7 @@ def drawn(picture: Tensor, mask: Tensor) -> Tensor:
 def test_noise_inside_and_around() -> None:
     inside = torch.zeros(3, 5, dtype=torch.bool)
     inside[1, 2:4] = True
-    mixed = noise_inside(inside, NamedNoise(1), NamedNoise(2))("start", (1, 4, 3, 5))
+    mixed = noise_inside(inside, 1, NamedNoise(2))("start", (1, 4, 3, 5))
     own, other = (NamedNoise(seed)("start", (1, 4, 3, 5)) for seed in (1, 2))
     assert torch.equal(mixed[..., inside], own[..., inside])
     assert torch.equal(mixed[..., ~inside], other[..., ~inside])
