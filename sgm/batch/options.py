@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgm.cli.option_types import whole
-from sgm.cli.options import build_parser, parsed
+from sgm.cli.option_types import parsed, whole
+from sgm.cli.options import build_parser
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import Preset, RunType

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from sgm.cli.inputs import read_inputs
 from sgm.cli.main import checked
-from sgm.cli.option_types import whole
-from sgm.cli.options import MAX_SEED, build_parser, parsed
+from sgm.cli.option_types import parsed, whole
+from sgm.cli.options import MAX_SEED, build_parser
 from sgm.errors import UserError, suggestion
 from sgm.specs import RunOptions
 from sgm.weights import weights_of
