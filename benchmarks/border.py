@@ -33,11 +33,11 @@ from sgm.inference.composite import composite, opacity
 from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.presets import FAST
 from sgm.io.files import check_writable
+from sgm.metrics import psnr
 from sgm.photo import Blend
 from sgm.sparse.masks import dilate
 from sgm.specs import Precision, Task
 from tools.compare import Edit, markdown_table, run_edit
-from tools.metrics import psnr
 
 STRIP, ALONG = 4, 4.0  # pixels on either side that are compared, and sigma of the mean along
 FIGURES = {

@@ -40,6 +40,7 @@ from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.inference.session import EditSession
 from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
+from sgm.metrics import psnr
 from sgm.sparse.masks import SDEDIT_DILATION, dilate
 from sgm.specs import (
     MODELS,
@@ -60,7 +61,6 @@ from tools.compare import (
     run_edit,
     sdedit_edit,
 )
-from tools.metrics import psnr
 from tools.tiny.judge import Judge, load_judge
 from tools.tiny.looks import asked_for, looks, object_table, percent, sharpness
 from tools.tiny.pairs import HELD_OUT, held_out_scene, inpainting_pair, sdedit_pair

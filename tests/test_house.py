@@ -29,6 +29,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.{}~$/-])/(?:work|root|home|Users|mnt|media)/
 
 # The layer of a module: the first row whose pattern matches its dotted name.
 LAYERS: dict[str, str] = {
+    r"sgm\.batch\b.*": "batch",
     r"sgm\.cli\b.*": "cli",
     r"sgm\.inference\b.*": "inference",
     r"sgm\.profiling\b.*": "profiling",
@@ -68,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "modules", "base", "io", "sparse.rules"} | SPARSE,
     "profiling": {"inference", "models", "modules", "base"} | SPARSE,
     "cli": {"inference", "profiling", "io", "base", "sparse data", "sparse"},
+    "batch": {"cli", "inference", "io", "base"},
     "api": {"inference", "io", "base"},
     "diffusers": {"api", "inference", "io", "base"} | SPARSE,  # of their pipelines
     "top": {"api"},
@@ -96,7 +98,7 @@ KEYWORD_DATA = {
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by hand, if at all: each is asked for with `find_spec` or inside `try`.
 # `diffusers` has requirements of its own (`requirements-diffusers.txt`).
-OPTIONAL = {"triton", "sige", "diffusers"}
+OPTIONAL = {"triton", "sige", "diffusers", "ray", "lpips"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -19,12 +19,12 @@ from sgm.cli.main import parse
 from sgm.cli.options import read
 from sgm.io.imageio import load_picture, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
+from sgm.metrics import psnr
 from sgm.sparse.masks import difference_mask
 from sgm.specs import Mode, RunOptions, Task
 from tests.conftest import ROOT
 from tests.test_readme import blocks
 from tools.compare import far_from
-from tools.metrics import psnr
 
 SIZE = (128, 256)
 # Later options win, so these make any command small.
@@ -41,6 +41,10 @@ NOT_RUN = {
     "python convert_weights.py": "works on the download; tests/test_convert.py has its options",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
     "python -m tools.install_sige": "downloads and compiles; tests/tools has its options",
+    "python -m sgm.batch": "tests/batch/test_docs.py runs them, one after the other",
+    "python -m tools.layout_edits": "the same",
+    "pip install -r requirements-ray.txt": "downloads",
+    "ray start": "starts what does not end by itself",
     "python -m benchmarks.": "measures real sizes; tests/benchmarks has the small ones",
 }
 # dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures:

@@ -18,6 +18,7 @@ from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.io.files import check_input_file
+from sgm.metrics import psnr, ssim
 from sgm.photo import Blend
 from sgm.sparse.masks import (
     SDEDIT_DECODER_DILATION,
@@ -26,7 +27,6 @@ from sgm.sparse.masks import (
     dilate,
 )
 from sgm.specs import ModelSpec, Precision, RunType, Task
-from tools.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_TYPES = (RunType.ORIGINAL, RunType.SIGE)

@@ -117,7 +117,7 @@ def edit(
     return load(False).edit(wanted, options.sampling, progress=True)
 
 
-def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
+def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = True) -> "Pipeline":
     """The networks of a run.
 
     Raises:
@@ -138,6 +138,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False) -> "Pipeline":
         options.preset,
         refiner,
         recordings=options.recordings,
+        progress=progress,
         weights=weights_of(options, refiner),
     )
     return pipe.with_recipe(replace(pipe.recipe, blend=options.photo.blend))

@@ -4,6 +4,8 @@ Everything heavy (torch, Pillow, the networks) is imported where it is needed, a
 that need none of it.
 """
 
+import argparse
+import runpy
 import sys
 import time
 from collections.abc import Sequence
@@ -20,20 +22,29 @@ from sgm.cli.profile import profile
 from sgm.cli.program import start
 from sgm.specs import Precision, RecordingMemory, RecordingSettings, RunOptions, SamplingParams
 
-__all__ = ["build_parser", "main", "parse", "run"]
+__all__ = ["build_parser", "checked", "main", "parse", "run"]
+
+# Programs of their own, by their word after `sdxl-sige`.
+PROGRAMS = {"batch": "sgm.batch"}
 
 
 def parse(argv: Sequence[str]) -> RunOptions:
     """Turn a command line into checked options, before any picture or weight is read.
 
-    Order: each option alone, options together, files, the device (the only check that imports
-    torch).
-
     Raises:
         UserError: one sentence on the first thing that is wrong.
         SystemExit: code 0 after `--help`.
     """
-    values = read(argv)
+    return checked(read(argv))
+
+
+def checked(values: argparse.Namespace) -> RunOptions:
+    """The options of a run from those that were parsed. Order of the checks: options together,
+    files, the device (the only one that imports torch).
+
+    Raises:
+        UserError: one sentence on the first thing that is wrong.
+    """
     checks.check_together(values)
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)
@@ -103,7 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """The installed command, `sdxl-sige`: `run.py` by another name."""
+    """The installed command, `sdxl-sige`: `run.py` by another name, or the program that its first
+    word names."""
+    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
+        module = PROGRAMS[sys.argv.pop(1)]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     start("sdxl-sige", main)
 
 

@@ -4,8 +4,9 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from typing import NoReturn
 
-from sgm.errors import suggestion
+from sgm.errors import UserError, suggestion
 
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -105,3 +106,34 @@ def truth(text: str) -> bool:
     if word not in TRUE_WORDS + FALSE_WORDS:
         raise argparse.ArgumentTypeError(f"got {text!r}; give true or false, or no value for true")
     return word in TRUE_WORDS
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a `UserError` of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        text = message.removeprefix("argument ").rstrip(".")
+        # Converters below say what to do; argparse's own messages do not.
+        ending = "" if ";" in text else "; see --help"
+        raise UserError(f"{text}{ending}.")
+
+
+def parsed(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    values: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """The values of a command line; UserError on an unknown option (with the nearest known one) or
+    a value outside its range.
+
+    Args:
+        values: what holds where the command line says nothing; None for the parser's defaults.
+    """
+    values, rest = parser.parse_known_args(argv, values)
+    if rest:
+        came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
+        kind = "option" if came.startswith("-") else "word"
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"Unknown {kind} {came!r}{suggestion(came, known)}; see --help.")
+    return values

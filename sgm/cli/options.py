@@ -7,11 +7,21 @@ means together with others is checked in `sgm.cli.checks`.
 import argparse
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NoReturn
 
-from sgm.cli.option_types import braces, member, number, one_of, only, truth, weighted, whole
+from sgm.cli.option_types import (
+    Parser,
+    braces,
+    member,
+    number,
+    one_of,
+    only,
+    parsed,
+    truth,
+    weighted,
+    whole,
+)
 from sgm.cli.photo_options import add_photos
-from sgm.errors import UserError, suggestion
+from sgm.errors import UserError
 from sgm.specs import (
     DEFAULT_RECORDED,
     DEFAULT_RECORDING_PRECISION,
@@ -51,17 +61,6 @@ examples:
 The picture's path (or with --json - the figures) goes to stdout, everything else to stderr."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are a `UserError` of one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and exiting."""
-        text = message.removeprefix("argument ").rstrip(".")
-        # Converters below say what to do; argparse's own messages do not.
-        ending = "" if ";" in text else "; see --help"
-        raise UserError(f"{text}{ending}.")
-
-
 def read(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line, each option checked by itself.
 
@@ -70,13 +69,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
             no prompt.
         SystemExit: code 0 after `--help`.
     """
-    parser = build_parser()
-    values, rest = parser.parse_known_args(argv)
-    if rest:
-        came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
-        kind = "option" if came.startswith("-") else "word"
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"Unknown {kind} {came!r}{suggestion(came, known)}; see --help.")
+    values = parsed(build_parser(), argv)
     # Not `required` in argparse: a mistyped --promt should be named rather than missed.
     if values.prompt is None:
         raise UserError("--prompt is missing; say what the edit should show, in quotes.")

@@ -1,6 +1,7 @@
 """Where results go: names that take nobody's place, what is written, and what it changed."""
 
 import argparse
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,17 +81,23 @@ class Change:
     largest: int
 
 
-def changed_outside(path: Path, photo: "Photo", touched: "Tensor") -> Change:
+def changed_outside(written: Path | bytes, photo: "Photo", touched: "Tensor") -> Change:
     """Compare a picture as it was written with the one it was made of.
 
     Args:
+        written: the file, or its content.
         touched: bool [H, W], where it may differ.
     """
     import numpy as np
+    from PIL import Image
 
-    from sgm.io.imageio import load_picture
+    from sgm.io.imageio import load_picture, to_rgb
 
-    before, after = np.asarray(photo.own).astype(int), np.asarray(load_picture(path)).astype(int)
+    if isinstance(written, bytes):
+        result = to_rgb(Image.open(io.BytesIO(written)))
+    else:
+        result = load_picture(written)
+    before, after = np.asarray(photo.own).astype(int), np.asarray(result).astype(int)
     difference = np.abs(before - after).max(-1)[~touched.numpy()]
     if not difference.size:
         return Change(0.0, 0)

@@ -154,7 +154,9 @@ def run(
         with sparse(networks.unet, masks):
             x, state = solver.step(denoise, x, i, sigmas, state)
         on_step(i, x)
-    return replace(plan, x=_put_back(plan, x, None if unedited is None else unedited.result()))
+    end = None if unedited is None else unedited.result()
+    # The decoder records the unedited picture as it has become (published).
+    return replace(plan, x=_put_back(plan, x, end), unedited=plan.unedited if end is None else end)
 
 
 def steps_of(plan: Plan, networks: Networks, solver: Solver) -> int:

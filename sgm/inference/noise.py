@@ -49,3 +49,18 @@ def fixed_noise(noise: Noise) -> Noise:
     """A source that gives every step the noise of the start: for a dense inpainting run that is to
     be compared with one of preset `fast`."""
     return lambda name, shape: noise("start" if name.startswith("step/") else name, shape)
+
+
+def noise_inside(inside: Tensor | None, seed: int | None, around: Noise) -> Noise:
+    """A source whose draws have the named noise of a seed where an edit is, and those of another
+    source around it.
+
+    Args:
+        inside: bool [h, w], on any device, the size of the draws; None for nowhere.
+        seed: None for the other source everywhere.
+        around: the other source.
+    """
+    if inside is None or seed is None:
+        return around
+    own, where = NamedNoise(seed), inside.cpu()
+    return lambda name, shape: torch.where(where, own(name, shape), around(name, shape))

@@ -15,7 +15,7 @@ from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording, sparse, with_mask
-from sgm.inference.noise import NamedNoise, Noise
+from sgm.inference.noise import NamedNoise, Noise, noise_inside
 from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
 from sgm.inference.prefetch import kept_of
 from sgm.inference.prompt_shift import record_shift
@@ -226,11 +226,14 @@ class EditSession:
             watch.check(self.pipeline.precision)
         return names
 
-    def inpaint(self, prompt: str, mask: Tensor, negative_prompt: str = "") -> EditResult:
+    def inpaint(
+        self, prompt: str, mask: Tensor, negative_prompt: str = "", seed: int | None = None
+    ) -> EditResult:
         """Repaint the masked part of the picture.
 
         Args:
             mask: bool [H, W], True where to repaint, or float with a soft border; not empty.
+            seed: of the noise inside the edit; None for that of the recordings.
 
         Raises:
             ValueError: the mask is empty or of another size.
@@ -238,12 +241,9 @@ class EditSession:
         recipe = self.pipeline.recipe
         edit = Inpainting(self.picture, mask, recipe.blend)
         track = self._ready(Task.INPAINTING, 1.0)
+        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
         return self._edit(
-            edit,
-            track,
-            prompt,
-            negative_prompt,
-            lambda kept: edit.from_recording(self.z, recipe, kept),
+            edit, track, params, lambda kept: edit.from_recording(self.z, recipe, kept), seed
         )
 
     def sdedit(
@@ -253,6 +253,7 @@ class EditSession:
         strength: float = 0.8,
         negative_prompt: str = "",
         drawing: Tensor | None = None,
+        seed: int | None = None,
     ) -> EditResult:
         """Turn what was drawn on the picture into something in the manner of the model.
 
@@ -261,6 +262,7 @@ class EditSession:
             strength: share of the schedule that is run; the first edit of a strength makes its
                 recordings.
             drawing: where it was drawn on, bool [H, W]; None for every difference.
+            seed: as for `inpaint`.
 
         Raises:
             ValueError: nothing was drawn, the size differs, or the strength makes no step.
@@ -271,29 +273,27 @@ class EditSession:
         return self._edit(
             edit,
             track,
-            prompt,
-            negative_prompt,
+            replace(self.params, prompt=prompt, negative_prompt=negative_prompt),
             lambda kept: edit.from_recording(self.networks, self.z, recipe, self.noise, kept),
+            seed,
         )
 
     def _edit(
         self,
         edit: Inpainting | SDEdit,
         track: Track,
-        prompt: str,
-        negative_prompt: str,
+        params: SamplingParams,
         prepare: Callable[[Kept], Plan],
+        seed: int | None,
     ) -> EditResult:
-        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
         with self._scope() as stage:
             with stage("record"):
                 of_prompt = self._prompt_names(track, params)
             with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
                 with stage("encode"):
                     plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
-                done = self.pipeline.denoise(
-                    plan, params, edit.size, self.noise, stage, self.progress
-                )
+                noise = noise_inside(plan.inside, seed, self.noise)
+                done = self.pipeline.denoise(plan, params, edit.size, noise, stage, self.progress)
                 with stage("decode"):
                     picture = self.pipeline.decode(done)
         return EditResult(edit.finish(picture, self.pipeline.recipe), stage.seconds, edit.ratio)

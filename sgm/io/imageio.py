@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -238,5 +239,16 @@ def save_picture(
     path = Path(path)
     check_output_path(path)
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
-    kind, options = SAVE_OPTIONS[path.suffix.lower()]
-    write_atomically(path, lambda file: image.save(file, format=kind, **options, **(more or {})))
+    write_atomically(path, lambda file: write_picture(image, file, path.suffix, more))
+
+
+def write_picture(
+    image: Image.Image,
+    file: BinaryIO,
+    suffix: str,
+    more: Mapping[str, object] | None = None,
+) -> None:
+    """Write a picture into an open file, in the format of a suffix of `SAVE_OPTIONS`; `more` as for
+    `save_picture`."""
+    kind, options = SAVE_OPTIONS[suffix.lower()]
+    image.save(file, format=kind, **options, **(more or {}))

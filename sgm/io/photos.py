@@ -1,6 +1,7 @@
 """A picture with what its file says besides the colours, and a result that takes all of it along:
 colour profile, transparency, EXIF, resolution."""
 
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from sgm.io.colour import Profile, rgb_profile, to_srgb
-from sgm.io.imageio import DEPTH, open_picture, resize_picture, save_picture, to_rgb
+from sgm.io.imageio import DEPTH, open_picture, resize_picture, save_picture, to_rgb, write_picture
 
 logger = logging.getLogger(__name__)
 
@@ -81,15 +82,32 @@ class Photo:
         return own
 
     def save(self, picture: Image.Image, path: Path, text: str | None = None) -> None:
-        """Write a result of `with_edit` with all that this file says, as far as the format can.
-
-        Args:
-            text: how it was made; only PNG keeps it, under `parameters`.
+        """Write a result of `with_edit` with all that this file says, as far as the format can;
+        `text` as for `written`.
 
         Raises:
             UserError: see `save_picture`.
         """
-        suffix, more = path.suffix.lower(), dict[str, object]()
+        picture, more = self._for_format(picture, path, text)
+        save_picture(picture, path, more)
+
+    def written(self, picture: Image.Image, path: Path, text: str | None = None) -> bytes:
+        """What `save` would write.
+
+        Args:
+            text: how it was made; only PNG keeps it, under `parameters`.
+        """
+        picture, more = self._for_format(picture, path, text)
+        file = io.BytesIO()
+        write_picture(picture, file, path.suffix, more)
+        return file.getvalue()
+
+    def _for_format(
+        self, picture: Image.Image, path: Path, text: str | None
+    ) -> tuple[Image.Image, dict[str, object]]:
+        """The picture as a format can hold it, and what is written beside it."""
+        suffix = path.suffix.lower()
+        more = dict[str, object]()
         if suffix in WITHOUT_ALPHA and picture.mode == "RGBA":
             logger.warning("%s cannot hold transparency; it is left out.", path)
             picture = picture.convert("RGB")
@@ -103,7 +121,7 @@ class Photo:
         if text is not None and suffix == ".png":
             more["pnginfo"] = PngImagePlugin.PngInfo()
             more["pnginfo"].add_text("parameters", text)
-        save_picture(picture, path, more)
+        return picture, more
 
 
 def load_photo(path: Path) -> Photo:

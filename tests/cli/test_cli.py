@@ -50,7 +50,7 @@ class FakePipeline:
         self.recipe = recipe
         return self
 
-    def load(self, *arguments: object, every: int | None, weights: object) -> "FakePipeline":
+    def load(self, *arguments: object, recordings: object, weights: object) -> "FakePipeline":
         self.loads.append(arguments)
         return self
 

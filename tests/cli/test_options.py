@@ -247,9 +247,10 @@ def test_settings_hold_every_input_as_json_gives_it_back(folder: Path) -> None:
     assert set(settings) == held - {"json_path", "sampling"}
     assert json.loads(json.dumps(settings)) == settings
     asked = {"prompt": options.sampling.prompt, "negative_prompt": "fog", "steps": 50, "seed": 5}
-    asked |= {"scale": 3.0, "strength": 0.5, "refresh": 3, "task": "inpainting", "preset": "fast"}
+    asked |= {"scale": 3.0, "strength": 0.5, "task": "inpainting", "preset": "fast"}
     asked |= {"init_img": str(options.init_img), "mask_path": str(options.mask_path)}
     assert {name: settings[name] for name in asked} == asked
+    assert settings["recordings"]["every"] == 3
     turbo = cli.parse([*INPAINT, "--run_type", "turbo"])
     assert report.settings(turbo)["steps"] == 4
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sgm.metrics import LUMA
 from tools.compare import markdown_table
-from tools.metrics import LUMA
 from tools.tiny.captions import NOUNS
 from tools.tiny.judge import Box, Judge, object_in
 

@@ -1,6 +1,9 @@
-"""How alike two pictures are, all over or in a part of them: PSNR and SSIM."""
+"""How alike two pictures are, all over or in a part of them: PSNR, SSIM, and LPIPS if installed."""
 
+import importlib.util
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,8 @@ LUMA = (0.299, 0.587, 0.114)
 # of values of 1.
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
+# The backbone of LPIPS as torchvision keeps it, which would download it.
+ALEXNET = "alexnet-owt-7be5be79.pth"
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
@@ -67,6 +72,27 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     covariance = product - mean_x * mean_y
     light = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     return light * (2 * covariance + C2) / (variance_x + variance_y + C2)
+
+
+def lpips_map() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS (Zhang et al., 2018) over AlexNet at every pixel.
+
+    Returns:
+        From two pictures [3, H, W] in [0, 1] to distances [H, W]; None where the package `lpips` is
+        not installed, or its backbone's weights are not there yet: nothing is downloaded.
+    """
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if importlib.util.find_spec("lpips") is None or not weights.is_file():
+        return None
+    import lpips
+
+    network = lpips.LPIPS(net="alex", spatial=True, verbose=False)
+
+    @torch.inference_mode()
+    def distances(a: Tensor, b: Tensor) -> Tensor:
+        return network(a[None] * 2 - 1, b[None] * 2 - 1)[0, 0]
+
+    return distances
 
 
 def _blurred(maps: Tensor) -> Tensor:

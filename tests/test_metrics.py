@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.metrics import psnr, ssim, ssim_map
+from sgm.metrics import psnr, ssim, ssim_map
 
 
 def pictures(height=24, width=32):

@@ -1,0 +1,111 @@
+"""Results of a batch against reference pictures: PSNR, SSIM, and LPIPS where it is installed."""
+
+import csv
+import io
+import logging
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from sgm.batch.results import Line, Results
+from sgm.batch.rows import Job
+from sgm.cli.inputs import read_inputs
+from sgm.io import imageio
+from sgm.io.files import PICTURE_SUFFIXES, write_atomically
+from sgm.metrics import WINDOW, lpips_map, psnr, ssim
+
+logger = logging.getLogger(__name__)
+
+# (picture, reference, bool mask [H, W]) -> figure.
+Metric = Callable[[Tensor, Tensor, Tensor], float]
+PARTS = ("inside", "outside")
+DIGITS = 4
+
+
+def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
+    """Compare the results of a batch with the pictures of the same names in a folder, and write
+    `metrics.csv` (a line for each) and `summary.md`.
+
+    Args:
+        against: folder of references; their kind of file may be another.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: a picture cannot be read, or a table not be written.
+    """
+    metrics = _metrics()
+    columns = [f"{name}_{part}" for name in metrics for part in PARTS]
+    rows: list[Line] = []
+    for job in jobs:
+        reference = _reference(against / job.output)
+        if reference is None or not results.is_done(job):
+            continue
+        inputs = read_inputs(job.options)
+        if inputs.mask is None:
+            continue
+        size = tuple(inputs.mask.shape)
+        pictures = [
+            imageio.to_bytes(imageio.resize_picture(imageio.load_picture(path), size, str(path)))
+            / 255
+            for path in (results.folder / job.output, reference)
+        ]
+        row: Line = {"row": job.row, "output": job.output}
+        for name, metric in metrics.items():
+            for part, mask in zip(PARTS, (inputs.mask, ~inputs.mask), strict=True):
+                row[f"{name}_{part}"] = _figure(metric, pictures, mask)
+        rows.append(row)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["row", "output", *columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    summary = _summary(rows, columns, len(jobs))
+    for name, text in (("metrics.csv", table.getvalue()), ("summary.md", summary)):
+        content = text.encode()
+        write_atomically(results.folder / name, lambda file, content=content: file.write(content))
+    return summary
+
+
+def _metrics() -> dict[str, Metric]:
+    """The metrics that can be had here by name."""
+    found: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
+    perceptual = lpips_map()
+    if perceptual is None:
+        logger.info("LPIPS is left out: the package lpips or its weights are not installed.")
+        return found
+    return found | {"lpips": lambda a, b, mask: perceptual(a, b)[mask].mean().item()}
+
+
+def _reference(path: Path) -> Path | None:
+    """The picture of a name, whatever its kind of file."""
+    named = (path.with_suffix(suffix) for suffix in (path.suffix, *PICTURE_SUFFIXES))
+    return next((candidate for candidate in named if candidate.is_file()), None)
+
+
+def _figure(metric: Metric, pictures: Sequence[Tensor], mask: Tensor) -> float | None:
+    """A metric in a part of two pictures; None where there is nothing to measure."""
+    inner = mask[WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)]
+    if not inner.any():  # SSIM has no value nearer to the border
+        return None
+    return round(metric(pictures[0], pictures[1], mask), DIGITS)
+
+
+def _summary(rows: Sequence[Line], columns: Iterable[str], total: int) -> str:
+    """Mean, median and range of every metric as a Markdown table."""
+    lines = [
+        f"{len(rows)} of {total} results have a reference picture.",
+        "",
+        "| metric | mean | median | lowest | highest |",
+        "|---|---|---|---|---|",
+    ]
+    for column in columns:
+        values = [value for row in rows if isinstance(value := row[column], float)]
+        if values:
+            found = (statistics.mean(values), statistics.median(values), min(values), max(values))
+            cells = " | ".join("inf" if math.isinf(x) else f"{x:.{DIGITS}f}" for x in found)
+            lines.append(f"| {column.replace('_', ', ')} | {cells} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,114 @@
+"""The flags of a batch: those of `run.py`, which then hold for every row, and its own."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgm.cli.option_types import parsed, whole
+from sgm.cli.options import build_parser
+from sgm.errors import UserError
+from sgm.io import files
+from sgm.specs import Preset, RunType
+
+MAX_WORKERS = 4096
+# Of `run.py`, but of no sense for many edits: a batch names its own files, and loads one model.
+NOT_IN_A_BATCH = (
+    "output_path",
+    "json",
+    "mode",
+    "record",
+    "recording",
+    "recording_memory",
+    "refined",
+    "refiner_checkpoint",
+    "random_weights",
+    "macs_only",
+    "seeds",
+    "overwrite",
+)
+DESCRIPTION = """\
+Make many edits with one loaded model. EDITS has one edit a row: JSON lines or CSV, with the names
+of run.py's options (task, init_img, mask_path, prompt, seed, ...). Rows of one picture share one
+recording of it. Stopped and started again, a batch goes on where it was."""
+EPILOG = """\
+examples:
+  python -m sgm.batch edits.jsonl --output results --model tiny
+  python -m sgm.batch edits.csv --output results --ray --workers 2 --threads 1
+
+Every other option is one of run.py, and holds for each row that does not have its own; see
+`python run.py --help`. The path of results.jsonl goes to stdout, everything else to stderr. The
+exit code is 0, 1 if a row failed, 2 if the batch ended before its time."""
+
+
+def read_options(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line of a batch, checked as far as no row is needed.
+
+    Returns:
+        Those of `run.py` by their names; `edits`, `output` and `against` as paths; `skip_bad`;
+        `ray`, None or an address, empty for a Ray of one's own; `workers` and `threads`.
+
+    Raises:
+        UserError: one sentence on the first thing that is wrong.
+        SystemExit: code 0 after `--help`.
+    """
+    parser = build_parser()
+    parser.prog, parser.description, parser.epilog = "python -m sgm.batch", DESCRIPTION, EPILOG
+    _add_batch(parser)
+    # What a batch is for; `run.py` has the published defaults.
+    parser.set_defaults(run_type=RunType.SIGE, preset=Preset.FAST)
+    values = parsed(parser, argv)
+    for name in NOT_IN_A_BATCH:
+        if getattr(values, name) != parser.get_default(name):
+            raise UserError(f"--{name} is for one edit at a time; leave it out, or use run.py.")
+    if values.ray is None and values.workers is not None:
+        raise UserError("--workers says how many processes Ray has; add --ray.")
+    values.edits, values.output = Path(values.edits), Path(values.output)
+    files.check_input_file(values.edits)
+    files.check_writable(values.output / "results.jsonl")
+    if values.against is not None:
+        values.against = Path(values.against)
+        if not values.against.is_dir():
+            raise UserError(f"Folder {values.against} does not exist; check --against.")
+    return values
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("batch")
+    group.add_argument("edits", metavar="EDITS", help="the rows: .jsonl, .json or .csv")
+    group.add_argument(
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="folder of the pictures and of results.jsonl; what is done there is not done again",
+    )
+    group.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="go on without the rows that cannot be used (default: name them, and stop)",
+    )
+    group.add_argument(
+        "--against",
+        metavar="DIR",
+        help="compare each result with the picture of the same name there: metrics.csv, summary.md",
+    )
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="work on several devices by Ray: alone on this machine, with an address (or auto) on "
+        "that cluster",
+    )
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        type=whole(1, MAX_WORKERS),
+        help="with --ray (default: one a GPU; without GPUs as many as --threads leaves room for)",
+    )
+    group.add_argument(
+        "--threads",
+        metavar="N",
+        type=whole(1, 1024),
+        help="CPU threads of each worker (default: as PyTorch has it on this machine); on a CPU "
+        "sums depend on it, so results are the same bytes for the same number",
+    )

@@ -1,0 +1,188 @@
+"""What makes the edits of a batch: one loaded model, and the recording of the picture at hand.
+
+A worker's results depend on nothing but the job: a recording is made under one seed, whatever the
+rows that use it, and the noise inside an edit is that of the edit's own seed. So it does not matter
+who makes which job, in which order, and how often.
+"""
+
+import logging
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sgm import runtime
+from sgm.batch.results import Outcome
+from sgm.batch.rows import Job
+from sgm.cli import outputs
+from sgm.cli.generate import finished, load_pipeline, touched_by
+from sgm.cli.inputs import Inputs, read_inputs
+from sgm.cli.main import less_memory
+from sgm.cli.memory import memory_scope
+from sgm.cli.requests import request
+from sgm.errors import UserError
+from sgm.inference.choose_store import make_store
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.sdedit import SDEdit
+from sgm.inference.session import EditSession
+from sgm.io import imageio
+from sgm.specs import Precision, Preset, RunOptions
+
+if TYPE_CHECKING:
+    from sgm.inference.edit import Edit
+
+logger = logging.getLogger(__name__)
+
+SESSION_SEED = 2  # of every recording, whatever the seeds of its edits
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a worker computes.
+
+    Attributes:
+        threads: of the CPU.
+        device, precision: as they were asked for; None for the best that the worker's machine has.
+    """
+
+    threads: int
+    device: str | None
+    precision: Precision | None
+
+
+class Worker:
+    """A model that makes the jobs of a batch; loaded when the first is asked for."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._pipeline: Pipeline | None = None
+        self._session: EditSession | None = None
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Make the jobs of one picture.
+
+        Raises:
+            UserError: the model cannot be loaded. A job that fails does not raise.
+        """
+        torch.set_num_threads(self.setup.threads)
+        if self._pipeline is None:
+            options = self._here(jobs[0].options)
+            with memory_scope(options.device, f"use {less_memory(options)}"):
+                self._pipeline = load_pipeline(options, progress=False)
+        try:
+            for job in jobs:
+                yield self._outcome(job, self._pipeline)
+        finally:
+            self._session = None
+
+    def _here(self, options: RunOptions) -> RunOptions:
+        """Options of a job with the device and precision of this worker."""
+        device = runtime.pick_device(self.setup.device)
+        precision = self.setup.precision or runtime.best_precision(options.preset, device)
+        return replace(options, device=str(device), precision=precision)
+
+    def _outcome(self, job: Job, pipeline: Pipeline) -> Outcome:
+        """Make a job, or say why it cannot be made."""
+        options, started = self._here(job.options), time.perf_counter()
+        try:
+            with memory_scope(options.device, f"use {less_memory(options)}"):
+                inputs = read_inputs(options)
+                if options.run_type.sparse and inputs.mask is not None and inputs.mask.all():
+                    options = replace(options, run_type=options.run_type.dense)
+                if _is_empty(options, inputs):
+                    image = inputs.source(options.photo.blend is not None).image
+                    edited = EditResult(imageio.to_tensor(image) / 2 + 0.5, {}, 0.0)
+                    touched = inputs.mask
+                else:
+                    wanted = request(options, inputs)
+                    edited = self._edit(replace(job, options=options), wanted, pipeline)
+                    touched = touched_by(options, inputs, wanted)
+                content, figures = _written(options, inputs, touched, edited)
+        except Exception as error:
+            # The next picture may be a good one; what nobody foresaw is told in full, too.
+            foreseen = isinstance(error, UserError | ValueError)
+            sentence = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            logger.warning("Row %d: %s", job.row, sentence, exc_info=not foreseen)
+            self._session = None  # it may be what did not fit into memory
+            return Outcome(job, None, {"error": sentence})
+        seconds = {stage: round(value, 6) for stage, value in edited.seconds.items()}
+        seconds["total"] = round(time.perf_counter() - started, 6)
+        return Outcome(job, content, {"seconds": seconds, **figures})
+
+    def _edit(self, job: Job, wanted: "Edit", pipeline: Pipeline) -> EditResult:
+        """The edit of a job, from the picture's recording where there is one."""
+        options, sampling = job.options, job.options.sampling
+        if pipeline.sparse and not options.run_type.sparse:
+            pipeline = Pipeline(
+                pipeline.networks, pipeline.precision, False, pipeline.turbo, pipeline.recipe
+            )
+        sparse = options.run_type.sparse and options.preset is Preset.FAST
+        if not sparse or not isinstance(wanted, Inpainting | SDEdit):  # of a crop
+            return pipeline.edit(wanted, sampling)
+        before = time.perf_counter()
+        session = self._recorded(job, wanted, pipeline)
+        recorded = time.perf_counter() - before
+        words, seed = (sampling.prompt, sampling.negative_prompt), sampling.seed
+        if isinstance(wanted, Inpainting):
+            result = session.inpaint(words[0], wanted.mask, words[1], seed)
+        else:
+            result = session.sdedit(
+                words[0], wanted.edited, wanted.strength, words[1], wanted.drawing, seed
+            )
+        recorded += result.seconds.get("record", 0.0)  # what the prompt changes
+        return replace(result, seconds={**result.seconds, "record": recorded})
+
+    def _recorded(self, job: Job, edit: Inpainting | SDEdit, pipeline: Pipeline) -> EditSession:
+        """The session of a job's picture; made by the first of its jobs."""
+        if self._session is None:
+            device = torch.device(job.options.device)
+            picture = edit.image if isinstance(edit, Inpainting) else edit.init
+            assert picture is not None  # by `check_together`
+            params = replace(
+                job.options.sampling,
+                prompt=job.picture_prompt,
+                negative_prompt="",
+                seed=SESSION_SEED,
+            )
+            self._session = EditSession(
+                pipeline,
+                picture,
+                params,
+                job.options.task,
+                make_store=lambda size: make_store(size, device),
+            )
+        return self._session
+
+
+def run_here(setup: Setup, groups: Sequence[Sequence[Job]]) -> Generator[Outcome, None, None]:
+    """Make the jobs of many pictures in this process, one after the other."""
+    worker = Worker(setup)
+    for jobs in groups:
+        yield from worker.run(jobs)
+
+
+def _is_empty(options: RunOptions, inputs: Inputs) -> bool:
+    """Whether there is nothing to edit. A dense run does not look at where the pictures differ."""
+    known = options.run_type.sparse or options.mask_path is not None
+    return known and inputs.mask is not None and not inputs.mask.any()
+
+
+def _written(
+    options: RunOptions, inputs: Inputs, touched: Tensor | None, edited: EditResult
+) -> tuple[bytes, dict[str, object]]:
+    """The file of a result, and what is said of it."""
+    photo = inputs.source(options.photo.blend is not None)
+    picture = finished(options, photo, touched, edited)
+    text = outputs.parameters(options, picture.size) if options.photo.metadata else None
+    # Not by a file of a disk, which may be full here and not where results go.
+    content = photo.written(picture, options.output_path, text)
+    change = None if touched is None else outputs.changed_outside(content, photo, touched)
+    return content, {
+        "edit_ratio": edited.edit_ratio,
+        "changed_outside": None if change is None else round(change.percent, 4),
+        "largest_change_outside": None if change is None else change.largest,
+    }
