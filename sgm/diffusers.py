@@ -171,15 +171,16 @@ class EditSession:
         mask = imageio.pad_to_multiple(to_mask(mask_image, self._size)).bool()
         if not mask.any():
             return self.image
+        edit = Inpainting(self.picture, mask, self.recipe.blend)
+        steps = edit.covered(self.recipe.inpainting(mask))
         masks = Masks(
-            inpainting_pyramid(mask)[self.held.latent_size],
-            self.recipe.inpainting(mask),
-            StepMasks(self.recipe.inpainting(mask)),
-            self.recipe.inpainting_decoder(mask),
+            edit.covered(inpainting_pyramid(mask))[self.held.latent_size],
+            steps,
+            StepMasks(steps),
+            edit.decoder_masks(self.recipe),
         )
-        edit = Inpainting(self.picture, mask)
         start = None if strength == 1 else self.held.z
-        return self._edit(edit, masks, mask, start, self.picture, strength, prompt, call)
+        return self._edit(edit, masks, start, self.picture, strength, prompt, call)
 
     @torch.no_grad()
     def img2img(
@@ -215,17 +216,14 @@ class EditSession:
             return self.image
         masks = self.recipe.sdedit_masks(difference)
         steps = self.recipe.sdedit_steps(difference, masks)
+        edit = SDEdit(self.picture, drawn, strength, blend=self.recipe.blend)
         chosen = Masks(
-            steps.first[self.held.latent_size],
-            masks,
-            steps,
-            self.recipe.sdedit_decoder_masks(difference),
+            steps.first[self.held.latent_size], masks, steps, edit.decoder_masks(self.recipe)
         )
         self.encoder.use(self.store.get(ENCODER))
         with self.encoder.sparse(masks):
             start = self.held.encode(drawn)
-        edit, region = SDEdit(self.picture, drawn, strength), self.recipe.sdedit_region(difference)
-        return self._edit(edit, chosen, region, start, drawn, strength, prompt, call)
+        return self._edit(edit, chosen, start, drawn, strength, prompt, call)
 
     @torch.no_grad()
     def accept(self, image: Image.Image) -> None:
@@ -270,7 +268,6 @@ class EditSession:
         self,
         edit: Edit,
         masks: Masks,
-        region: Tensor,
         start: Tensor | None,
         image: Tensor,
         strength: float,
@@ -279,6 +276,8 @@ class EditSession:
     ) -> Image.Image:
         """The picture of a sparse call."""
         self._check_layers()
+        region = edit.touched(self.recipe)
+        assert region is not None  # an edit of a session is blended
         levels = self.held.levels(strength)
         offset, count = len(self.held.levels(1.0)) - len(levels), len(levels)
         change = masks.unet.change(count)

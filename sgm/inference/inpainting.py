@@ -50,7 +50,7 @@ class Inpainting(Edit):
         """The mask as bool [H, W]."""
         return self.mask > 0.5
 
-    def _covered(self, pyramid: MaskPyramid) -> MaskPyramid:
+    def covered(self, pyramid: MaskPyramid) -> MaskPyramid:
         """A pyramid of the mask that holds the ring around it too, where the edit fades out."""
         if self.blend is None:
             return pyramid
@@ -70,29 +70,30 @@ class Inpainting(Edit):
         z = networks.encode(self.image, noise, "init")
         if recipe is None:
             return Plan(Source.FRESH, z, inside=self._inside(z))
-        decoder_masks = self._decoder_masks(recipe) if recipe.sparse_decode else None
+        decoder_masks = self.decoder_masks(recipe) if recipe.sparse_decode else None
         return self._plan(z, recipe, decoder_masks)
 
     def from_recording(self, z: Tensor, recipe: Recipe, kept: Kept) -> Plan:
         """The plan of an edit of a picture whose latents z and recordings were kept."""
-        return replace(self._plan(z, recipe, self._decoder_masks(recipe)), kept=kept)
+        return replace(self._plan(z, recipe, self.decoder_masks(recipe)), kept=kept)
 
-    def _decoder_masks(self, recipe: Recipe) -> MaskPyramid:
-        return self._covered(recipe.inpainting_decoder(self.marked))
+    def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
+        """Those of the decoder, the ring included."""
+        return self.covered(recipe.inpainting_decoder(self.marked))
 
     def _plan(self, z: Tensor, recipe: Recipe, decoder_masks: MaskPyramid | None) -> Plan:
         return Plan(
             Source.FIXED if recipe.hold else Source.FRESH,
             z,
             inside=self._inside(z),
-            masks=StepMasks(self._covered(recipe.inpainting(self.marked))),
+            masks=StepMasks(self.covered(recipe.inpainting(self.marked))),
             recorded=recipe.recorded,
             decoder_masks=decoder_masks,
         )
 
     def _inside(self, z: Tensor) -> Tensor:
         """What is sampled of the latents z: bool [h, w]."""
-        sampled = self._covered(inpainting_pyramid(self.marked))
+        sampled = self.covered(inpainting_pyramid(self.marked))
         return sampled[z.shape[2], z.shape[3]].to(z.device)
 
     def touched(self, recipe: Recipe) -> Tensor | None:

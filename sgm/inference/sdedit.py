@@ -75,7 +75,7 @@ class SDEdit(Edit):
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
         networks.forget()  # of the encoder, before the UNet needs the memory
-        decoder_masks = self._decoder_masks(recipe) if recipe.sparse_decode else None
+        decoder_masks = self.decoder_masks(recipe) if recipe.sparse_decode else None
         return self._plan(z, edited, recipe, masks, decoder_masks)
 
     def from_recording(
@@ -91,7 +91,7 @@ class SDEdit(Edit):
         handle_of(networks.encoder).use(kept.encoder)
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
-        decoder_masks = self._decoder_masks(recipe)
+        decoder_masks = self.decoder_masks(recipe)
         return replace(self._plan(z, edited, recipe, masks, decoder_masks), kept=kept)
 
     def _plan(
@@ -128,7 +128,7 @@ class SDEdit(Edit):
         outside."""
         return dilate(self._difference(), recipe.sdedit)
 
-    def _decoder_masks(self, recipe: Recipe) -> MaskPyramid:
+    def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
         """Those of the recipe, and with a blend the ring in which the edit fades out."""
         masks, touched = recipe.sdedit_decoder_masks(self._difference()), self.touched(recipe)
         return masks if touched is None else cover(masks, touched)
