@@ -165,26 +165,22 @@ def gate(dtype: torch.dtype, n: int, channels: int) -> None:
 def launch(newest: bool) -> None:
     """Every kernel at sizes of SDXL; of the products every tile in bfloat16 for the newest card,
     else the largest, and one where another dtype makes another kernel."""
-    tiles, bf16, fp16, fp32 = triton_tiles, torch.bfloat16, torch.float16, torch.float32
+    tiles, bf16, fp32 = triton_tiles, torch.bfloat16, torch.float32
     if not newest:
-        tiles.HALF_TILES, tiles.HALF_GATED_TILES = (
-            tiles.HALF_TILES[-1:],
-            tiles.HALF_GATED_TILES[1:2],
-        )
+        tiles.HALF_TILES, tiles.HALF_GATED_TILES = HALF_TILES[-1:], HALF_GATED_TILES[1:2]
     convolve(bf16, 100, 1280, 1280)  # in parts
     gate(bf16, 100, 1280)
-    tiles.HALF_TILES, tiles.FLOAT_TILES = HALF_TILES[1:2], FLOAT_TILES[:1]
+    tiles.HALF_TILES, tiles.FLOAT_TILES = HALF_TILES[1:2], FLOAT_TILES[-1:]
     tiles.FLOAT_GATED_TILES = FLOAT_GATED_TILES[:1]
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         convolve(fp32, 100, 640, 1280)
     gate(fp32, 100, 640)
     convolve(bf16, 1216, 640, 320, ending=True)
-    convolve(bf16, 1216, 4, 320)
-    convolve(bf16, 1216, 320, 4, put=True)
     if newest:
-        convolve(fp16, 1216, 640, 640)
-    for dtype in (bf16, fp32):
+        convolve(bf16, 1216, 4, 320)
+        convolve(bf16, 1216, 320, 4, put=True)
+    for dtype in (bf16, fp32) if newest else (bf16,):
         normalise(dtype, 300, 960)
         move(dtype, 300, 320)
 

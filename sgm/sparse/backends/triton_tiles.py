@@ -26,7 +26,7 @@ SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (64, 128, 64), 8, 8
 BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
 # Of the group norm's tiles, whose channels are whole groups; rows that make a part of its sums
 # worth a program, and the most parts.
-NORM_ROWS, NORM_CHANNELS, PART_ROWS, MAX_PARTS = 32, 128, 64, 16
+NORM_ROWS, NORM_CHANNELS, PART_ROWS, MAX_PARTS = 16, 128, 64, 16
 
 
 @functools.cache
