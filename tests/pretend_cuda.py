@@ -95,6 +95,9 @@ class OnCard(Tensor):
     def data_ptr(self) -> int:
         return self.numbers.data_ptr()
 
+    def record_stream(self, stream: _Stream) -> None:
+        """Nothing: this memory is never used again before the tensor has gone."""
+
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.numbers.untyped_storage()
 
@@ -187,8 +190,6 @@ class PretendCuda:
         target = next((x for x in leaves if isinstance(x, torch.device)), None)
         if not ours and not on_card(target):
             return func(*args, **kwargs)
-        if short == "record_stream":
-            return None
         if short in INDEXING:
             self._index(args, others)
         elif ours and short not in MOVES and any(x.dim() > 0 for x in others):
@@ -392,8 +393,6 @@ class _Functions(TorchFunctionMode):
         kwargs.pop("pin_memory", None)
         if func is Tensor.is_cuda.__get__:
             return isinstance(args[0], OnCard)
-        if func is Tensor.record_stream:
-            return None
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             tensors = [t for t in tree_leaves(args) if isinstance(t, OnCard)]
             return card.item(func, args, kwargs) if tensors else func(*args, **kwargs)
