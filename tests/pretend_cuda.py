@@ -125,7 +125,7 @@ class PretendCuda:
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self.problems: list[str] = []
-        self.capturing: list[Callable[[], None]] | None = None
+        self.capturing: list[Callable[[], object]] | None = None
         self._exit = contextlib.ExitStack()
 
     @property
@@ -174,7 +174,7 @@ class PretendCuda:
         if self.capturing is not None:
             self._refuse(CaptureError, "a copy from the host's memory in a capture")
 
-    def launch(self, name: str, again: Callable[[], None]) -> None:
+    def launch(self, name: str, again: Callable[[], object]) -> None:
         """A kernel has run; `again` computes its result anew, in place."""
         self.kernels[name] += 1
         if self.capturing is not None:
@@ -258,7 +258,7 @@ class PretendCuda:
             self.launch("index_put", lambda: func(numbers, where, *new))
             return None
         if parts:
-            self.launch("index", lambda: out.copy_(func(numbers, where)) and None)
+            self.launch("index", lambda: out.copy_(func(numbers, where)))
         return OnCard(out, self)
 
     def copy(self, target: Tensor, source: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class PretendCuda:
         old, new = _numbers(target), _numbers(source)
         old.copy_(new)
         if isinstance(target, OnCard):
-            self.launch("copy_", lambda: old.copy_(new) and None)
+            self.launch("copy_", lambda: old.copy_(new))
         return target
 
     def generic(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -420,8 +420,8 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             self.card.upload()
         elif "empty" not in func.__name__:
-            fill = tree_map(lambda x: x, out)
-            self.card.launch(func.__name__, lambda: fill and None)
+            made = kwargs | {"device": "cpu"}
+            self.card.launch(func.__name__, lambda: _repeat(func, args, made, out))
         return tree_map(lambda x: self.card.up(x) if isinstance(x, Tensor) else x, out)
 
     def _move(self, func: Any, args: tuple, kwargs: dict) -> Any:

@@ -120,10 +120,11 @@ def test_a_graph_runs_again_on_the_same_tensors(card: PretendCuda) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept[1:] = x[1:] * 2
-        out = torch.cat([x, kept]).softmax(0)
+        picked = x[torch.arange(1, 3, device="cuda")]
+        out = torch.cat([x, kept, picked]).softmax(0)
     x.copy_(torch.tensor([3.0, 4.0, 5.0]))
     card.reset()
     graph.replay()
     assert card.kernels == {"graph replay": 1}
-    expected = torch.tensor([3.0, 4.0, 5.0, 0.0, 8.0, 10.0]).softmax(0)
+    expected = torch.tensor([3.0, 4.0, 5.0, 0.0, 8.0, 10.0, 4.0, 5.0]).softmax(0)
     assert torch.equal(out.cpu(), expected)
