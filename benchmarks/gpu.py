@@ -43,14 +43,14 @@ from sgm.cli.inputs import read_inputs
 from sgm.cli.main import parse
 from sgm.cli.profile import blank_pipeline, caught_pass
 from sgm.cli.program import start
-from sgm.inference.held import held_noise
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
 from sgm.profiling import latency
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
 from sgm.sparse.graphs import capture_graph, repeat
-from sgm.specs import MODELS, Precision, SamplingParams
+from sgm.sparse.sparsify import handle_of
+from sgm.specs import MODELS, Precision, SamplingParams, Task
 from tools.compare import Edit, run_edit
 
 UNET, CODERS = "unet", ("decoder", "encoder")
@@ -135,8 +135,8 @@ class Bench512:
         """Milliseconds of the passes of an example, in turns, and each as a result."""
         gc.collect()  # networks are in cycles with their hooks
         with ExitStack() as scopes:
-            switches = Precision.FP32 if self.dry else Precision(precision)
-            scopes.enter_context(runtime.precision_scope(switches, self.device))
+            precision = "fp32" if self.dry else precision  # CPUs emulate bf16
+            scopes.enter_context(runtime.precision_scope(Precision(precision), self.device))
             calls = {}
             for name in only:
                 kind, _, graph = name.partition(" ")
@@ -144,7 +144,7 @@ class Bench512:
                 preset = "published" if dense else kind
                 one = self.caught(network, example, preset, precision, size, dense)
                 if graph and not dense:
-                    use_graphs(one)
+                    handle_of(one.network).use_graphs()
                 scopes.enter_context(one.with_recording())
                 calls[name] = one.run if not (graph and dense) else self.as_graph(one.run)
             found = latency.measure(calls, self.device, 1 if self.dry else None)
@@ -157,11 +157,6 @@ class Bench512:
     def as_graph(self, step: Callable[[], Tensor]) -> Callable[[], None]:
         """A pass as a CUDA graph."""
         return (capture_graph if self.device.type == "cuda" else repeat)(step)[1]
-
-
-def use_graphs(one: Pass) -> None:
-    """Run the sparse passes of a network as graphs."""
-    one.network.state.use_graphs()
 
 
 def measure_kernels(bench: Bench512) -> None:
@@ -188,7 +183,7 @@ def measure_longest(bench: Bench512) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     one = bench.caught(UNET, "mask", "fast", "bf16", None, False)
-    use_graphs(one)
+    handle_of(one.network).use_graphs()
     cuda = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
     with one.with_recording():
@@ -221,12 +216,12 @@ def measure_edit(
     bench: Bench512, name: str, edit: Edit, pipelines: Mapping[str, Pipeline], steps: int
 ) -> None:
     """One edit: dense, recording as it goes, and from a session."""
-    noise, fast = held_noise(NamedNoise(edit.seed)), pipelines["fast"]
+    noise, fast = NamedNoise(edit.seed), pipelines["fast"]
     for kind, pipeline in (("dense", pipelines["dense"]), ("cold", fast)):
         report_edit(bench, name, kind, partial(run_edit, pipeline, edit, steps, noise=noise))
     params = SamplingParams("", seed=edit.seed, steps=steps)
-    strength = 1.0 if edit.edited is None else params.strength
-    session = EditSession(fast, edit.image, params, strength, noise=noise)
+    task = Task.INPAINTING if edit.edited is None else Task.SDEDIT
+    session = EditSession(fast, edit.image, params, task, noise=noise)
     report_edit(bench, name, "warm", partial(edits.warm, session, edit))
 
 

@@ -1,4 +1,5 @@
-"""A CUDA device for machines without one: tensors that say `cuda:0` and hold CPU numbers.
+"""A CUDA device for machines without one: tensors that say `cuda:0` and hold CPU numbers, or of the
+meta device none.
 
 What a card would refuse is refused: an operator that mixes devices, and in a graph's capture
 anything that waits for the device, copies from ordinary memory, or frees the recording of it. What
@@ -28,14 +29,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.conftest import ROOT
 
-CARD, HOST = torch.device("cuda:0"), torch.device("cpu")
+CARD, HOST, META = (torch.device(name) for name in ("cuda:0", "cpu", "meta"))
 
 # Operators, by the start of their names, that launch no kernel.
 VIEWS = (
     *("_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "diagonal"),
     *("empty", "expand", "is_", "lift_fresh", "movedim", "narrow", "new_empty", "permute"),
     *("record_stream", "reshape", "resize", "select.", "set_", "size", "slice", "split"),
-    *("squeeze", "stride", "sym_", "t.", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
+    *("squeeze", "stride", "sym_", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
 )
 # Operators whose result, or its size, the host has to wait for.
 WAITS = {
@@ -198,12 +199,12 @@ class PretendCuda:
         down = self._moves(short, args, target, ours)
         if short in WAITS:
             self.wait()
-        unwrapped, named = tree_map(_numbers, args), tree_map(_numbers, kwargs)
+        unwrapped, named = _unwrapped(args, kwargs)
         named = {k: v for k, v in named.items() if k not in ("pin_memory", "non_blocking")}
         out = func(*unwrapped, **named)
         if down:
             return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, out)
-        if not any(name.startswith(view) for view in VIEWS) and short not in WAITS:
+        if not (name.startswith(VIEWS) or short in WAITS | {"t"}):
             self.launch(short, lambda: _repeat(func, unwrapped, named, out))
         known = {id(x.numbers): x for x in ours}
         known |= {id(x): x for x in others}
@@ -252,7 +253,7 @@ class PretendCuda:
             self.upload()
         if any(t.dtype == torch.bool or t.dim() == 0 for t in parts if isinstance(t, OnCard)):
             self.wait()
-        numbers, where, new = me.numbers, tree_map(_numbers, index), tree_map(_numbers, value)
+        (numbers, where, *new), _ = _unwrapped(args, {})
         out = func(numbers, where, *new)
         if value:
             self.launch("index_put", lambda: func(numbers, where, *new))
@@ -283,7 +284,7 @@ class PretendCuda:
             self.wait()
         if func is Tensor.new_tensor:
             self.upload()
-        unwrapped, named = tree_map(_numbers, args), tree_map(_numbers, kwargs)
+        unwrapped, named = _unwrapped(args, kwargs)
         out = func(*unwrapped, **named)
         known = {id(x.numbers): x for x in ours}
         if any(isinstance(x, Tensor) and id(x) not in known for x in tree_leaves(out)):
@@ -335,6 +336,8 @@ class PretendCuda:
         }
         for name, value in instead.items():
             yield mock.patch.object(torch.cuda, name, value)
+        # A module that is moved here gets new parameters: `data` cannot be set to these tensors.
+        yield mock.patch.object(torch.__future__, "_overwrite_module_params_on_conversion", True)
         # These tensors have no version counters, which inference mode asks for; and a mode belongs
         # to a thread, so every thread that would enter inference mode gets ours.
         yield mock.patch.object(torch, "inference_mode", self._no_grad)
@@ -353,6 +356,26 @@ def _numbers(x: object) -> object:
     if isinstance(x, OnCard):
         return x.numbers
     return HOST if isinstance(x, torch.device) else x
+
+
+def _flash_attention(*args: Any, **named: Any) -> Tensor:
+    """Attention as the fused kernels of a card make it: one kernel, whose result [B, heads, N, d]
+    lies in memory as [B, N, heads, d]."""
+    out = torch.nn.functional.scaled_dot_product_attention(*args, **named)
+    return out.transpose(-3, -2).contiguous().transpose(-3, -2)
+
+
+def _unwrapped(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments that the host computes with: of the meta device all, if one is."""
+    args, kwargs = tree_map(_numbers, args), tree_map(_numbers, kwargs)
+    leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if not any(x.is_meta for x in leaves):
+        return args, kwargs
+
+    def shapes(x: object) -> object:
+        return x.to("meta") if isinstance(x, Tensor) else META if x == HOST else x
+
+    return tree_map(shapes, args), tree_map(shapes, kwargs)
 
 
 def _repeat(func: Any, args: tuple, kwargs: dict, out: object) -> None:
@@ -397,7 +420,7 @@ class _Functions(TorchFunctionMode):
             tensors = [t for t in tree_leaves(args) if isinstance(t, OnCard)]
             return card.item(func, args, kwargs) if tensors else func(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0], OnCard):
-            return card.generic(func, args, kwargs)  # one kernel, whatever it is on the host
+            return card.generic(_flash_attention, args, kwargs)
         if func in (Tensor.to, Tensor.cuda):
             return self._move(func, args, kwargs)
         if func is Tensor.copy_ and any(isinstance(x, OnCard) for x in args):
@@ -436,17 +459,18 @@ class _Functions(TorchFunctionMode):
             if isinstance(word, Tensor):
                 target, rest[number] = word.device, word.dtype
                 break
-        if rest and isinstance(rest[0], torch.dtype):
-            kwargs["dtype"] = rest.pop(0)
+        # After the device come dtype, non_blocking and copy; the last two change nothing here.
+        dtype = next((word for word in rest if isinstance(word, torch.dtype)), None)
+        kwargs |= {} if dtype is None else {"dtype": dtype}
         if not on_card(target):
             device = {} if target is None else {"device": target}
-            return Tensor.to(me, *rest, **kwargs, **device)
+            return Tensor.to(me, **kwargs, **device)
         kwargs.pop("non_blocking", None)
-        changed = Tensor.to(me, *rest, **kwargs) if rest or kwargs else me
+        changed = Tensor.to(me, **kwargs) if kwargs else me
         if isinstance(me, OnCard):
             return changed
         if me.is_meta:
-            return self.card.up(torch.empty_like(changed, device="cpu"))
+            return self.card.up(changed)  # shapes alone
         self.card.upload()
         return self.card.up(changed.detach().clone())
 

@@ -33,6 +33,14 @@ def test_it_computes_as_the_host_does(card: PretendCuda) -> None:
     assert [x.device.type for x in made] == ["cuda", "cuda"]
 
 
+def test_modules_move_there_and_back(card: PretendCuda) -> None:
+    layer, x = torch.nn.Linear(3, 2).requires_grad_(False), torch.randn(4, 3)
+    before = layer(x)
+    there = layer.to("cuda")(x.to("cuda"))
+    assert there.is_cuda and layer.weight.is_cuda and torch.equal(there.cpu(), before)
+    assert torch.equal(layer.to("cpu")(x), before)
+
+
 def test_afterwards_it_is_gone() -> None:
     before = torch.cuda.is_available, torch.inference_mode, torch.cuda.graph
     with PretendCuda():
@@ -108,6 +116,7 @@ def test_kernels_are_counted(card: PretendCuda) -> None:
     x = torch.ones(4, 6, device="cuda")
     card.reset()
     y = (x.view(2, 2, 6).transpose(0, 1)[..., :3] + 1).mul_(2)
+    x.t()
     assert card.kernels == {"add": 1, "mul_": 1} and card.launches == 2
     y[:, 0] = 0
     F.scaled_dot_product_attention(y, y, y)

@@ -88,7 +88,10 @@ class Table:
 
 
 def sparsify(
-    network: nn.Module, table: Table | None = None, ops: SparseOps | None = None
+    network: nn.Module,
+    table: Table | None = None,
+    ops: SparseOps | None = None,
+    graphs: bool | None = None,
 ) -> "Sparse":
     """Give a network sparse passes.
 
@@ -96,6 +99,8 @@ def sparsify(
         network: one of this package, or a UNet, encoder or decoder of diffusers; changed in place.
         table: by default the one for its class.
         ops: who runs the sparse operators; by default the best that runs on a CPU.
+        graphs: whether sparse passes run as CUDA graphs; by default where the network is on a CUDA
+            device now.
 
     Returns:
         The handle, whose scopes say what a pass of the network does.
@@ -103,7 +108,10 @@ def sparsify(
     Raises:
         NotSparseError: there are no rules for the network, or for one of its layers.
     """
-    return Sparse(network, table or table_of(network), ops)
+    handle = Sparse(network, table or table_of(network), ops)
+    if graphs or (graphs is None and next(network.parameters()).is_cuda):
+        handle.use_graphs()
+    return handle
 
 
 def table_of(network: nn.Module) -> Table:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.sparse.matmul import gated_linear, linear
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.base import PLAIN, Prologue
+from sgm.sparse.matmul import gated_linear, linear
 from sgm.sparse.norm import RecordedRows
 
 # Largest matrix of neighbour rows made at once; bounds memory at picture resolution, and keeps

@@ -7,7 +7,6 @@ program after the other in numpy.
 import torch
 from torch import Tensor, nn
 
-from sgm.sparse.matmul import linear
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends import triton_norm, triton_rows
 from sgm.sparse.backends.base import PLAIN, Prologue
@@ -22,6 +21,7 @@ from sgm.sparse.backends.triton_tiles import (
     next_power_of_2,
     precision,
 )
+from sgm.sparse.matmul import linear
 from sgm.sparse.norm import RecordedRows
 
 
