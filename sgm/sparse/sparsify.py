@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm.sparse.layers import TextAttention
+from sgm.sparse.layers import SparseConv1x1, TextAttention
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import Site, SparseModule, SparseRoot, state_of
 from sgm.sparse.ops import SparseOps
@@ -205,7 +205,8 @@ class Sparse(SparseState):
         if adapter is not None:
             raise NotSparseError(f"{name} {adapter}.")
         wide = isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
-        if isinstance(layer, nn.Conv2d) and isinstance(layer, SparseModule):
+        looks_around = isinstance(layer, SparseModule) and not isinstance(layer, SparseConv1x1)
+        if isinstance(layer, nn.Conv2d) and looks_around:
             kind = (tuple(layer.kernel_size), layer.groups, tuple(layer.dilation))
             if kind != ((3, 3), 1, (1, 1)) or layer.padding_mode != "zeros":
                 raise NotSparseError(f"{name} is no plain 3x3 convolution: {layer}.")
