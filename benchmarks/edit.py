@@ -157,7 +157,7 @@ def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dic
             weights = random_weights(engine.state_dict(), device, runtime.dtype_of(precision))
         engine.load_state_dict(weights, assign=True)
         networks = Networks(engine.eval(), table_of_preset(preset) if run_type.sparse else None)
-        networks.set_backend(Backend.AUTO.value)
+        networks.set_backend(Backend.AUTO.value, graphs=None)
         pipelines[run] = Pipeline(networks, precision, run_type.sparse, turbo, RECIPES[preset])
     return pipelines
 

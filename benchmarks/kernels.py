@@ -14,27 +14,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, commit, machine, write_figures
+from benchmarks.timing import LIMITS, Bench, relative_error
 from sgm import runtime
 from sgm.cli.program import start
 from sgm.errors import UserError
-from sgm.io.checkpoint import build_model
-from sgm.sparse.active import CONV1X1, CONV3X3, ActiveSet, Geometry, block_active_set
+from sgm.inference.presets import FAST
+from sgm.sparse.active import CONV3X3, ActiveSet, block_active_set
 from sgm.sparse.backends.torch_ref import TorchOps
-from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
-from sgm.sparse.norm import Affine
+from sgm.sparse.masks import Resolution, inpainting_pyramid
+from sgm.sparse.norm import Affine, Moments, RecordedRows
 from sgm.sparse.ops import Prologue, SparseOps, select_ops
-from sgm.sparse.sparsify import sparsify
+from sgm.sparse.pixels import PIXELS, PixelGeometry
 
 BATCH = 2
 RECTANGLE = (280, 470, 590, 910)  # rows, columns of 512x1024
@@ -47,155 +45,120 @@ SHAPES = [
 ]
 QUICK_SHAPES = [((8, 16), 20, 24)]
 HEAD = 64  # width of an attention head
-# Relative error ||out - exact|| / ||exact|| that an operator may have.
-LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-COPIES = 4
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """What the device does at best: bytes and operations a second."""
-
-    bandwidth: float
-    rate: float
-
-    def floor_ms(self, moved: float, operations: float) -> float:
-        return 1e3 * max(moved / self.bandwidth, operations / self.rate)
-
-
-def milliseconds(step: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a step; on CUDA as a graph, so that launching it costs nothing."""
-    if device.type != "cuda":
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            step()
-            times.append(1e3 * (time.perf_counter() - began))
-        return statistics.median(times)
-    import triton.testing
-
-    step()  # compiles and tunes outside of the capture
-    return float(triton.testing.do_bench_cudagraph(step, rep=20 * repeats, return_mode="median"))
-
-
-def measure_ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> Ceilings:
-    """A copy of 1 GB and a product of two 8192 x 8192 matrices; tiny ones when quick."""
-    length, side, repeats = (2**20, 64, 1) if quick else (2**30, 8192, 5)
-    source = torch.randint(0, 255, (length,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy = milliseconds(lambda: target.copy_(source), device, repeats)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = milliseconds(lambda: a @ b, device, repeats)
-    return Ceilings(2e3 * length / copy, 2e3 * side**3 / product)
-
-
-class Bench:
-    """Checks and times on one device in one dtype; every row goes to `rows` and to stdout."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, quick: bool) -> None:
-        self.device, self.dtype, self.quick = device, dtype, quick
-        self.repeats, self.copies = (1, 1) if quick else (5, COPIES)
-        self.ceilings = measure_ceilings(device, dtype, quick)
-        self.rows: list[dict[str, object]] = []
-
-    def draw(self, *shape: int) -> Tensor:
-        return torch.randn(shape, device=self.device).to(self.dtype)
-
-    def time(self, step: Callable[[int], object]) -> float:
-        """Time of `step(copy)`, run for each copy in turn."""
-        whole = milliseconds(
-            lambda: [step(copy) for copy in range(self.copies)], self.device, self.repeats
-        )
-        return whole / self.copies
-
-    def add(
-        self,
-        name: str,
-        times: dict[str, float],
-        elements: float,
-        operations: float,
-        error: float | None,
-    ) -> None:
-        """A row: times by variant, elements moved at least, multiply-adds twice."""
-        moved = elements * torch.finfo(self.dtype).bits / 8
-        floor, best = self.ceilings.floor_ms(moved, operations), min(times, key=times.__getitem__)
-        limit = LIMITS[self.dtype]
-        row = {
-            "operator": name,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "bytes": moved,
-            "operations": operations,
-            "floor_ms": floor,
-            "ms": times,
-            "best": best,
-            "achieved": floor / times[best],
-            "error": error,
-            "right": None if error is None else error <= limit,  # NaN is not
-        }
-        self.rows.append(row)
-        listed = "  ".join(f"{variant} {ms:.4f}" for variant, ms in times.items())
-        told = "" if error is None else f"  error {error:.1e}"
-        print(f"{name:44} {row['dtype']:8} floor {floor:.4f}  {listed}{told}")
-
-
-def relative_error(out: Tensor, exact: Tensor) -> float:
-    return float((out.double() - exact).norm() / exact.norm())
-
-
-def triton_variants() -> dict[str, SparseOps]:
-    """The backend as it chooses, and each choice forced."""
+def triton_variants(quick: bool) -> dict[str, SparseOps]:
+    """The backend as it chooses, and each number of parts forced."""
     from sgm.sparse.backends.triton_ops import TritonOps
 
-    variants: dict[str, SparseOps] = {"auto": TritonOps()}
-    for split in (1, 2, 4, 8):
-        variants[f"fused/{split}"] = TritonOps(fuse_up_to=10**6, split=split)
-        variants[f"staged/{split}"] = TritonOps(fuse_up_to=0, split=split)
-    return variants
+    splits = () if quick else (1, 2, 3, 4, 6, 8)
+    return {"auto": TritonOps()} | {f"split {split}": TritonOps(split) for split in splits}
 
 
-def bench_conv(
-    bench: Bench, active: ActiveSet, geometry: Geometry, channels: int, wide: int
-) -> None:
-    """`conv_scatter` with norm, activation, bias and residual against torch and dense."""
-    pixels, kernel = active.in_size[0] * active.in_size[1], geometry.kernel
-    x, base, residual = (bench.draw(BATCH, pixels, c) for c in (channels, wide, wide))
-    size = (channels * kernel**2) ** 0.5
+def bench_conv(bench: Bench, active: ActiveSet, size: Resolution, channels: int, wide: int) -> None:
+    """A 3x3 `conv` of a short map with bias, time embedding and residual, against torch and
+    dense."""
+    x = bench.draw(BATCH, active.in_size[0], channels)
+    residual, embedding = bench.draw(BATCH, active.count, wide), bench.draw(BATCH, wide)
     weights = [
-        (bench.draw(wide, channels, kernel, kernel) / size).to(memory_format=torch.channels_last)
+        (bench.draw(wide, channels, 3, 3) / (9 * channels) ** 0.5).to(
+            memory_format=torch.channels_last
+        )
         for _ in range(bench.copies)
     ]
-    bias, affine = bench.draw(wide), Affine(*torch.randn(2, BATCH, channels, device=bench.device))
-    prologue = Prologue(affine, silu=kernel > 1)
-    exact_affine = Affine(affine.scale.double(), affine.shift.double())
-    exact = TorchOps().conv_scatter(
-        *(x.double(), active, weights[0].double(), bias.double()),
-        *(Prologue(exact_affine, prologue.silu), base.double(), residual.double()),
-    )
-    times, errors = {}, []
-    variants = triton_variants()
-    for name, ops in ({"auto": variants["auto"]} if bench.quick else variants).items():
-        out = ops.conv_scatter(x, active, weights[0], bias, prologue, base, residual)
-        errors.append(relative_error(out, exact))
-        target = base.clone()
+    bias = bench.draw(wide)
 
-        def step(copy: int, ops: SparseOps = ops, target: Tensor = target) -> Tensor:
-            arguments = (x, active, weights[copy], bias, prologue, target, residual)
-            return ops.conv_scatter(*arguments, in_place=True)
+    def conv(ops: SparseOps, copy: int) -> Tensor:
+        terms = {"embedding": embedding, "residual": residual}
+        return ops.conv(x, active, weights[copy], bias, **terms)
 
-        times[name] = bench.time(step)
-    whole = x.view(BATCH, *active.in_size, channels).permute(0, 3, 1, 2)
-    rows = TorchOps()
-    times["torch"] = bench.time(
-        lambda c: rows.conv_scatter(x, active, weights[c], bias, prologue, base, residual)
-    )
-    times["dense conv alone"] = bench.time(
-        lambda c: F.conv2d(whole, weights[c], bias, geometry.stride, geometry.padding)
-    )
-    read = len(active.support) if kernel > 1 else active.count
-    elements = BATCH * (read * channels + 2 * active.count * wide) + weights[0].numel()
+    terms = {"embedding": embedding.double(), "residual": residual.double()}
+    exact = TorchOps().conv(x.double(), active, weights[0].double(), bias.double(), **terms)
+    backends = triton_variants(bench.quick) | {"torch": TorchOps()}
+    errors = [relative_error(conv(ops, 0), exact) for ops in backends.values()]
+    times = {name: bench.time(lambda c, o=ops: conv(o, c)) for name, ops in backends.items()}
+    whole = bench.draw(BATCH, channels, *size).to(memory_format=torch.channels_last)
+    times["dense conv alone"] = bench.time(lambda c: F.conv2d(whole, weights[c], bias, padding=1))
+    elements = x.numel() + 2 * residual.numel() + weights[0].numel()
     operations = 2 * BATCH * active.count * weights[0].numel()
-    name = f"conv {kernel}x{kernel} {channels}->{wide} {active.count} of {pixels}"
+    name = f"conv 3x3 {channels}->{wide} {active.count} of {size[0] * size[1]}"
     bench.add(name, times, elements, operations, max(errors, key=lambda e: (e != e, e)))
+
+
+def bench_blocks(bench: Bench, active: ActiveSet, channels: int) -> None:
+    """A 3x3 `conv_scatter` of preset `published` with norm, activation, bias and residual."""
+    pixels = active.in_size[0] * active.in_size[1]
+    x, base, residual = (bench.draw(BATCH, pixels, channels) for _ in range(3))
+    weights = [
+        (bench.draw(channels, channels, 3, 3) / (9 * channels) ** 0.5).to(
+            memory_format=torch.channels_last
+        )
+        for _ in range(bench.copies)
+    ]
+    bias, affine = bench.draw(channels), Affine(*torch.randn(2, BATCH, channels).to(bench.device))
+
+    def put(ops: SparseOps, copy: int, dtype: torch.dtype, in_place: bool) -> Tensor:
+        tensors = (t.to(dtype) for t in (x, weights[copy], bias, base, residual))
+        x_, weight, bias_, base_, residual_ = tensors
+        terms = (Prologue(affine, silu=True), base_, residual_)
+        return ops.conv_scatter(x_, active, weight, bias_, *terms, in_place=in_place)
+
+    backends = {"triton": select_ops("triton", bench.device), "torch": TorchOps()}
+    exact = put(TorchOps(), 0, torch.float64, False)
+    error = relative_error(put(backends["triton"], 0, bench.dtype, False), exact)
+    times = {
+        name: bench.time(lambda c, o=ops: put(o, c, bench.dtype, True))
+        for name, ops in backends.items()
+    }
+    elements = BATCH * channels * (len(active.support) + 2 * active.count) + weights[0].numel()
+    operations = 2 * BATCH * active.count * weights[0].numel()
+    name = f"conv_scatter 3x3 {channels} {active.count} of {pixels}"
+    bench.add(name, times, elements, operations, error)
+
+
+def bench_norms(bench: Bench, active: ActiveSet, around: int, pixels: int, channels: int) -> None:
+    """Group norm with SiLU into a short map, and layer norm of a sum."""
+    rows, others = bench.draw(BATCH, active.count, channels), bench.draw(BATCH, around, channels)
+    moments = Moments(*torch.rand(2, BATCH, channels).to(bench.device))
+    recorded = RecordedRows(moments, pixels, bench.draw(*rows.shape), others)
+    wide = RecordedRows(moments, pixels, recorded.rows.double(), others.double())
+    norm = nn.GroupNorm(4 if bench.quick else 32, channels).to(bench.device, bench.dtype)
+    layer = nn.LayerNorm(channels).to(bench.device, bench.dtype)
+    backends = {"triton": select_ops("triton", bench.device), "torch": TorchOps()}
+    exact = TorchOps().group_norm(rows.double(), active, wide, norm, silu=True)
+    out = backends["triton"].group_norm(rows, active, recorded, norm, silu=True)
+    times = {
+        name: bench.time(lambda c, o=ops: o.group_norm(rows, active, recorded, norm, silu=True))
+        for name, ops in backends.items()
+    }
+    moved = 3 * rows.numel() + 2 * others.numel()
+    where = f"{channels} {active.count} of {pixels}"
+    bench.add(f"group_norm {where}", times, moved, 0.0, relative_error(out, exact))
+    added = recorded.rows
+    total, out = backends["triton"].layer_norm(rows, added, layer)
+    exact = F.layer_norm(total.double(), (channels,), eps=layer.eps)
+    times = {
+        name: bench.time(lambda c, o=ops: o.layer_norm(rows, added, layer))
+        for name, ops in backends.items()
+    }
+    bench.add(f"layer_norm {where}", times, 4 * rows.numel(), 0.0, relative_error(out, exact))
+
+
+def bench_gated(bench: Bench, rows: int, channels: int) -> None:
+    """The gated layer of a transformer block, fused and as two operators."""
+    wide = 4 * channels
+    weights = [bench.draw(2 * wide, channels) / channels**0.5 for _ in range(bench.copies)]
+    x, bias = bench.draw(BATCH, rows, channels), bench.draw(2 * wide)
+    backends = {"triton": select_ops("triton", bench.device), "torch": TorchOps()}
+    exact = TorchOps().gated(x.double(), weights[0].double(), bias.double())
+    out = backends["triton"].gated(x, weights[0], bias)
+    times = {
+        name: bench.time(lambda c, o=ops: o.gated(x, weights[c], bias))
+        for name, ops in backends.items()
+    }
+    elements = x.numel() + weights[0].numel() + BATCH * rows * wide
+    operations = 2 * BATCH * rows * weights[0].numel()
+    bench.add(f"gated {channels} {rows}", times, elements, operations, relative_error(out, exact))
 
 
 def bench_rows(bench: Bench, active: ActiveSet, channels: int) -> None:
@@ -243,50 +206,26 @@ def bench_attention(bench: Bench, active: ActiveSet, channels: int) -> None:
     bench.add(name, times, elements, operations, None)
 
 
-def bench_step(bench: Bench, masks: MaskPyramid, latents: tuple[int, int]) -> None:
-    """A UNet pass of preset `fast` on random weights: dense, sparse, and sparse as a graph."""
-    name = "tiny-original.yaml" if bench.quick else "original.yaml"
-    unet = build_model(Path(__file__).parents[1] / "configs" / name).model.diffusion_model
-    unet = unet.to_empty(device=bench.device).to(bench.dtype)
-    unet = unet.to(memory_format=torch.channels_last).eval()
-    for parameter in unet.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    state = sparsify(unet)
-    x, text = bench.draw(BATCH, 4, *latents), bench.draw(BATCH, 77, unet.context_dim)
-    x = x.to(memory_format=torch.channels_last)
-    y = bench.draw(BATCH, unet.label_emb[0][0].in_features)
-    when = torch.full((BATCH,), 500, device=bench.device)
-
-    def step() -> Tensor:
-        return unet(x, timesteps=when, context=text, y=y)
-
-    def timed(repeats: int) -> float:
-        """Median with launching, which is what a graph saves; `.cpu()` waits for the device."""
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            step().cpu()
-            times.append(1e3 * (time.perf_counter() - began))
-        return statistics.median(times)
-
-    repeats = 1 if bench.quick else 20
-    times, results = {}, []
-    for variant in ("sparse", "sparse graph"):
-        state.clear()
-        state.ops = select_ops("auto", bench.device)
-        if variant == "sparse graph":
-            state.use_graphs()
-        else:
-            step()
-            times["dense"] = timed(repeats)
-        state.set_text(text)
-        with state.recording(masks):
-            step()
-        with state.sparse(masks):
-            results.append([step() for _ in range(3)][-1].double())
-            times[variant] = timed(repeats)
-    weights = sum(p.numel() for p in unet.parameters())
-    bench.add("UNet step, preset fast", times, weights, 0.0, relative_error(*results))
+def bench_all(bench: Bench, sizes: Iterable[tuple[Resolution, int, int]]) -> None:
+    """Every operator at every size; the mask is the published rectangle."""
+    top, bottom, left, right = RECTANGLE
+    mask = torch.zeros(512, 1024, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    mask = mask[::8, ::8] if bench.quick else mask
+    masks, published = FAST.inpainting(mask), inpainting_pyramid(mask)
+    for size, channels, wide in sizes:
+        pixels = size[0] * size[1]
+        active = PIXELS.active_set(masks, size).resolve().to(bench.device)
+        conv = PixelGeometry(3, padding=1, padding_end=1).active_set(masks, size)
+        around = conv.in_size[0] - active.count
+        bench_conv(bench, conv.resolve().to(bench.device), size, channels, wide)
+        bench_norms(bench, active, around, pixels, channels)
+        if channels == wide or bench.quick:
+            blocks = block_active_set(published[size], CONV3X3).resolve()
+            bench_blocks(bench, blocks.to(bench.device), channels)
+            bench_gated(bench, active.count, channels)
+            bench_rows(bench, active, wide)
+            bench_attention(bench, active, wide)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -295,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="benchmarks.kernels", description="Check and time the sparse operators on a GPU."
     )
     parser.add_argument("--quick", action="store_true", help="tiny, in Triton's interpreter")
-    parser.add_argument("--json", type=Path, default=RESULTS / "kernels.json", help="figures")
+    parser.add_argument("--output", type=Path, default=RESULTS / "kernels.json", help="figures")
     return parser
 
 
@@ -309,25 +248,13 @@ def main() -> int:
         select_ops("triton", device)
     except ValueError as error:
         raise UserError(f"{error} Run this on a machine with a GPU, or with --quick.") from error
-    top, bottom, left, right = RECTANGLE
-    mask = torch.zeros(512, 1024, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
-    mask = mask[::8, ::8] if options.quick else mask
-    masks = {size: m.to(device) for size, m in inpainting_pyramid(mask).items()}
     rows: list[dict[str, object]] = []
     ceilings = {}
     for dtype in (torch.float32,) if options.quick else LIMITS:
         torch.manual_seed(0)
         with torch.inference_mode():
             bench = Bench(device, dtype, options.quick)
-            for size, channels, wide in QUICK_SHAPES if options.quick else SHAPES:
-                for geometry in (CONV3X3, CONV1X1):
-                    active = block_active_set(masks[size], geometry).resolve()
-                    bench_conv(bench, active, geometry, channels, wide)
-                bench_rows(bench, active, wide)
-                bench_attention(bench, active, wide)
-            if dtype == torch.bfloat16 or options.quick:
-                bench_step(bench, masks, (16, 32) if options.quick else (64, 128))
+            bench_all(bench, QUICK_SHAPES if options.quick else SHAPES)
         rows += bench.rows
         ceilings[str(dtype)] = vars(bench.ceilings)
     figures = {
@@ -339,9 +266,9 @@ def main() -> int:
         "ceilings": ceilings,
         "rows": rows,
     }
-    write_figures(options.json, figures)
+    write_figures(options.output, figures)
     wrong = [str(row["operator"]) for row in rows if row["right"] is False]
-    print(f"{len(rows)} rows, wrong: {', '.join(wrong) or 'none'}; {options.json}")
+    print(f"{len(rows)} rows, wrong: {', '.join(wrong) or 'none'}; {options.output}")
     return 1 if wrong else 0
 
 

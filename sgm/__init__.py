@@ -14,7 +14,7 @@ def load(model: str = "sdxl", **options: Any) -> "Editor":
         options: `preset` (`fast`, or `published`), `run_type` (`sige`; `original` is dense, `turbo`
             and `sige-turbo` take few steps), `checkpoint` (a file or a diffusers folder), `vae`,
             `loras` (paths to their weights), `prediction`, `device`, `precision`, `backend`,
-            `weight_path`, `config_path`, `progress`: as on the command line.
+            `graphs`, `weight_path`, `config_path`, `progress`: as on the command line.
 
     Raises:
         UserError: a file is missing or does not fit; one sentence.

@@ -204,6 +204,7 @@ def load_editor(
     device: str | None = None,
     precision: str | None = None,
     backend: str = "auto",
+    graphs: bool | None = None,
     weight_path: str | PathLike[str] = "pretrained",
     config_path: str | PathLike[str] = "configs",
     progress: bool = False,
@@ -235,6 +236,7 @@ def load_editor(
         chosen,
         progress=progress,
         weights=weights,
+        graphs=graphs,
     )
     return Editor(pipeline)
 

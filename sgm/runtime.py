@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from importlib import metadata
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgm.errors import UserError, suggestion
-from sgm.specs import Precision, Preset
+from sgm.specs import Backend, Precision, Preset
 
 DEVICE_TYPES = ("cpu", "cuda", "mps")
 # Distributions whose version can change a result or a timing; absent ones are left out.
@@ -91,6 +92,18 @@ def best_precision(preset: Preset, device: torch.device) -> Precision:
     return Precision.BF16 if major >= 8 else Precision.FP16
 
 
+def wants_graphs(asked: bool | None, device: torch.device, backend: Backend) -> bool:
+    """Whether sparse passes of the UNet run as CUDA graphs.
+
+    Args:
+        asked: what the user said; None takes them on a CUDA device, but for the published package,
+            whose kernels know no padded lists of pixels.
+    """
+    if asked is None:
+        return device.type == "cuda" and backend is not Backend.SIGE
+    return asked
+
+
 def check_precision(precision: Precision, device: torch.device) -> None:
     """Raise UserError for a precision that the device cannot run.
 
@@ -107,9 +120,14 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         )
 
 
+# cuDNN's attention is left out: it spends tens of milliseconds on every new number of pixels.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
 @contextmanager
 def precision_scope(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Set the TF32 switches of the process for one run, and put them back after it.
+    """Set the TF32 switches and the attention kernels of the process for one run, and put them back
+    after it.
 
     Strict for every precision but tf32: matrix products (also those of oneDNN on the CPU) and
     convolutions compute in the type of their inputs. cuDNN's own default allows TF32 in
@@ -128,7 +146,8 @@ def precision_scope(precision: Precision, device: torch.device) -> Iterator[None
     try:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
-        yield
+        with sdpa_kernel(ATTENTION):
+            yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolution

@@ -243,6 +243,7 @@ class RunOptions:
         json_path: file for the run's figures, `-` for stdout, None for none.
         random_weights, macs_only, compare: profile modes only.
         recordings: how the unedited picture is recorded.
+        graphs: whether sparse UNet passes run as CUDA graphs; None for the device's own way.
         record, recording: folders to record into, and to edit from; None for neither.
         recording_memory: where the recordings of `recording` are while the edit runs.
         checkpoint, refiner_checkpoint: files or folders in place of the family's own; None for
@@ -276,6 +277,7 @@ class RunOptions:
     macs_only: bool
     compare: bool
     recordings: RecordingSettings = RecordingSettings()
+    graphs: bool | None = None
     record: Path | None = None
     recording: Path | None = None
     recording_memory: RecordingMemory = RecordingMemory.AUTO

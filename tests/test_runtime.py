@@ -111,8 +111,9 @@ def test_precision_scope_sets_and_restores(precision: Precision, before: str) ->
         ):
             tf32 = precision is Precision.TF32
             assert flags() == ("high" if tf32 else "highest", tf32, tf32)
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
             raise RuntimeError("inside")
-        assert flags() == outside
+        assert flags() == outside and torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.set_float32_matmul_precision(original[0])
 

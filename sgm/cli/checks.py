@@ -42,6 +42,7 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 def check_together(values: argparse.Namespace) -> None:
     """Raise UserError for options that lack another one or contradict each other."""
+    _check_graphs(values)
     _check_recordings(values)
     check_photos(values)
     if values.record is not None:
@@ -89,6 +90,14 @@ def check_together(values: argparse.Namespace) -> None:
         raise UserError(
             "--backend sige runs --preset published at fp32 only; change those or the backend."
         )
+
+
+def _check_graphs(values: argparse.Namespace) -> None:
+    """UserError for graphs of what cannot run as one."""
+    if values.graphs and not values.run_type.sparse:
+        raise UserError("--graphs is for sparse runs; add --run_type sige, or leave it out.")
+    if values.graphs and values.backend is Backend.SIGE:
+        raise UserError("--graphs and --backend sige exclude each other; leave one out.")
 
 
 def _check_recordings(values: argparse.Namespace) -> None:

@@ -140,6 +140,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = T
         recordings=options.recordings,
         progress=progress,
         weights=weights_of(options, refiner),
+        graphs=options.graphs,
     )
     return pipe.with_recipe(replace(pipe.recipe, blend=options.photo.blend))
 

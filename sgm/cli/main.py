@@ -57,6 +57,7 @@ def checked(values: argparse.Namespace) -> RunOptions:
         precision=precision,
         backend=values.backend,
         device=device,
+        graphs=values.graphs,
         sampling=SamplingParams(
             prompt=values.prompt,
             negative_prompt=values.negative_prompt,

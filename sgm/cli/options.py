@@ -212,6 +212,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)",
     )
+    group.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="run the UNet's sparse steps as CUDA graphs (default: on a CUDA device)",
+    )
 
 
 def _add_recordings(parser: argparse.ArgumentParser) -> None:

@@ -55,8 +55,13 @@ def profile(options: RunOptions, inputs: Inputs) -> None:
     Raises:
         UserError: there is no edit to measure, or the networks cannot be loaded.
     """
+    import torch
+
+    from sgm import runtime
+
     options = _checked(options, inputs)
-    measured = measure(options, inputs)
+    graphs = runtime.wants_graphs(options.graphs, torch.device(options.device), options.backend)
+    measured = measure(options, inputs, graphs)
     ratio = edit_of(options, inputs).ratio
     figures = _figures(options, measured, ratio)
     report.publish(figures, _text(options, measured, ratio), options.json_path)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "recording.json"
-VERSION = 2
+VERSION = 3
 
 
 def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgm import runtime
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
@@ -18,7 +19,7 @@ from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import Table, handle_of, sparsify
-from sgm.specs import MASKED_CHANNELS, Preset
+from sgm.specs import MASKED_CHANNELS, Backend, Preset
 
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)
@@ -76,7 +77,7 @@ class Networks:
         self.decoder = engine.first_stage_model.decoder
         self.layout = torch.channels_last
         networks = (self.unet, self.encoder, self.decoder)
-        self._sparse = [sparsify(network, table) for network in networks] if table else []
+        self._sparse = [sparsify(net, table, graphs=False) for net in networks] if table else []
 
     @property
     def device(self) -> torch.device:
@@ -93,13 +94,16 @@ class Networks:
         latents."""
         return self.unet.input_blocks[0][0].in_channels == MASKED_CHANNELS
 
-    def set_backend(self, name: str) -> None:
+    def set_backend(self, name: str, graphs: bool | None = False) -> None:
         """Choose who runs the sparse operators on this device, and lay weights and maps out as it
-        likes them; see `select_ops`."""
+        likes them; see `select_ops`. `graphs`: whether sparse passes of the UNet run as CUDA
+        graphs; None for the device's own way."""
         for handle in self._sparse:
             handle.ops = select_ops(name, self.device)
             self.layout = handle.ops.memory_format
         self.engine.to(memory_format=self.layout)
+        if self._sparse and runtime.wants_graphs(graphs, self.device, Backend(name)):
+            self.use_graphs()
 
     def use_graphs(self) -> None:
         """Run sparse passes of the UNet as CUDA graphs; see `SparseState.use_graphs`."""

@@ -118,6 +118,7 @@ class Pipeline:
         recordings: RecordingSettings | None = None,
         progress: bool = True,
         weights: Weights | None = None,
+        graphs: bool | None = None,
     ) -> "Pipeline":
         """Build the networks of a run type and load their weights.
 
@@ -127,6 +128,7 @@ class Pipeline:
             recordings: how the unedited picture is recorded; None for as the preset says.
             progress: show a bar on stderr.
             weights: the files to load; None for the family's own in `weight_path`.
+            graphs: whether sparse UNet passes run as CUDA graphs; None for the device's own way.
 
         Raises:
             UserError: a file is missing or does not fit.
@@ -143,7 +145,7 @@ class Pipeline:
         exact = ("first_stage_model.",) if precision is Precision.FP16 else ()
         load_weights(engine, weights, device, runtime.dtype_of(precision), progress, exact)
         networks = Networks(engine.eval(), table_of_preset(preset) if run_type.sparse else None)
-        networks.set_backend(backend.value)
+        networks.set_backend(backend.value, graphs)
         turbo = spec.turbo if run_type.turbo and not refiner else None
         recipe = RECIPES[preset]
         if recordings is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm.inference.noise import Noise
-from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState, per_sample
 
 
 class Unedited(Protocol):
@@ -50,14 +50,12 @@ class FreshNoise:
         """The picture with a draw of this step's own."""
         if self._now is None or self._now[0] != step:
             draw = self.noise(f"step/{step}", self.z.shape).to(self.z)
-            self._now = (step, self.z + draw * self.sigmas[step].to(self.z.device))
+            self._now = (step, self.z + draw * float(self.sigmas[step]))
         return self._now[1]
 
     def full_pass(self, step: int) -> Tensor:
         """One call of `denoise`."""
-        return self.denoise(
-            self.latents(step), self.sigmas[step].to(self.z.device).expand(len(self.z))
-        )
+        return self.denoise(self.latents(step), per_sample(float(self.sigmas[step]), self.z))
 
     def result(self) -> None:
         """Nothing: there is no blending after the last step (published)."""

@@ -3,8 +3,6 @@
 Layout follows SDXL (Podell et al., 2023, section 2.1) and its published checkpoint keys.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -40,25 +38,19 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
-            return self.in_pieces(x, F.linear, dim=-1)
+            return self._in_pieces(x)
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
-    def in_pieces(self, x: Tensor, product: Callable[..., Tensor], dim: int) -> Tensor:
-        """The pass in pieces of the outputs.
-
-        Args:
-            x: what `product` takes.
-            product: of x, a piece of the weight and of the bias.
-            dim: the dimension of what it makes that the outputs are.
-        """
+    def _in_pieces(self, x: Tensor) -> Tensor:
+        """The pass, a piece of the outputs at a time."""
         (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         parts = (t.split(CPU_PIECE) for t in (value, value_bias, gate, gate_bias))
         pieces = [
-            product(x, v, v_bias) * F.gelu(product(x, g, g_bias))
+            F.linear(x, v, v_bias) * F.gelu(F.linear(x, g, g_bias))
             for v, v_bias, g, g_bias in zip(*parts, strict=True)
         ]
-        return torch.cat(pieces, dim)
+        return torch.cat(pieces, dim=-1)
 
 
 class FeedForward(nn.Module):

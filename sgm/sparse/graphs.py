@@ -5,19 +5,25 @@ them. A graph needs the same shapes and addresses every time; `StaticMemory` kee
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-Step = Callable[[], Tensor]
-# Runs a step and keeps it: the tensor of its result, and what computes that anew in place.
-Capture = Callable[[Step], tuple[Tensor, Callable[[], None]]]
+# What a step returns is a tensor, or tensors in tuples, dictionaries and the like.
+Step = Callable[[], Any]
+# Runs a step and keeps it: its result, and what computes that anew in place.
+Capture = Callable[[Step], tuple[Any, Callable[[], None]]]
 
 
-def capture_graph(step: Step) -> tuple[Tensor, Callable[[], None]]:
+def copied(result: Any) -> Any:
+    """A result with copies of its tensors."""
+    return pytree.tree_map_only(Tensor, Tensor.clone, result)
+
+
+def capture_graph(step: Step) -> tuple[Any, Callable[[], None]]:
     """Capture a step on CUDA; one pass beforehand on a stream of its own, where libraries set up
     what they must not allocate during a capture."""
     stream = torch.cuda.Stream()
@@ -26,18 +32,21 @@ def capture_graph(step: Step) -> tuple[Tensor, Callable[[], None]]:
         step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may copy meanwhile, as the one does that fetches recordings.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         out = step()
     graph.replay()
     return out, graph.replay
 
 
-def repeat(step: Step) -> tuple[Tensor, Callable[[], None]]:
+def repeat(step: Step) -> tuple[Any, Callable[[], None]]:
     """What stands in for a graph on devices without: the step is run anew every time."""
-    out = step().clone()
+    out = copied(step())
 
     def run() -> None:
-        out.copy_(step())
+        for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(step()), strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
 
     return out, run
 
@@ -47,8 +56,21 @@ class _Captured:
     """A step with the memory of its tensors, in the order of its arguments, and of its result."""
 
     inputs: list[Tensor]
-    out: Tensor
+    out: Any
     replay: Callable[[], None]
+
+
+@dataclass(eq=False)
+class Kinds:
+    """The kinds of steps that came with one memory, and those that were captured.
+
+    Attributes:
+        version: of the memory that they read.
+    """
+
+    version: int = -1
+    seen: set[object] = field(default_factory=set)
+    steps: dict[object, _Captured] = field(default_factory=dict)
 
 
 class StepGraphs:
@@ -61,17 +83,15 @@ class StepGraphs:
     def __init__(self, capture: Capture | None = None) -> None:
         self.capture = capture
         self.captures = 0
-        self._seen: set[object] = set()
-        self._steps: dict[object, _Captured] = {}
-        self._version = -1
 
     def run(
         self,
-        forward: Callable[..., Tensor],
+        forward: Callable[..., Any],
         args: tuple[Any, ...],
         named: Mapping[str, Any],
         version: Callable[[], int],
-    ) -> Tensor:
+        kinds: Kinds,
+    ) -> Any:
         """`forward` of the arguments, by the graph of the last such call where there is one.
 
         The first call of a kind runs as it is, which builds the active sets and tunes kernels; the
@@ -80,30 +100,31 @@ class StepGraphs:
         Args:
             args, named: of `forward`; the tensors among them, also inside of lists and
                 dictionaries, are copied to where the graph reads them.
-            version: of the memory that the step reads besides; when it changes, all graphs go.
+            version: of the memory that the step reads besides; when it changes, its graphs go.
+            kinds: of steps with that memory; changed.
         """
-        if version() != self._version:
-            self._seen, self._steps = set(), {}
+        if version() != kinds.version:
+            kinds.seen, kinds.steps = set(), {}
         leaves, layout = pytree.tree_flatten((args, dict(named)))
         kind = (str(layout), *map(_kind, leaves))
-        known = self._steps.get(kind)
-        if known is None and kind not in self._seen:
+        known = kinds.steps.get(kind)
+        if known is None and kind not in kinds.seen:
             out = forward(*args, **named)
-            if version() != self._version:  # the first pass has built what it needs
-                self._seen, self._version = set(), version()
-            self._seen.add(kind)
+            if version() != kinds.version:  # the first pass has built what it needs
+                kinds.seen, kinds.version = set(), version()
+            kinds.seen.add(kind)
             return out
         if known is None:
-            known = self._steps[kind] = self._keep(forward, leaves, layout)
-            return known.out.clone()
+            known = kinds.steps[kind] = self._keep(forward, leaves, layout)
+            return copied(known.out)
         given = (leaf for leaf in leaves if isinstance(leaf, Tensor))
         for kept, x in zip(known.inputs, given, strict=True):
             kept.copy_(x)
         known.replay()
-        return known.out.clone()
+        return copied(known.out)
 
     def _keep(
-        self, forward: Callable[..., Tensor], leaves: list[Any], layout: pytree.TreeSpec
+        self, forward: Callable[..., Any], leaves: list[Any], layout: pytree.TreeSpec
     ) -> _Captured:
         own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, named = pytree.tree_unflatten(own, layout)

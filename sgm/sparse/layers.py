@@ -7,6 +7,7 @@ the keys and values of all pixels. Each records what of the unedited picture it 
 does for its blocks, Li et al., 2022, section 3). In dense mode each is the layer of the library.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from sgm.sparse.masks import Resolution
 from sgm.sparse.matmul import linear
 from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
 from sgm.sparse.network import Site, SparseModule
-from sgm.sparse.norm import Moments, moments_of
+from sgm.sparse.norm import RecordedRows, moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
 from sgm.sparse.recording import Recorded, widened
 
@@ -79,20 +80,28 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
         return {**values, "rows": self.site.ops.gather(rows, active, PLAIN)}
 
     def _sparse(self, x: Tensor) -> Tensor:
-        return self._moments(x).affine(self)(x).to(x.dtype)
+        return rows_as_map(self.normed(as_rows(x)))
 
-    def _moments(self, x: Tensor) -> Moments:
-        """The moments of the whole map, of which x holds the active rows."""
-        site, size = self.site, self.site.size(x)
-        old, active = site.tensor("rows", x), site.state.active(PIXELS, size, x.device)
-        if not site.mask_specific:
-            old = site.ops.gather(old, active, PLAIN)
-        recorded, pixels = site.moments("moments", x), size[0] * size[1]
-        moments = recorded.replaced(old, as_rows(x), pixels, active.inside)
+    def normed(self, rows: Tensor, *, silu: bool = False) -> Tensor:
+        """The rows [B, n, C] of the active pixels through the norm, and SiLU; behind them, where
+        the norm records such, the rows around them: [B, n + m, C]."""
+        site, size = self.site, self.site.size(rows)
+        active = site.state.active(PIXELS, size, rows.device)
+        moments, old = site.moments("moments", rows), site.tensor("rows", rows)
+        recorded = RecordedRows(
+            moments, size[0] * size[1], old, self._around(rows), not site.mask_specific
+        )
+        out = site.ops.group_norm(rows, active, recorded, self, silu=silu)
         if site.state.updates:
-            site.update(active, rows=as_rows(x))
-            site.put(moments=moments)
-        return moments
+            before = site.ops.gather(old, active, PLAIN)
+            now = moments.replaced(before, rows, recorded.pixels, active.inside)
+            site.update(active, rows=rows)
+            site.put(moments=now)
+        return out
+
+    def _around(self, rows: Tensor) -> Tensor | None:
+        """Which recorded rows follow the active ones, as `RecordedRows` has them."""
+        return None
 
 
 class SparseConvNorm(SparseGroupNorm):
@@ -106,10 +115,11 @@ class SparseConvNorm(SparseGroupNorm):
         """The active rows, and those around them."""
         return {**super().cut(values), **cut_around(self.site, SAME, values)}
 
-    def _sparse(self, x: Tensor) -> Tensor:
-        around = rows_around(self.site, SAME, x)
-        short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
-        return self._moments(x).affine(self)(short).to(x.dtype)
+    def _around(self, rows: Tensor) -> Tensor:
+        site = self.site
+        if site.mask_specific:
+            return site.tensor("around", rows)
+        return pixel_set(site, SAME, site.size(rows), rows).around
 
 
 class ShortConv2d(SparseModule, nn.Conv2d):
@@ -124,8 +134,16 @@ class ShortConv2d(SparseModule, nn.Conv2d):
         return self._dense(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
-        active = pixel_set(self.site, self.geometry, self.site.size(x), x)
-        return rows_as_map(conv_rows(self.site, x, active, self))
+        return rows_as_map(self.product(as_rows(x)))
+
+    def product(
+        self, rows: Tensor, *, embedding: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """The active rows [B, n, C_out] of a short map's rows [B, n + m, C], with an embedding
+        [B, C_out] and a residual [B, n, C_out] added."""
+        active = pixel_set(self.site, self.geometry, self.site.size(rows), rows)
+        terms = {"embedding": embedding, "residual": residual}
+        return self.site.ops.conv(rows, active, self.weight, self.bias, **terms)
 
 
 class DownConv2d(ShortConv2d):
@@ -162,10 +180,10 @@ class ExitConv2d(ShortConv2d):
         return out
 
     def _sparse(self, x: Tensor) -> Tensor:
-        rows = as_rows(super()._sparse(x))
         base, size = self.site.tensor("out", x), self.site.size(x)
         active = pixel_set(self.site, self.geometry, size, x)
-        out = as_map(self.site.ops.scatter(as_rows(base), active, rows), size)
+        arguments = (as_rows(x), active, self.weight, self.bias, PLAIN, as_rows(base))
+        out = as_map(self.site.ops.conv_scatter(*arguments), size)
         if self.site.state.updates:
             self.site.put(out=out)
         return out
@@ -210,21 +228,63 @@ class FewRowsLinear(SparseModule, nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def update_kv_cache(layer: SparseModule, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of all pixels [B, H * W, D] for self-attention: in a recording pass those
-    given, which are recorded; in a sparse pass the recorded ones with those of the active pixels
-    [B, n, D] put in."""
+class SparseConv1x1(SparseModule, nn.Conv2d):
+    """A 1x1 convolution, as a matrix product on rows."""
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        return rows_as_map(linear(as_rows(x), self.weight.flatten(1), self.bias))
+
+
+def update_kv_cache(layer: SparseModule, kv: Tensor) -> Tensor:
+    """Keys and values of all pixels side by side, [B, H * W, 2 * D], for self-attention: in a
+    recording pass those given, which are recorded; in a sparse pass the recorded ones with those
+    of the active pixels [B, n, 2 * D] put in."""
     site = layer.site
     if site.state.records:
-        site.put(key=k, value=v)
-        return k, v
-    keys, values = site.tensor("key", k), site.tensor("value", v)
-    active = site.state.active_by_area(PIXELS, keys.shape[1], k.device)
-    site.update(active, key=k, value=v)
-    return (
-        site.ops.scatter(keys, active, k, in_place=site.mask_specific),
-        site.ops.scatter(values, active, v, in_place=site.mask_specific),
-    )
+        site.put(kv=kv.contiguous())
+        return kv
+    recorded = site.tensor("kv", kv)
+    active = site.state.active_by_area(PIXELS, recorded.shape[1], kv.device)
+    site.update(active, kv=kv)
+    return site.ops.scatter(recorded, active, kv, in_place=site.mask_specific)
+
+
+def side_by_side(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of linear layers as those of one, without a copy; None where they do not lie
+    one behind the other in memory (see `lay_side_by_side`), or an adapter stands before one."""
+    if any(type(layer) is not FewRowsLinear for layer in layers):
+        return None
+    weight = _joined([layer.weight for layer in layers])
+    if weight is None or layers[0].bias is None:
+        return None if weight is None else (weight, None)
+    bias = _joined([layer.bias for layer in layers])
+    return None if bias is None else (weight, bias)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """Contiguous tensors that lie one behind the other as one, joined in their first dimension."""
+    first, start = parts[0], parts[0].storage_offset()
+    for part in parts:
+        same = part.untyped_storage()._cdata == first.untyped_storage()._cdata
+        if not same or part.storage_offset() != start or not part.is_contiguous():
+            return None
+        start += part.numel()
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+
+
+def lay_side_by_side(layers: Sequence[nn.Module]) -> None:
+    """Put weights and biases of linear layers one behind the other in memory, so that one product
+    can make the outputs of all. Parameters keep their names and values. On a CUDA device only: on
+    a CPU the weights may be those of the file, mapped, and would have to be copied."""
+    alone = all(type(layer) is FewRowsLinear for layer in layers)
+    if not alone or not layers[0].weight.is_cuda or side_by_side(layers) is not None:
+        return
+    for name in ("weight", "bias"):
+        parts = [getattr(layer, name) for layer in layers]
+        if parts[0] is not None:
+            whole = torch.cat([part.detach() for part in parts]).split([len(p) for p in parts])
+            for layer, old, new in zip(layers, parts, whole, strict=True):
+                setattr(layer, name, nn.Parameter(new, old.requires_grad))
 
 
 class TextAttention(SparseModule):

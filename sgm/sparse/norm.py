@@ -61,6 +61,26 @@ class Moments:
         return Moments(mean, torch.add(self.square, squares, alpha=1 / pixels))
 
 
+@dataclass(frozen=True, eq=False)
+class RecordedRows:
+    """What a recording kept of a map whose group norm is asked for after some pixels changed.
+
+    Attributes:
+        moments: of the whole map.
+        pixels: number of pixels of the whole map.
+        rows: [B, n, C], what the active pixels held; of a `whole` map [B, P, C], all pixels.
+        around: [B, m, C], rows that are to be normed behind the active ones; of a whole map their
+            pixel numbers, int64 [m]; None for no such rows.
+        whole: whether `rows` are those of all pixels.
+    """
+
+    moments: Moments
+    pixels: int
+    rows: Tensor
+    around: Tensor | None = None
+    whole: bool = False
+
+
 def moments_of(x: Tensor) -> Moments:
     """Moments of a map [B, C, H, W], in float32; a channels-last map is never copied."""
     values = x.float()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm.sparse.layers import TextAttention
+from sgm.sparse.layers import SparseConv1x1, TextAttention
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import Site, SparseModule, SparseRoot, state_of
 from sgm.sparse.ops import SparseOps
@@ -88,7 +88,10 @@ class Table:
 
 
 def sparsify(
-    network: nn.Module, table: Table | None = None, ops: SparseOps | None = None
+    network: nn.Module,
+    table: Table | None = None,
+    ops: SparseOps | None = None,
+    graphs: bool | None = None,
 ) -> "Sparse":
     """Give a network sparse passes.
 
@@ -96,6 +99,8 @@ def sparsify(
         network: one of this package, or a UNet, encoder or decoder of diffusers; changed in place.
         table: by default the one for its class.
         ops: who runs the sparse operators; by default the best that runs on a CPU.
+        graphs: whether sparse passes run as CUDA graphs; by default where the network is on a CUDA
+            device now.
 
     Returns:
         The handle, whose scopes say what a pass of the network does.
@@ -103,7 +108,10 @@ def sparsify(
     Raises:
         NotSparseError: there are no rules for the network, or for one of its layers.
     """
-    return Sparse(network, table or table_of(network), ops)
+    handle = Sparse(network, table or table_of(network), ops)
+    if graphs or (graphs is None and next(network.parameters()).is_cuda):
+        handle.use_graphs()
+    return handle
 
 
 def table_of(network: nn.Module) -> Table:
@@ -197,7 +205,8 @@ class Sparse(SparseState):
         if adapter is not None:
             raise NotSparseError(f"{name} {adapter}.")
         wide = isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
-        if isinstance(layer, nn.Conv2d) and isinstance(layer, SparseModule):
+        looks_around = isinstance(layer, SparseModule) and not isinstance(layer, SparseConv1x1)
+        if isinstance(layer, nn.Conv2d) and looks_around:
             kind = (tuple(layer.kernel_size), layer.groups, tuple(layer.dilation))
             if kind != ((3, 3), 1, (1, 1)) or layer.padding_mode != "zeros":
                 raise NotSparseError(f"{name} is no plain 3x3 convolution: {layer}.")

@@ -5,19 +5,23 @@ Used outside of `recording` and `sparse`, the network is simply dense.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sgm.sparse.active import ActiveSet
-from sgm.sparse.graphs import Capture, StepGraphs
+from sgm.sparse.active import ActiveSet, bucket
+from sgm.sparse.graphs import Capture, Kinds, StepGraphs
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import SparseOps, select_ops
 from sgm.sparse.quantise import Quantised
 from sgm.sparse.recording import Recorded, Recording, each_tensor, narrowed, tensors_of, widened
 from sgm.sparse.static import StaticMemory
+
+# Sizes of masks whose memory and graphs are kept.
+MEMORIES = 2
 
 
 class AnyGeometry(Protocol):
@@ -49,6 +53,14 @@ class Mode(Enum):
     SPARSE = "sparse"  # compute the active sets, take the rest from the recording
 
 
+@dataclass(eq=False)
+class MaskMemory:
+    """What graphs read of masks of one size, and of recordings for these alone."""
+
+    static: StaticMemory = field(default_factory=StaticMemory)
+    kinds: Kinds = field(default_factory=Kinds)
+
+
 class SparseState:
     """Mode, masks, active sets and the recording of one network.
 
@@ -67,15 +79,21 @@ class SparseState:
         self._active: dict[tuple[AnyGeometry, Resolution], ActiveSet] = {}
         self.static: StaticMemory | None = None
         self.graphs: StepGraphs | None = None
+        self._memories: dict[object, MaskMemory] = {}
+        self._memory = MaskMemory()
 
     def use_graphs(self, capture: Capture | None = None) -> None:
         """Run sparse passes as CUDA graphs from now on (elsewhere: on the same static memory).
 
         There is then one recording: a new one is written over it. Active sets are padded, and the
-        memory of all this stays when `clear` forgets what is in it. `capture`: see `StepGraphs`.
+        memory of all this stays when `clear` forgets what is in it, as do the graphs: those of the
+        last two sizes of masks, since an SDEdit run has wider ones in its first steps.
+
+        Args:
+            capture: see `StepGraphs`.
         """
         self.clear()
-        self.static, self.graphs = StaticMemory(), StepGraphs(capture)
+        self.static, self.graphs, self._memories = StaticMemory(), StepGraphs(capture), {}
 
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
@@ -83,8 +101,8 @@ class SparseState:
         """A pass of the network; a sparse one by its graph, where there are graphs."""
         if self.graphs is None or self.static is None or self.mode is not Mode.SPARSE:
             return forward(*args, **named)
-        static = self.static
-        return self.graphs.run(forward, args, named, lambda: static.version)
+        both, kinds = (self.static, self._memory.static), self._memory.kinds
+        return self.graphs.run(forward, args, named, lambda: sum(s.version for s in both), kinds)
 
     @contextmanager
     def _in_mode(self, mode: Mode) -> Iterator[None]:
@@ -101,13 +119,17 @@ class SparseState:
         if masks is self._masks:
             return
         self._masks, self._active = masks, {}
+        if self.static is None:
+            return
+        size = tuple((level, bucket(int(mask.sum()))) for level, mask in masks.items())
+        self._memory = self._memories.pop(size, None) or MaskMemory()
+        self._memories[size] = self._memory  # the last is the one that was used last
+        for old in list(self._memories)[:-MEMORIES]:
+            del self._memories[old]
         # A graph does not ask for its sets, so those that it reads must be there beforehand.
-        for key, known in list(self.static.sets.items()) if self.static is not None else ():
-            geometry, size = key
-            try:
-                self.active(geometry, size, known.outputs.device)
-            except SparseStateError:
-                self.static.drop_set(key)
+        for geometry, level in list(self._memory.static.sets):
+            known = self._memory.static.sets[geometry, level]
+            self.active(geometry, level, known.outputs.device)
 
     @contextmanager
     def recording(
@@ -137,9 +159,13 @@ class SparseState:
         if self.static is None:
             self.record = recording
             return
+        if recording.masks is not None:
+            self._use_masks(recording.masks)
         self.record = Recording(recording.masks, recording.dtype)
-        for (site, key), value in recording.values.items():
-            self.put(site, **{key: widened(value)})
+        static = self._memory.static if recording.mask_specific else self.static
+        named = {("record", *place): widened(value) for place, value in recording.values.items()}
+        held = static.hold_all(named)
+        self.record.values = dict(zip(recording.values, held, strict=True))
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
         """What sparse passes with `masks` read of a recording that serves any: smaller, and as
@@ -203,7 +229,9 @@ class SparseState:
         for key, value in values.items():
             # What is quantised is never read by a graph: `use` widens it.
             if self.static is not None and not isinstance(value, Quantised):
-                value = self.static.hold(("record", site, key), value)
+                own = self.record.mask_specific
+                static = self._memory.static if own else self.static
+                value = static.hold(("record", site, key), value)
             self.record.values[site, key] = value
 
     def get(self, site: str, key: str, x: Tensor) -> Recorded:
@@ -254,7 +282,7 @@ class SparseState:
                 self._active[key] = active.resolve().to(device)
             else:
                 padded = active.pad().resolve().to(device)
-                self._active[key] = self.static.hold_set(key, padded)
+                self._active[key] = self._memory.static.hold_set(key, padded)
         return self._active[key]
 
     def active_by_area(self, geometry: AnyGeometry, area: int, device: torch.device) -> ActiveSet:

@@ -4,10 +4,11 @@ A CUDA graph repeats the same kernels on the same addresses. So what changes bet
 recording) or between two masks (the lists of pixels) is copied to where it was before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
@@ -48,10 +49,23 @@ class StaticMemory:
     def hold(self, key: Key, value: Value) -> Value:
         """A tensor, or those of an `Affine`, of `Moments` or of a tuple, in memory of this name;
         anything else as it is."""
+        return self.hold_all({key: value})[0]
+
+    def hold_all(self, values: Mapping[Key, Value]) -> list[Value]:
+        """As `hold`, for many values by their names; they are copied together."""
+        copies: list[tuple[Tensor, Tensor]] = []
+        held = [self._place(key, value, copies) for key, value in values.items()]
+        if copies:
+            olds, news = zip(*copies, strict=True)
+            torch._foreach_copy_(olds, news)
+        return held
+
+    def _place(self, key: Key, value: Value, copies: list[tuple[Tensor, Tensor]]) -> Value:
+        """The memory of a name; what has to be copied there is added to `copies`."""
         if isinstance(value, Affine | Moments):
-            return with_tensors(value, lambda number, part: self.hold((*key, number), part))
+            return with_tensors(value, lambda n, part: self._place((*key, n), part, copies))
         if isinstance(value, tuple):
-            return tuple(self.hold((*key, number), part) for number, part in enumerate(value))
+            return tuple(self._place((*key, n), part, copies) for n, part in enumerate(value))
         if not isinstance(value, Tensor):
             return value
         kept = self.tensors.get(key)
@@ -60,7 +74,7 @@ class StaticMemory:
             # A copy: the tensor itself may be in use elsewhere, and would change there too.
             kept = self.tensors[key] = value.clone()
         elif kept is not value:
-            kept.copy_(value)
+            copies.append((kept, value))
         return kept
 
     def hold_set(self, key: Key, active: ActiveSet) -> ActiveSet:
@@ -80,11 +94,6 @@ class StaticMemory:
         self.version += 1
         self.sets[key] = active
         return active
-
-    def drop_set(self, key: Key) -> None:
-        """Forget the set of this name."""
-        del self.sets[key]
-        self.version += 1
 
     def size_in_bytes(self) -> int:
         """Memory of the held tensors, without the lists of pixels."""

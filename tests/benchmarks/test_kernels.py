@@ -16,25 +16,25 @@ def test_every_operator_is_checked_and_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "kernels.json"
-    monkeypatch.setattr(sys, "argv", ["kernels", "--quick", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", ["kernels", "--quick", "--output", str(path)])
     assert kernels.main() == 0
     figures = json.loads(path.read_text())
     rows = {row["operator"].split(" ")[0]: row for row in figures["rows"]}
-    assert set(rows) == {"conv", "gather", "scatter", "attention", "UNet"}
+    others = {"conv_scatter", "group_norm", "layer_norm", "gated"}
+    assert set(rows) == {"conv", "gather", "scatter", "attention"} | others
     assert all(row["right"] for name, row in rows.items() if name != "attention")
-    assert set(rows["UNet"]["ms"]) == {"dense", "sparse", "sparse graph"}
     assert "wrong: none" in capsys.readouterr().out
 
 
 def test_a_wrong_operator_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["kernels", "--quick", "--json", str(tmp_path / "k.json")])
-    monkeypatch.setattr(kernels, "bench_conv", lambda *_: None)
-    monkeypatch.setattr(kernels, "bench_step", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["kernels", "--quick", "--output", str(tmp_path / "k.json")])
+    for name in ("conv", "blocks", "norms", "gated"):
+        monkeypatch.setattr(kernels, f"bench_{name}", lambda *_: None)
     monkeypatch.setattr(kernels, "relative_error", lambda out, exact: float("nan"))
     assert kernels.main() == 1
-    assert "wrong: gather 24 64 of 128, scatter 24 64 of 128" in capsys.readouterr().out
+    assert "wrong: gather 24 45 of 128, scatter 24 45 of 128" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,27 @@ def test_memory_outlives_forgetting(network) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_graphs_for_two_sizes_of_masks_are_kept(network) -> None:
+    """As an SDEdit run needs them, edit after edit: wide masks first, then narrow ones."""
+    kind, engine = network
+    unet = engine.model.diffusion_model
+    with fresh(unet):
+        handle_of(unet).use_graphs(tape)
+        run = Run(kind, unet)
+        for edit in range(3):
+            for masks in (LARGE, FIRST):
+                for number in range(3):
+                    out = run(number, masks)
+            handle_of(unet).clear()
+            run = Run(kind, unet)
+            if edit == 0:
+                first, captures = out, handle_of(unet).graphs.captures
+        assert torch.equal(out, first)
+        assert captures == 2
+        if kind == "fast":  # published recordings serve any masks, and lie in one place for all
+            assert handle_of(unet).graphs.captures == 2
+
+
 def test_a_recording_of_another_batch_is_captured_anew(network) -> None:
     kind, engine = network
     unet = engine.model.diffusion_model

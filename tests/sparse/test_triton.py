@@ -18,6 +18,7 @@ from sgm.sparse.active import (
     Geometry,
     block_active_set,
 )
+from sgm.sparse.backends.base import PLAIN
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.modules import Residual, sparse_residual
 from sgm.sparse.network import Site
@@ -29,20 +30,18 @@ from tests.conftest import max_error
 
 pytest.importorskip("triton", reason="triton is not installed (it has no build for this system)")
 
-from sgm.sparse.backends import triton_ops  # needs triton
+from sgm.sparse.backends import triton_tiles  # needs triton
 from sgm.sparse.backends.triton_ops import TritonOps
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TORCH = TorchOps()
 KINDS = {"3x3": CONV3X3, "1x1": CONV1X1, "unet_down": UNET_DOWN, "vae_down": VAE_DOWN}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Prologue evaluated as rows are loaded, or stored beforehand; the product whole, or in parts.
-FUSED, STAGED, SPLIT = TritonOps(fuse_up_to=99, split=1), TritonOps(0, 1), TritonOps(99, 3)
-PLAIN = Prologue()
-# Each path in float32, and in half precision the one where the dtype matters in one more place.
+WHOLE, SPLIT = TritonOps(split=1), TritonOps(split=3)  # the product of a convolution
+# Both ways in float32, and one of them in each half precision.
 PATHS = {
-    torch.float32: (FUSED, STAGED, SPLIT),
-    torch.bfloat16: (STAGED,),
+    torch.float32: (WHOLE, SPLIT),
+    torch.bfloat16: (WHOLE,),
     torch.float16: (SPLIT,),
 }
 
@@ -155,13 +154,13 @@ def test_a_convolution_writes_where_its_rows_belong(geometry: Geometry, dtype: t
 def test_convolutions_of_many_channels(channels: tuple[int, int]) -> None:
     active = block_active_set(mask_of(5, 5, share=0.0), CONV3X3)
     case = Case(active, 3, 1, channels, torch.float32)
-    case.check(FUSED)
-    case.check_scatter(STAGED)
+    case.check(WHOLE)
+    case.check_scatter(SPLIT)
 
 
 def test_a_pointwise_convolution_of_many_channels() -> None:
     active = block_active_set(mask_of(5, 5, share=0.0), CONV1X1)
-    Case(active, 1, 2, (1280, 40), torch.bfloat16, prologue_of(2, 1280, False)).check(FUSED)
+    Case(active, 1, 2, (1280, 40), torch.bfloat16, prologue_of(2, 1280, False)).check(WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +172,8 @@ def test_convolutions_of_single_pixels(scale: int, prologue: Prologue | None) ->
     geometry = PixelGeometry(3, padding=1, padding_end=1, scale=scale)
     masks = {(6, 7): mask_of(6, 7), (6 * scale, 7 * scale): mask_of(6 * scale, 7 * scale)}
     active = geometry.active_set(masks, (6, 7))
-    Case(active, 3, 1, (17, 6), torch.float32, prologue).check(FUSED, STAGED)
-    Case(active.pad(), 3, 2, (17, 6), torch.float32, prologue).check_scatter(FUSED)
+    Case(active, 3, 1, (17, 6), torch.float32, prologue).check(WHOLE, SPLIT)
+    Case(active.pad(), 3, 2, (17, 6), torch.float32, prologue).check_scatter(WHOLE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -184,16 +183,16 @@ def test_gather_and_scatter_of_rows(padded: bool, dtype: torch.dtype) -> None:
     active = active.pad() if padded else active
     wide = draw(2, 45, 140, dtype=dtype)
     x, residual = wide[:, :, 5:138], wide[:, :, :133]  # rows with others between them
-    assert torch.equal(FUSED.gather(x, active, PLAIN), TORCH.gather(x, active, PLAIN))
+    assert torch.equal(WHOLE.gather(x, active, PLAIN), TORCH.gather(x, active, PLAIN))
     prologue = prologue_of(2, 133)
     exact = TORCH.gather(x.double(), active, widened(prologue))
     step = 2 * torch.finfo(dtype).eps * float(exact.abs().max())
-    assert max_error(FUSED.gather(x, active, prologue), exact) <= step
+    assert max_error(WHOLE.gather(x, active, prologue), exact) <= step
     base, rows = draw(2, 45, 133, dtype=dtype), draw(2, active.count, 133, dtype=dtype)
     before = base.clone()
-    assert torch.equal(FUSED.scatter(base, active, rows), TORCH.scatter(base, active, rows))
+    assert torch.equal(WHOLE.scatter(base, active, rows), TORCH.scatter(base, active, rows))
     assert torch.equal(base, before)
-    out = FUSED.scatter(base, active, rows, residual, in_place=True)
+    out = WHOLE.scatter(base, active, rows, residual, in_place=True)
     assert out is base
     step = torch.finfo(dtype).eps * float(out.abs().max())
     assert max_error(out, TORCH.scatter(before, active, rows, residual)) <= step
@@ -203,33 +202,33 @@ def test_nothing_to_do_is_done() -> None:
     empty = torch.empty(0, dtype=torch.int64, device=DEVICE)
     active = ActiveSet((3, 4), (3, 4), empty, empty.view(0, 9))
     x, weight = draw(2, 12, 4), draw(6, 4, 3, 3)
-    assert FUSED.gather(x, active, PLAIN).shape == (2, 0, 4)
-    assert FUSED.conv(x, active, weight, None, PLAIN).shape == (2, 0, 6)
+    assert WHOLE.gather(x, active, PLAIN).shape == (2, 0, 4)
+    assert WHOLE.conv(x, active, weight, None, PLAIN).shape == (2, 0, 6)
     base = draw(2, 12, 6)
-    assert torch.equal(FUSED.conv_scatter(x, active, weight, None, PLAIN, base), base)
+    assert torch.equal(WHOLE.conv_scatter(x, active, weight, None, PLAIN, base), base)
 
 
 def test_what_the_kernels_cannot_do_is_refused() -> None:
     active = block_active_set(mask_of(3, 4), CONV1X1)
     with pytest.raises(TypeError, match="float64"):
-        FUSED.gather(draw(1, 12, 4).double(), active, PLAIN)
+        WHOLE.gather(draw(1, 12, 4).double(), active, PLAIN)
 
 
 def test_a_map_with_gaps_is_written_into_a_copy() -> None:
     active = block_active_set(mask_of(3, 4), CONV1X1)
     base, rows = draw(1, 12, 8)[:, :, :4], draw(1, active.count, 4)
     before = base.clone()
-    out = FUSED.scatter(base, active, rows, in_place=True)
+    out = WHOLE.scatter(base, active, rows, in_place=True)
     assert torch.equal(out, TORCH.scatter(before, active, rows))
     assert torch.equal(base, before)
 
 
 def test_the_parts_of_a_product_fill_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_ops, "_multiprocessors", lambda device: 132)
-    # 2 samples of 64 outputs, 1280 -> 1280 channels: 20 tiles, so four parts and 80 programs.
-    assert triton_ops._parts(DEVICE, 2, 64, 1280, 1280, 9) == 4
-    assert triton_ops._parts(DEVICE, 2, 1600, 320, 320, 9) == 1  # 150 tiles
-    assert triton_ops._parts(DEVICE, 1, 64, 64, 64, 9) == 1  # nine steps are not worth it
+    monkeypatch.setattr(triton_tiles, "multiprocessors", lambda device: 132)
+    # 200 outputs, 1280 -> 1280 channels: 40 tiles, so three parts and 120 programs.
+    assert triton_tiles.product_parts(DEVICE, 200, 1280, 1280, 9) == 3
+    assert triton_tiles.product_parts(DEVICE, 3200, 320, 320, 9) == 1  # 150 tiles
+    assert triton_tiles.product_parts(DEVICE, 64, 64, 64, 9) == 1  # nine steps are not worth it
 
 
 def test_a_residual_block_runs_on_either_backend() -> None:

@@ -235,9 +235,8 @@ class UNetModel(nn.Module):
             [B, out_channels, H, W].
         """
         dtype = self.time_embed[0].weight.dtype
-        x, context, y = x.to(dtype), context.to(dtype), y.to(dtype)
-        emb = timestep_embedding(timesteps, self.model_channels).to(dtype)  # [B, C]
-        emb = self.time_embed(emb) + self.label_emb(y)  # [B, 4C]
+        x, context = x.to(dtype), context.to(dtype)
+        emb = self.embedding(timesteps, y)
         skips = []
         h = x
         for block in self.input_blocks:
@@ -247,3 +246,9 @@ class UNetModel(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
         return self.out(h)
+
+    def embedding(self, timesteps: Tensor, y: Tensor) -> Tensor:
+        """What every residual block is told of noise level and pooled conditioning, [B, 4 * C]."""
+        dtype = self.time_embed[0].weight.dtype
+        emb = timestep_embedding(timesteps, self.model_channels).to(dtype)  # [B, C]
+        return self.time_embed(emb) + self.label_emb(y.to(dtype))

@@ -1,4 +1,4 @@
-"""The contract of a sparse backend: four operators on maps stored as rows.
+"""The contract of a sparse backend: operators on maps stored as rows.
 
 A map [B, C, H, W] in channels-last memory is, without a copy, a matrix of rows [B, H * W, C].
 Everything the engine computes is: read some rows, multiply them, write some rows.
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.norm import Affine
+from sgm.sparse.norm import Affine, RecordedRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,9 @@ class Prologue:
 
     affine: Affine | None = None
     silu: bool = False
+
+
+PLAIN = Prologue()
 
 
 class SparseOps(Protocol):
@@ -51,7 +54,15 @@ class SparseOps(Protocol):
         ...
 
     def conv(
-        self, x: Tensor, active: ActiveSet, weight: Tensor, bias: Tensor | None, prologue: Prologue
+        self,
+        x: Tensor,
+        active: ActiveSet,
+        weight: Tensor,
+        bias: Tensor | None,
+        prologue: Prologue = PLAIN,
+        *,
+        embedding: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """A convolution at the active outputs; positions outside the input count as zero *after*
         the prologue, as they do for a padded dense convolution behind norm and activation.
@@ -60,6 +71,8 @@ class SparseOps(Protocol):
             x: [B, P, C_in] with P = H * W of `active.in_size`.
             weight: [C_out, C_in, k, k], fastest in channels-last memory.
             bias: [C_out] or None.
+            embedding: [B, C_out], added to every output of a sample.
+            residual: [B, n, C_out], added to the outputs.
 
         Returns:
             [B, n, C_out].
@@ -110,5 +123,43 @@ class SparseOps(Protocol):
 
         Returns:
             [B, P_out, C_out].
+        """
+        ...
+
+    def group_norm(
+        self,
+        rows: Tensor,
+        active: ActiveSet,
+        recorded: RecordedRows,
+        norm: nn.GroupNorm,
+        *,
+        silu: bool = False,
+    ) -> Tensor:
+        """The group norm of a map of which the active pixels have changed, with the statistics
+        of the whole map as it is now; arithmetic in float32.
+
+        Args:
+            rows: [B, n, C], the active pixels; those outside the map do not count.
+            active: whose outputs these are.
+            recorded: of the map before.
+            silu: whether the activation follows.
+
+        Returns:
+            [B, n + m, C], the active rows and then the recorded ones around them.
+        """
+        ...
+
+    def layer_norm(self, x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """`x + added`, and its layer norm; all [..., C]."""
+        ...
+
+    def gated(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A linear layer whose first half is gated by the GELU of its second (Shazeer, 2020).
+
+        Args:
+            x: [..., C]. weight: [2 * D, C]. bias: [2 * D].
+
+        Returns:
+            [..., D].
         """
         ...

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet, Geometry
-from sgm.sparse.backends.base import Prologue
+from sgm.sparse.backends.base import PLAIN, Prologue
+from sgm.sparse.backends.torch_ref import TorchOps, ended
 
 
 def _kernels(device: torch.device) -> Any:
@@ -50,8 +51,11 @@ def _blocks(active: ActiveSet) -> tuple[Geometry, Tensor, Tensor]:
     return active.geometry, *active.corners32
 
 
-class PublishedOps:
-    """See `SparseOps` for the contract of each operator; float32 and sets of whole blocks only."""
+class PublishedOps(TorchOps):
+    """See `SparseOps` for the contract of each operator; float32 and sets of whole blocks only.
+
+    Norms and the gated layer, of which the package has none, are the reference's.
+    """
 
     name = "sige"
     memory_format = torch.contiguous_format
@@ -62,9 +66,18 @@ class PublishedOps:
         return self._unblocked(blocks, len(x))
 
     def conv(
-        self, x: Tensor, active: ActiveSet, weight: Tensor, bias: Tensor | None, prologue: Prologue
+        self,
+        x: Tensor,
+        active: ActiveSet,
+        weight: Tensor,
+        bias: Tensor | None,
+        prologue: Prologue = PLAIN,
+        *,
+        embedding: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        return self._unblocked(self._conv(x, active, weight, bias, prologue), len(x))
+        rows = self._unblocked(self._conv(x, active, weight, bias, prologue), len(x))
+        return ended(rows, embedding, residual)
 
     def scatter(
         self,

@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.backends.base import Prologue
-from sgm.sparse.matmul import linear
+from sgm.sparse.backends.base import PLAIN, Prologue
+from sgm.sparse.matmul import gated_linear, linear
+from sgm.sparse.norm import RecordedRows
 
 # Largest matrix of neighbour rows made at once; bounds memory at picture resolution, and keeps
 # the matrix near the cache of a CPU core.
@@ -23,6 +24,13 @@ def apply(prologue: Prologue, rows: Tensor) -> Tensor:
     return out.to(rows.dtype)
 
 
+def ended(rows: Tensor, embedding: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Rows [B, n, C] of a convolution, with an embedding [B, C] and a residual [B, n, C] added."""
+    if embedding is not None:
+        rows = rows + embedding[:, None]
+    return rows if residual is None else rows + residual
+
+
 class TorchOps:
     """See `SparseOps` for the contract of each operator."""
 
@@ -37,8 +45,22 @@ class TorchOps:
         return rows.new_zeros(len(x), active.count, x.shape[2]).index_copy(1, positions, rows)
 
     def conv(
+        self,
+        x: Tensor,
+        active: ActiveSet,
+        weight: Tensor,
+        bias: Tensor | None,
+        prologue: Prologue = PLAIN,
+        *,
+        embedding: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return ended(self._product(x, active, weight, bias, prologue), embedding, residual)
+
+    def _product(
         self, x: Tensor, active: ActiveSet, weight: Tensor, bias: Tensor | None, prologue: Prologue
     ) -> Tensor:
+        """The convolution [B, n, C_out] alone."""
         out_channels, channels, kernel, _ = weight.shape
         if kernel == 1:
             return linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
@@ -86,3 +108,27 @@ class TorchOps:
     ) -> Tensor:
         rows = self.conv(x, active, weight, bias, prologue)
         return self.scatter(base, active, rows, residual, in_place=in_place)
+
+    def group_norm(
+        self,
+        rows: Tensor,
+        active: ActiveSet,
+        recorded: RecordedRows,
+        norm: nn.GroupNorm,
+        *,
+        silu: bool = False,
+    ) -> Tensor:
+        old, around = recorded.rows, recorded.around
+        if recorded.whole:
+            around = None if around is None else old.index_select(1, around)
+            old = self.gather(old, active, PLAIN)
+        now = recorded.moments.replaced(old, rows, recorded.pixels, active.inside)
+        short = rows if around is None else torch.cat([rows, around], dim=1)
+        return apply(Prologue(now.affine(norm), silu), short)
+
+    def layer_norm(self, x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        total = x + added
+        return total, norm(total)
+
+    def gated(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return gated_linear(x, weight, bias)

@@ -8,9 +8,6 @@ picture has more elements than int32 counts.
 import triton
 import triton.language as tl
 
-# Rows and channels of one program's tile; in half precision a row of a tile is 256 bytes.
-BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
-
 
 @triton.jit
 def through_prologue(
@@ -80,34 +77,6 @@ def gather_kernel(
 
 
 @triton.jit
-def write_rows(
-    values: tl.tensor,
-    pixel: tl.tensor,
-    writes: tl.tensor,
-    channel: tl.tensor,
-    residual: tl.tensor,
-    residual_row: tl.tensor,
-    out: tl.tensor,
-    channels: tl.tensor,
-    RESIDUAL: tl.constexpr,
-) -> None:
-    """out[pixel] = values (+ residual[pixel]) where `writes`.
-
-    Args:
-        values: float32 [M, K].
-        pixel: int64 [M], rows of `out` and `residual`.
-        writes: bool [M, K].
-        residual, out: pointers to the sample's first row; `residual_row` and `channels` elements
-            from one row to the next.
-    """
-    if RESIDUAL:
-        source = residual + pixel[:, None] * residual_row + channel[None, :]
-        values += tl.load(source, mask=writes, other=0.0).to(tl.float32)
-    target = out + pixel[:, None] * channels + channel[None, :]
-    tl.store(target, values.to(out.dtype.element_ty), mask=writes)
-
-
-@triton.jit
 def scatter_kernel(
     rows: tl.tensor,
     index: tl.tensor,
@@ -139,14 +108,9 @@ def scatter_kernel(
     writes = (pixel >= 0)[:, None] & (channel < channels)[None, :]
     source = rows + batch * rows_batch + row.to(tl.int64)[:, None] * rows_row + channel[None, :]
     values = tl.load(source, mask=writes, other=0.0).to(tl.float32)
-    write_rows(
-        values,
-        pixel,
-        writes,
-        channel,
-        residual + batch * residual_batch,
-        residual_row,
-        out + batch * out_batch,
-        channels,
-        RESIDUAL,
-    )
+    place = pixel[:, None]
+    if RESIDUAL:
+        source = residual + batch * residual_batch + place * residual_row + channel[None, :]
+        values += tl.load(source, mask=writes, other=0.0).to(tl.float32)
+    target = out + batch * out_batch + place * channels + channel[None, :]
+    tl.store(target, values.to(out.dtype.element_ty), mask=writes)

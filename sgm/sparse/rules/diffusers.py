@@ -7,6 +7,7 @@ name (`obstacle`), when the network is made sparse and again at every recording.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, FeedForward, GatedSelfAttentionDense
 from diffusers.models.attention_processor import (
@@ -200,7 +201,8 @@ class SparseSelfAttention(SparseModule, Attention):
     def _sparse(self, x: Tensor) -> Tensor:
         h = x if self.group_norm is None else self.group_norm(x)
         h = as_rows(h) if x.ndim == 4 else h
-        k, v = update_kv_cache(self, self.to_k(h), self.to_v(h))
+        kv = torch.cat([self.to_k(h), self.to_v(h)], dim=-1)
+        k, v = update_kv_cache(self, kv).chunk(2, dim=-1)
         out = self.to_out[0](attend(self.to_q(h), k, v, self.heads))
         out = as_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
         return (out + x if self.residual_connection else out) / self.rescale_output_factor

@@ -14,7 +14,6 @@ from sgm.modules.diffusionmodules import model, sige_model, sige_openaimodel
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
 from sgm.modules.sige_attention import SIGEBasicTransformerBlock, SIGESpatialTransformer
 from sgm.sparse.layers import FewRowsLinear
-from sgm.sparse.matmul import columns, has_few_rows
 from sgm.sparse.network import SparseModule, SparseRoot
 from sgm.sparse.sparsify import Rule, Table
 
@@ -39,13 +38,12 @@ class SparseDecoder(SparseRoot, model.Decoder):
 
 
 class SparseGEGLU(SparseModule, GEGLU):
-    """The gated layer; few rows are multiplied from the right on a CPU."""
+    """The gated layer, as one operator."""
 
     def _sparse(self, x: Tensor) -> Tensor:
-        if not has_few_rows(x):
+        if type(self.proj) is not nn.Linear:  # an adapter
             return self._dense(x)
-        out = self.in_pieces(x.reshape(-1, x.shape[-1]).t(), columns, dim=0)
-        return out.t().reshape(*x.shape[:-1], len(out))
+        return self.site.ops.gated(x, self.proj.weight, self.proj.bias)
 
 
 def not_in_the_middle(name: str, block: nn.Module) -> bool:

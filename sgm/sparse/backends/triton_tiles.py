@@ -1,0 +1,104 @@
+"""How the Triton kernels are cut into programs: tiles to choose from, parts that fill a card."""
+
+import functools
+
+import torch
+import triton
+
+from sgm.sparse.backends import triton_conv, triton_gated
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+# Tiles of a product: rows, channels, depth of a step, warps, steps loaded ahead.
+HALF_TILES = (
+    (64, 64, 64, 4, 4),
+    (64, 128, 64, 4, 4),
+    (128, 128, 64, 8, 4),
+    (64, 256, 64, 8, 4),
+)
+FLOAT_TILES = ((64, 64, 32, 4, 4), (64, 128, 32, 4, 3), (128, 64, 16, 8, 4))
+# Of the gated product, which loads two matrices a step and keeps two tiles of sums.
+HALF_GATED_TILES = ((64, 64, 64, 4, 4), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3))
+FLOAT_GATED_TILES = ((64, 64, 32, 8, 3), (64, 32, 32, 4, 3))
+# The tile that the number of parts is worked out for, and the steps that make a part worth it.
+SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (64, 128, 64), 8, 8
+# Rows and channels of a tile that only moves rows; in half precision such a row is 256 bytes.
+BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
+# Of the group norm's tiles, whose channels are whole groups; rows that make a part of its sums
+# worth a program, and the most parts.
+NORM_ROWS, NORM_CHANNELS, PART_ROWS, MAX_PARTS = 16, 128, 64, 16
+
+
+@functools.cache
+def _tuned(
+    kernel: triton.JITFunction, tiles: tuple[tuple[int, ...], ...], key: tuple[str, ...]
+) -> triton.runtime.Autotuner:
+    """A product kernel with a choice of tiles; timed once per value of the arguments named in
+    `key`, and remembered on disk."""
+    configs = [
+        triton.Config({"BM": m, "BN": n, "BK": k}, num_warps=warps, num_stages=stages)
+        for m, n, k, warps, stages in tiles
+    ]
+    timer = functools.partial(triton.testing.do_bench, warmup=5, rep=20)
+    return triton.autotune(configs, key=list(key), do_bench=timer, cache_results=True)(kernel)
+
+
+def _interpreted_tile(channels: int, out_channels: int) -> dict[str, int]:
+    """Large tiles: the interpreter's time goes by the number of its steps."""
+
+    def side(length: int) -> int:
+        return min(128, max(16, next_power_of_2(length)))
+
+    return {"BM": 32, "BN": side(out_channels), "BK": side(channels)}
+
+
+Kernel = triton.JITFunction | triton.runtime.Autotuner
+
+
+def conv_for(dtype: torch.dtype, channels: int, wide: int) -> tuple[Kernel, dict[str, int]]:
+    """The convolution kernel, and what of its tile is not left to tuning."""
+    if INTERPRETED:
+        return triton_conv.conv_kernel, _interpreted_tile(channels, wide)
+    key = ("size_class", "split", "TAPS", "C_IN", "C_OUT", "PRECISION")
+    tiles = FLOAT_TILES if dtype == torch.float32 else HALF_TILES
+    return _tuned(triton_conv.conv_kernel, tiles, key), {}
+
+
+def gated_for(dtype: torch.dtype, channels: int, wide: int) -> tuple[Kernel, dict[str, int]]:
+    """As `conv_for`, of the gated product."""
+    if INTERPRETED:
+        return triton_gated.gated_kernel, _interpreted_tile(channels, wide)
+    tiles = FLOAT_GATED_TILES if dtype == torch.float32 else HALF_GATED_TILES
+    key = ("size_class", "C_IN", "C_OUT", "PRECISION")
+    return _tuned(triton_gated.gated_kernel, tiles, key), {}
+
+
+def precision() -> str:
+    """How float32 products are to be made."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; triton's own takes twenty times as long outside of kernels."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """n rounded up to a power of two; as for `cdiv`."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Programs that a device runs side by side."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def product_parts(device: torch.device, rows: int, channels: int, wide: int, taps: int) -> int:
+    """Parts of a product's long axis that fill the card about once."""
+    high, broad, depth = SPLIT_TILE
+    tiles = cdiv(rows, high) * cdiv(wide, broad)
+    steps = taps * cdiv(channels, depth)
+    return max(1, min(MAX_SPLIT, multiprocessors(device) // tiles, steps // MIN_STEPS))

@@ -1,0 +1,117 @@
+"""Whole edits on the CUDA device of the tests: pictures as on the CPU, no waits in the loop."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgm.inference.pipeline import Pipeline, Stopwatch
+from sgm.inference.session import EditSession
+from sgm.sparse.sparsify import handle_of
+from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
+from tests.conftest import ROOT, max_error
+from tests.pretend_cuda import PretendCuda
+
+HEIGHT, WIDTH = 64, 128
+KINDS = {
+    "dense": (RunType.ORIGINAL, Preset.PUBLISHED),
+    "published": (RunType.SIGE, Preset.PUBLISHED),
+    "fast": (RunType.SIGE, Preset.FAST),
+}
+
+
+@pytest.fixture
+def card() -> Iterator[PretendCuda]:
+    with PretendCuda() as card:
+        yield card
+
+
+def picture() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(3, HEIGHT, WIDTH, generator=generator) * 2 - 1
+
+
+def drawn() -> Tensor:
+    edited = picture()
+    edited[:, 16:30, 60:80] = 0.7
+    return edited
+
+
+def mask() -> Tensor:
+    found = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    found[16:30, 50:80] = True
+    return found
+
+
+def load(kind: str, device: str) -> Pipeline:
+    run_type, preset = KINDS[kind]
+    folders = (ROOT / "configs", ROOT / "pretrained")
+    where = (torch.device(device), Precision.FP32, Backend.TORCH)
+    return Pipeline.load(MODELS["tiny"], run_type, *folders, *where, preset, progress=False)
+
+
+def edit(pipeline: Pipeline, task: str, steps: int) -> Tensor:
+    if task == "inpainting":
+        return pipeline.inpaint(picture(), mask(), "a cat", steps=steps).image
+    return pipeline.sdedit(picture(), drawn(), "a cat", steps=steps).image
+
+
+@contextmanager
+def watched(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts where the host waited or copied while the sampling loop ran."""
+    found: Counter[str] = Counter()
+    ordinary = Stopwatch.__call__
+
+    @contextmanager
+    def stage(self: Stopwatch, name: str) -> Iterator[None]:
+        with ordinary(self, name):
+            card.reset()
+            yield
+            if name == "sample":
+                found.update(card.waits + card.uploads)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopwatch, "__call__", stage)
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("dense", "sdedit"), ("published", "inpainting"), ("fast", "inpainting"), ("fast", "sdedit")],
+)
+def test_an_edit_on_a_card(
+    kind: str, task: str, card: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = edit(load(kind, "cpu"), task, 4)
+    pipeline = load(kind, "cuda")
+    if kind != "dense":
+        assert handle_of(pipeline.networks.unet).graphs is not None  # by default
+    with watched(card, monkeypatch) as few:
+        assert max_error(edit(pipeline, task, 4), expected) < 1e-4
+    with watched(card, monkeypatch) as more:
+        edit(pipeline, task, 6)
+    # More steps, no more waits; only what is noised afresh for every step is copied there.
+    fresh = kind == "published" and task == "inpainting"
+    assert all(fresh and place.startswith("sgm/inference/unedited") for place in more - few), more
+    assert not card.problems
+
+
+def test_sessions_on_a_card(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams("a cat", "", 2, 4, 6.0)
+    results = []
+    for device in ("cpu", "cuda"):
+        session = EditSession(load("fast", device), picture(), params)
+        results.append([session.inpaint("a dog", mask()).image])
+        results[-1].append(session.sdedit("a dog", drawn(), 0.8).image)
+    for right, found in zip(*results, strict=True):
+        assert max_error(found, right) < 1e-4
+    captures = handle_of(session.networks.unet).graphs.captures
+    for _ in range(2):
+        with watched(card, monkeypatch) as waits:
+            session.sdedit("a dog", drawn(), 0.8)
+    assert handle_of(session.networks.unet).graphs.captures == captures
+    assert sum(waits.values()) <= 3, waits
+    assert not card.problems

@@ -1,0 +1,74 @@
+"""What the compiler makes of the Triton kernels for cards that are not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("triton", reason="triton is not installed (it has no build for this system)")
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a program may have
+PRODUCTS = ("conv", "gated")
+Row = dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """Every kernel, compiled by the backend's own launchers."""
+    # A folder of its own: what is compiled must not come from an earlier run.
+    cache = tmp_path_factory.mktemp("triton")
+    set_aside = ("TRITON_INTERPRET", "TRITON_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in set_aside}
+    command = [sys.executable, "-m", "tests.sparse.compile_kernels", *map(str, SHARED)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def told(row: Row) -> str:
+    return f"{row['kernel']} for sm_{row['arch']}: {row}"
+
+
+def test_every_kernel_is_compiled_for_every_card(rows: list[Row]) -> None:
+    files = sorted((ROOT / "sgm" / "sparse" / "backends").glob("triton_*.py"))
+    named = {
+        line.removeprefix("def ").partition("_kernel(")[0]
+        for path in files
+        for line in Path(path).read_text(encoding="utf-8").splitlines()
+        if line.startswith("def ") and "_kernel(" in line
+    }
+    for arch in SHARED:
+        assert {row["kernel"] for row in rows if row["arch"] == arch} == named
+
+
+def test_shared_memory_is_within_the_cards(rows: list[Row]) -> None:
+    assert [told(row) for row in rows if row["shared"] > SHARED[row["arch"]]] == []
+
+
+def test_products_use_the_tensor_cores(rows: list[Row]) -> None:
+    """Where the dtype has them: not in plain float32."""
+    products = [row for row in rows if row["kernel"] in PRODUCTS]
+    assert products
+    for row in products:
+        plain = row["arguments"][0] == "*fp32" and row["constants"]["PRECISION"] == "ieee"
+        found = row["wgmma" if row["arch"] >= 90 else "mma"]
+        assert bool(found) is not plain, told(row)
+
+
+def test_no_kernel_spills_registers(rows: list[Row]) -> None:
+    """But for convolutions of four channels, which are a thousandth of the work."""
+    small = [row for row in rows if "4" in map(row["constants"].get, ("C_IN", "C_OUT"))]
+    assert small
+    assert [told(row) for row in rows if row["spills"] and row not in small] == []
