@@ -94,12 +94,21 @@ def test_the_stages_of_training_parse() -> None:
     assert [name for name, _ in groupby(named)] == ["all", "export", "judge"]
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+# Those of docs/diffusers.md share their names; tests/test_diffusers_session.py runs them.
+EXAMPLES = [
+    example
+    for page, text in PAGES.items()
+    if page != "docs/diffusers.md"
+    for example in blocks("python", text)
+]
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_a_python_example_runs_as_it_stands(number: int, tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     for name in ("assets", "configs", "pretrained"):
         (tmp_path / name).symlink_to(ROOT / name)
-    example = re.sub(r"steps=\d+", "steps=2", blocks("python")[number])
+    example = re.sub(r"steps=\d+", "steps=2", EXAMPLES[number])
     example = example.replace("strength=0.6", "strength=0.9")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
