@@ -16,7 +16,7 @@ from torch import Tensor
 from sgm.inference.presets import FAST
 from sgm.photo import Blend
 from sgm.sparse import NotSparseError, SparseStateError
-from sgm.sparse.masks import MaskPyramid, cover, difference_mask, dilate, downsample_mask
+from sgm.sparse.masks import MaskPyramid, cover, difference_mask, downsample_mask
 from sgm.specs import RecordingSettings
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
@@ -276,7 +276,8 @@ def test_outside_of_an_edit_no_byte_changes() -> None:
     mask = box((60, 190))
     out = session.inpaint(PROMPT, mask_image(mask))
     assert out.size == image.size
-    ring = dilate(torch.from_numpy(mask), 1).numpy()  # in which the edit fades out
+    wide = torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 5, 1, 2)
+    ring = (wide[0] > 0).numpy()  # two pixels, in which the edit fades out
     assert not changed(out, image)[~ring].any() and changed(out, image)[mask].mean() > 0.9
     drawn = drawn_on(image)
     other = session.img2img(PROMPT, drawn, strength=0.5)
