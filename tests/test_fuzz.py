@@ -27,6 +27,7 @@ from sgm.config import load_config
 from sgm.errors import UserError
 from sgm.io import convert
 from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.describe import describe
 from sgm.io.imageio import load_picture
 from sgm.io.maskio import load_mask
 from sgm.weights import Weights
@@ -119,7 +120,7 @@ def with_header(header: bytes, claimed: int | None = None) -> bytes:
 def load_everywhere(path: Path) -> None:
     """What the commands do with a weights file: look at it, plan its conversion, load it."""
     model = nn.ModuleDict({"0": nn.Linear(3, 2), "1": nn.BatchNorm1d(4, affine=False)})
-    only_clean_errors(lambda: convert.describe(path))
+    only_clean_errors(lambda: describe(path, ROOT / "configs"))
     only_clean_errors(lambda: convert.plan(path, torch.float32, conv=True))
     only_clean_errors(
         lambda: load_weights(

@@ -51,6 +51,7 @@ def test_the_command_edits_from_any_folder(installed: Path, tmp_path: Path) -> N
     (tmp_path / "pretrained").mkdir()  # what somebody keeps there does not hide what is shipped
     words = ["--model", "tiny", "--preset", "fast", "--run_type", "sige", "--steps", "2"]
     words += ["--prompt", "a horse", "--init_img", "picture.png", "--mask_path", "mask.npy"]
+    words += ["--mask_feather", "0"]  # a hard edge: nothing around the mask changes
     command = [installed / "bin" / "sdxl-sige", *words, "--output_path", "out.png"]
     environment = os.environ | {"PYTHONPATH": str(installed)}
     done = subprocess.run(

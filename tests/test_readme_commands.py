@@ -21,7 +21,7 @@ from sgm.io.imageio import load_picture, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
 from sgm.metrics import psnr
 from sgm.sparse.masks import difference_mask
-from sgm.specs import Mode, RunOptions, Task
+from sgm.specs import Mode, Preset, RunOptions, Task
 from tests.conftest import ROOT
 from tests.test_readme import blocks
 from tools.compare import far_from
@@ -39,6 +39,8 @@ NOT_RUN = {
     "mkdir -p pretrained": "of no effect where the tiny model is",
     "wget https://huggingface.co/": "downloads 6 to 14 GB",
     "python convert_weights.py": "works on the download; tests/test_convert.py has its options",
+    "benchmarks/gpu.sh": "for a GPU; tests/benchmarks has its trial",
+    "nice python -m tools.tiny.train": "hours of training too",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
     "python -m tools.install_sige": "downloads and compiles; tests/tools has its options",
     "python -m sgm.batch": "tests/batch/test_docs.py runs them, one after the other",
@@ -159,7 +161,12 @@ def dense_twin(number: int) -> int:
     return next(n for n in reversed(range(number)) if same(RUNS[n]))
 
 
-SPARSE = [n for n in of_mode(False) if read(RUNS[n]).run_type.sparse]
+# Those of preset published: pages that show preset fast have no dense command beside it.
+SPARSE = [
+    n
+    for n in of_mode(False)
+    if read(RUNS[n]).run_type.sparse and read(RUNS[n]).preset is Preset.PUBLISHED
+]
 
 
 def edited_part(options: RunOptions) -> torch.Tensor:
