@@ -50,7 +50,8 @@ class FakePipeline:
         self.recipe = recipe
         return self
 
-    def load(self, *arguments: object, recordings: object, weights: object) -> "FakePipeline":
+    def load(self, *arguments: object, progress: bool, **settings: object) -> "FakePipeline":
+        assert progress
         self.loads.append(arguments)
         return self
 

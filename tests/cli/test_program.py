@@ -138,7 +138,7 @@ def test_every_program_starts_by_the_seam() -> None:
     """All but the training of the tiny model, whose checkpoints are there to be interrupted."""
     for path in source_files():
         text = path.read_text(encoding="utf-8")
-        if "__main__" in text and path.name != "train.py":
+        if 'if __name__ == "__main__"' in text and path.name != "train.py":
             last = ast.parse(text).body[-1]
             assert isinstance(last, ast.If) and "start('" in ast.unparse(last), path
 

@@ -33,10 +33,10 @@ def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Pipeline.load`, which loads each network once."""
     load, loaded = Pipeline.load, {}
 
-    def once(*arguments: object) -> Pipeline:
+    def once(*arguments: object, **settings: object) -> Pipeline:
         key = arguments[1], arguments[7]  # run type and preset
         loaded.setdefault(key, None)
-        loaded[key] = loaded[key] or load(*arguments)
+        loaded[key] = loaded[key] or load(*arguments, **settings)
         return loaded[key]
 
     monkeypatch.setattr(Pipeline, "load", once)
