@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, ROOT, commit, machine, write_results
 from benchmarks.rival_networks import SIZES, renamed, unet_arguments
+from sgm.cli.program import start
 from sgm.config import instantiate_from_config, load_config
 from sgm.inference.presets import FAST
 from sgm.profiling.latency import measure
@@ -189,4 +190,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start("diffusers", main)

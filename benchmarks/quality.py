@@ -212,7 +212,9 @@ def warm(fast: Pipeline, edit: Edit, steps: int, noise: Noise) -> Tensor:
 def changed_outside(edit: Edit, picture: Tensor, fast: bool) -> int:
     """Bytes that differ from the input outside of the region that a preset may change."""
     recipe = FAST if fast else PUBLISHED
-    region = edit.mask if edit.edited is None else recipe.sdedit_region(edit.mask)
+    region = edit.request(FAST.blend).touched(FAST) if fast else None
+    if region is None:
+        region = edit.mask if edit.edited is None else recipe.sdedit_region(edit.mask)
     before, after = (np.asarray(to_picture(image)) for image in (source_of(edit), picture))
     return int(((before != after) & ~region.numpy()[..., None]).sum())
 

@@ -5,8 +5,9 @@ Every line is a file and the first line of its docstring, so that the page says 
 
 import argparse
 import ast
-import sys
 from pathlib import Path
+
+from sgm.cli.program import start
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -68,4 +69,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start("tree", main)
