@@ -130,7 +130,6 @@ class Solver(ABC):
         """Latents [B, ...] of about unit size, scaled to the first level."""
         return prepare_noise_scale(x, sigmas)
 
-    @abstractmethod
     def step(
         self,
         denoise: Denoise,
@@ -151,6 +150,22 @@ class Solver(ABC):
         Returns:
             Latents at `sigmas[i + 1]`, shape [B, ...], and the state for the next step.
         """
+        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
+        denoised = denoise(x, per_sample(sigma, x))
+        moved = self._move(x, denoised, sigma, sigma_next, state)
+        return moved, SolverState(denoised, sigma)
+
+    @abstractmethod
+    def _move(
+        self,
+        x: Tensor,
+        denoised: Tensor,
+        sigma: float,
+        sigma_next: float,
+        state: SolverState | None,
+    ) -> Tensor:
+        """Latents [B, ...] at `sigma_next`, from those at `sigma` and their estimate `denoised`;
+        `state` is that of the step before."""
 
 
 class DPMPP2M(Solver):
@@ -161,38 +176,30 @@ class DPMPP2M(Solver):
     noise is drawn, so it is not the ancestral sampler that the distilled model came with.
     """
 
-    def step(
+    def _move(
         self,
-        denoise: Denoise,
         x: Tensor,
-        i: int,
-        sigmas: Tensor,
-        state: SolverState | None = None,
-    ) -> tuple[Tensor, SolverState]:
-        """See `Solver.step`."""
-        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-        denoised = denoise(x, per_sample(sigma, x))
+        denoised: Tensor,
+        sigma: float,
+        sigma_next: float,
+        state: SolverState | None,
+    ) -> Tensor:
         old_denoised, sigma_prev = (None, None) if state is None else (state.denoised, state.sigma)
-        x_next = dpmpp_2m_step(x, denoised, old_denoised, sigma, sigma_next, sigma_prev)
-        return x_next, SolverState(denoised, sigma)
+        return dpmpp_2m_step(x, denoised, old_denoised, sigma, sigma_next, sigma_prev)
 
 
 class Euler(Solver):
     """Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
 
-    def step(
+    def _move(
         self,
-        denoise: Denoise,
         x: Tensor,
-        i: int,
-        sigmas: Tensor,
-        state: SolverState | None = None,
-    ) -> tuple[Tensor, SolverState]:
-        """See `Solver.step`."""
-        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-        denoised = denoise(x, per_sample(sigma, x))
-        x_next = dpmpp_2m_step(x, denoised, None, sigma, sigma_next, None)
-        return x_next, SolverState(denoised, sigma)
+        denoised: Tensor,
+        sigma: float,
+        sigma_next: float,
+        state: SolverState | None,
+    ) -> Tensor:
+        return dpmpp_2m_step(x, denoised, None, sigma, sigma_next, None)
 
 
 @dataclass(frozen=True)
@@ -207,19 +214,15 @@ class LCM(Solver):
 
     draw: Draw
 
-    def step(
+    def _move(
         self,
-        denoise: Denoise,
         x: Tensor,
-        i: int,
-        sigmas: Tensor,
-        state: SolverState | None = None,
-    ) -> tuple[Tensor, SolverState]:
-        """See `Solver.step`."""
-        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-        denoised = denoise(x, per_sample(sigma, x))
-        noised = denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else denoised
-        return noised, SolverState(denoised, sigma)
+        denoised: Tensor,
+        sigma: float,
+        sigma_next: float,
+        state: SolverState | None,
+    ) -> Tensor:
+        return denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else denoised
 
 
 def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:
