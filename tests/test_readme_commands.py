@@ -39,7 +39,6 @@ NOT_RUN = {
     "mkdir -p pretrained": "of no effect where the tiny model is",
     "wget https://huggingface.co/": "downloads 6 to 14 GB",
     "python convert_weights.py": "works on the download; tests/test_convert.py has its options",
-    "benchmarks/gpu.sh": "for a GPU; tests/benchmarks has its trial",
     "nice python -m tools.tiny.train": "hours of training too",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
     "python -m tools.install_sige": "downloads and compiles; tests/tools has its options",

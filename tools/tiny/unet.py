@@ -12,10 +12,10 @@ from tools.tiny.practice import FACTOR, GRID, practise
 TEXT_DROPOUT = 0.1
 ORIGINAL_SIZE = (1024, 1024)  # the constant that inference gives
 TEXT_WIDTH_OF_VECTOR = 32
-# Windows in latents, and samples a step: half a scene, of which there are more for the time, and
-# whole ones, as an edit has.
-HALF = (32, 32)
-BATCH = {HALF: 9, GRID: 5}
+# Windows in latents, and samples a step: around an object, half a scene, and whole ones, as an edit
+# has. Of the smaller ones there are more for the time.
+CLOSE, HALF = (24, 24), (32, 32)
+BATCH = {CLOSE: 16, HALF: 9, GRID: 5}
 REGION_WEIGHT = 4.0  # of the error where the named object is, against that around it
 # Weights of the noise levels, which grow with the noise's deviation. Where something stands is
 # decided while a picture is mostly noise; there the prediction of noise is easy and its error
@@ -25,8 +25,12 @@ REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
 def window_size(step: int, done: float) -> tuple[int, int]:
-    """Which window a step trains on: half of them whole scenes, at the end all."""
-    return GRID if step % 2 or done >= 0.8 else HALF
+    """Which window a step trains on: what is around an object and halves of scenes at first, then
+    whole scenes among them, at the end these alone."""
+    if done >= 0.8:
+        return GRID
+    small, large = (CLOSE, HALF) if done < 0.45 else (HALF, GRID)
+    return large if step % 2 else small
 
 
 class Trainable(nn.Module):
