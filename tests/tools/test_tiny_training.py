@@ -21,8 +21,7 @@ from tools.tiny.family import Family, Scale
 from tools.tiny.pairs import HELD_OUT
 from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practice_scene, practise
 from tools.tiny.scenes import object_box
-
-HALF = (32, 32)
+from tools.tiny.unet import CLOSE, HALF, window_size
 
 
 def test_every_object_is_practised_as_often_as_the_others() -> None:
@@ -41,20 +40,22 @@ def test_held_out_scenes_are_not_practised(seed: int) -> None:
         practice_scene(seed)
 
 
-@pytest.mark.parametrize("size", [HALF, GRID])
+@pytest.mark.parametrize("size", [CLOSE, HALF, GRID])
 def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     named = 0
     for seed in range(140):
         name = NOUNS[seed % len(NOUNS)]
         boxes = [object_box(o, *SIZE) for o in practice_scene(seed).objects if o.name == name]
+        room = [FACTOR * n for n in size]
+        fits = all(b[2] - b[0] <= room[0] and b[3] - b[1] <= room[1] for b in boxes)
         seen = practise(seed, size, rng)
         top, left, bottom, right = seen.window
         assert (bottom - top, right - left) == size
         assert top >= 0 and bottom <= GRID[0] and left >= 0 and right <= GRID[1]
         first, start, last, end = seen.region
         assert 0 <= first < last <= size[0] and 0 <= start < end <= size[1]
-        if seen.region == (0, 0, *size):
+        if seen.region == (0, 0, *size) or not fits:
             continue
         named += name in seen.text
         where = [FACTOR * n for n in (top + first, left + start, top + last, left + end)]
@@ -63,6 +64,11 @@ def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
             for box in boxes
         ), (seed, seen, boxes)
     assert named > 90
+
+
+def test_windows_grow_from_objects_to_whole_scenes() -> None:
+    seen = [{window_size(step, done) for step in (6, 7)} for done in (0.0, 0.5, 0.9)]
+    assert seen == [{CLOSE, HALF}, {HALF, GRID}, {GRID}]
 
 
 def test_places_and_sizes_in_captions_are_true() -> None:
@@ -152,7 +158,7 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(latents, "SHARD", 2)
     monkeypatch.setattr(family, "FEWEST_SCENES", 2)
     monkeypatch.setattr(family.autoencoder, "held_out_psnr", lambda vae: 0.0)
-    monkeypatch.setattr(family.unet, "BATCH", {HALF: 1, GRID: 1})
+    monkeypatch.setattr(family.unet, "BATCH", {CLOSE: 1, HALF: 1, GRID: 1})
     monkeypatch.setattr(family, "normalise", lambda vae: latents.normalise(vae, 2))
     small = Scale(factor=1, scenes=2, drawn=0, half=False)
     work, folder = tmp_path / "work", tmp_path / "weights"
