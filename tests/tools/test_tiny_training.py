@@ -18,10 +18,19 @@ from tools.tiny.captions import NOUNS, SIZES, caption
 from tools.tiny.checkpoints import part, read
 from tools.tiny.course import Course
 from tools.tiny.family import Family, Scale
+from tools.tiny.latents import drawn
 from tools.tiny.pairs import HELD_OUT
-from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practice_scene, practise
+from tools.tiny.practice import (
+    FACTOR,
+    GRID,
+    HELD_OUT_SEED,
+    SIZE,
+    bare_scene,
+    practice_scene,
+    practise,
+)
 from tools.tiny.scenes import object_box
-from tools.tiny.unet import CLOSE, HALF, window_size
+from tools.tiny.unet import CLOSE, HALF, Batch, Batches, window_size
 
 
 def test_every_object_is_practised_as_often_as_the_others() -> None:
@@ -64,6 +73,50 @@ def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
             for box in boxes
         ), (seed, seen, boxes)
     assert named > 90
+
+
+def test_an_object_that_is_missing_is_what_the_network_is_to_bring() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, absence, noise = torch.randn(3, 2, 4, 8, 8, generator=generator)
+    batch = Batch(z, absence, torch.ones(2, 1, 8, 8), ["", ""], torch.ones(2).bool(), {})
+    for level, missing in ((0.2, 0.0), (0.9, 0.5), (5.0, 1.0)):
+        sigma = torch.full((2, 1, 1, 1), level)
+        scaled, found = batch.noised(sigma, noise)
+        given = scaled * (sigma**2 + 1).sqrt()
+        torch.testing.assert_close(given, z + missing * absence + sigma * noise)
+        torch.testing.assert_close(given - sigma * found, z)
+
+
+def test_only_what_a_kept_caption_names_is_missing(tmp_path: Path) -> None:
+    latents.write(
+        tmp_path / "000000.safetensors",
+        {"latents": torch.ones(latents.SHARD, 4, *GRID), "bare": torch.zeros(140, 4, *GRID)},
+        {},
+    )
+    batches = Batches(latents.LatentScenes(tmp_path))
+    missing, whole = [], 0
+    for step in range(60):
+        batch = batches(step, HALF)
+        lost = batch.absence.flatten(1).amin(1)
+        for share, text, kept in zip(lost.tolist(), batch.texts, batch.kept.tolist(), strict=True):
+            assert -1 <= share <= 0 and (share == 0 or (kept and any(n in text for n in NOUNS)))
+            missing.append(share < 0)
+            whole += share == -1
+    assert 0.3 < np.mean(missing) < 0.5
+    assert 0.4 < whole / sum(missing) < 0.6
+
+
+def test_a_bare_scene_lacks_the_object_alone() -> None:
+    for seed in range(14):
+        whole, bare, name = practice_scene(seed), bare_scene(seed), NOUNS[seed % len(NOUNS)]
+        assert bare.objects == tuple(obj for obj in whole.objects if obj.name != name)
+        changed = np.abs(drawn(seed).astype(int) - drawn(seed, bare_scene)).sum(2) > 0
+        assert changed.any()
+        for obj in whole.objects:
+            if obj.name == name:
+                top, left, bottom, right = object_box(obj, *SIZE)
+                changed[top:bottom, left:right] = False
+        assert not changed.any()
 
 
 def test_windows_grow_from_objects_to_whole_scenes() -> None:

@@ -1,5 +1,8 @@
 """Training of the tiny UNet together with its two text towers, on latents of scenes."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,12 @@ REGION_WEIGHT = 4.0  # of the error where the named object is, against that arou
 # decided while a picture is mostly noise; there the prediction of noise is easy and its error
 # small, so that without a weight next to nothing is learned of it.
 LEAST_WEIGHT, LARGEST_WEIGHT = 0.1, 8.0
+# An edit starts from a picture that lacks the object which its prompt names, so that what the
+# network is given differs from a noised picture with the object. That is practised: in this share
+# of the samples whose caption names the object, it is missing in part or whole from what is noised.
+# Under the first level of noise it is all there, from the second one on it may be missing whole.
+ABSENT_SHARE = 0.5
+ABSENT_LEVELS = (0.3, 1.5)
 REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
@@ -60,26 +69,65 @@ def build(config: str) -> DiffusionEngine:
     return engine
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Windows of scenes.
+
+    Attributes:
+        z: scaled latents, [B, 4, h, w].
+        absence: what they would change by without the object that the caption names, times the
+            share of it that is missing; [B, 4, h, w], zero in most samples.
+        weights: of the error, [B, 1, h, w].
+        texts: captions.
+        kept: bool [B], False where the text is dropped.
+        sizes: size conditioning, int64 [B, 2] each.
+    """
+
+    z: Tensor
+    absence: Tensor
+    weights: Tensor
+    texts: list[str]
+    kept: Tensor
+    sizes: dict[str, Tensor]
+
+    def to(self, ready: Callable[[Tensor], Tensor]) -> "Batch":
+        """With all tensors passed through a function."""
+        tensors = (ready(value) for value in (self.z, self.absence, self.weights))
+        sizes = {name: ready(value) for name, value in self.sizes.items()}
+        return Batch(*tensors, self.texts, ready(self.kept), sizes)
+
+    def noised(self, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given at noise levels `sigma` [B, 1, 1, 1], and the noise that it is
+        to find in it, so that without it `z` is left; both [B, 4, h, w]."""
+        first, second = ABSENT_LEVELS
+        missing = self.absence * ((sigma - first) / (second - first)).clamp(0, 1)
+        noise = noise + missing / sigma
+        return (self.z + sigma * noise) / (sigma**2 + 1).sqrt(), noise
+
+
 class Batches:
     """Batches of windows of scenes, each a function of its number (and of the scenes there are)."""
 
     def __init__(self, data: LatentScenes, factor: int = 1) -> None:
         self.data, self.factor = data, factor
 
-    def __call__(
-        self, step: int, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, list[str], dict[str, Tensor]]:
-        """Latents [B, 4, h, w], weights of the error [B, 1, h, w], captions, size conditioning."""
+    def __call__(self, step: int, size: tuple[int, int]) -> Batch:
+        """The batch of a step, of windows of `size` latents."""
         if step % REFRESH == 0:
             self.data.refresh()
         rng = np.random.default_rng([11, step])
         count = self.factor * BATCH[size]
-        crops, texts, corners = [], [], []
+        crops, absences, texts, corners = [], [], [], []
         weights = torch.ones(count, 1, *size)
+        kept = torch.from_numpy(rng.random(count) >= TEXT_DROPOUT)
         for row, seed in enumerate(rng.integers(0, len(self.data), count)):
             seen = practise(int(seed), size, rng)
             top, left, bottom, right = seen.window
-            crops.append(self.data[seed][:, top:bottom, left:right])
+            z, bare = (part[:, top:bottom, left:right] for part in self.data[seed])
+            # Half of those from nothing; a text that is dropped asks for nothing.
+            share = min(1.0, 2 * rng.random()) * float(rng.random() < ABSENT_SHARE)
+            crops.append(z)
+            absences.append((bare - z) * share * (seen.named and bool(kept[row])))
             corners.append((top * FACTOR, left * FACTOR))
             top, left, bottom, right = seen.region
             weights[row, :, top:bottom, left:right] = REGION_WEIGHT
@@ -89,15 +137,14 @@ class Batches:
             "crop_coords_top_left": torch.tensor(corners),
             "target_size_as_tuple": torch.tensor([[n * FACTOR for n in size]] * count),
         }
-        return torch.stack(crops), weights / weights.mean((1, 2, 3), keepdim=True), texts, sizes
+        weights = weights / weights.mean((1, 2, 3), keepdim=True)
+        return Batch(torch.stack(crops), torch.stack(absences), weights, texts, kept, sizes)
 
 
-def conditioning(
-    engine: DiffusionEngine, texts: list[str], sizes: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Conditioning with the text dropped (zeroed) for a part of the samples."""
-    told = engine.conditioner({"txt": texts} | sizes)
-    keep = (torch.rand(len(texts)) >= TEXT_DROPOUT).float().to(told["vector"].device)[:, None]
+def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
+    """Conditioning with the text zeroed where it is dropped."""
+    told = engine.conditioner({"txt": batch.texts} | batch.sizes)
+    keep = batch.kept.to(told["vector"])[:, None]
     pooled, rest = told["vector"].tensor_split([TEXT_WIDTH_OF_VECTOR], dim=1)
     return {
         "crossattn": told["crossattn"] * keep[:, :, None],
@@ -110,13 +157,12 @@ def random_levels(count: int) -> Tensor:
     return ((torch.arange(count) + torch.rand(count)) * 1000 / count).long().clamp(max=999)
 
 
-def loss_of(engine: DiffusionEngine, z: Tensor, weights: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def loss_of(engine: DiffusionEngine, batch: Batch) -> Tensor:
     """Noise prediction error (Ho et al., 2020), weighted by the level: between that of the noise
     and that of the picture, whose square is the noise's times its variance."""
-    levels = random_levels(len(z)).to(z.device)
-    sigma = engine.denoiser.sigmas.to(z.device)[levels][:, None, None, None]
-    noise = torch.randn(z.shape).to(z)
-    scaled = (z + sigma * noise) / (sigma**2 + 1).sqrt()
-    predicted = engine.model(scaled, levels, cond).float()
-    weights = weights * sigma.clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
+    levels = random_levels(len(batch.z)).to(batch.z.device)
+    sigma = engine.denoiser.sigmas.to(batch.z.device)[levels][:, None, None, None]
+    scaled, noise = batch.noised(sigma, torch.randn(batch.z.shape).to(batch.z))
+    predicted = engine.model(scaled, levels, conditioning(engine, batch)).float()
+    weights = batch.weights * sigma.clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
     return (weights * (predicted - noise) ** 2).mean()
