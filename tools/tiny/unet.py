@@ -1,5 +1,6 @@
 """Training of the tiny UNet together with its two text towers, on latents of scenes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,12 +25,16 @@ REGION_WEIGHT = 4.0  # of the error where the named object is, against that arou
 # decided while a picture is mostly noise; there the prediction of noise is easy and its error
 # small, so that without a weight next to nothing is learned of it.
 LEAST_WEIGHT, LARGEST_WEIGHT = 0.1, 8.0
-# An edit starts from a picture that lacks the object which its prompt names, so that what the
-# network is given differs from a noised picture with the object. That is practised: in this share
-# of the samples whose caption names the object, it is missing in part or whole from what is noised.
-# Under the first level of noise it is all there, from the second one on it may be missing whole.
-ABSENT_SHARE = 0.5
-ABSENT_LEVELS = (0.3, 1.5)
+# An edit starts from a picture that lacks the object which its prompt names, and guidance makes too
+# much of it at first. So what the network is given differs from a noised picture with the object.
+# That is practised: in this share of the samples with an object there is less of it in what is
+# noised, down to nothing, or more, so that the network learns to bring it and not to overdo it.
+CHANGED_SHARE = 0.5
+NOTHING_SHARE = 0.4  # of these; only where the text is kept, as without it nobody asks for it
+MOST, LEAST = 0.5, 1.0  # how much more of it, and how much less, of the object
+# Below the first level of noise it is there as it is; above the second it may be missing whole.
+# In between the picture itself decides on its shape, as in any training.
+CHANGED_LEVELS = (0.8, 5.0)
 REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
@@ -75,8 +80,8 @@ class Batch:
 
     Attributes:
         z: scaled latents, [B, 4, h, w].
-        absence: what they would change by without the object that the caption names, times the
-            share of it that is missing; [B, 4, h, w], zero in most samples.
+        absence: what they change by without the object that the caption names, times the share of
+            it that is missing (below 0: that there is too much of); [B, 4, h, w].
         weights: of the error, [B, 1, h, w].
         texts: captions.
         kept: bool [B], False where the text is dropped.
@@ -99,10 +104,19 @@ class Batch:
     def noised(self, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given at noise levels `sigma` [B, 1, 1, 1], and the noise that it is
         to find in it, so that without it `z` is left; both [B, 4, h, w]."""
-        first, second = ABSENT_LEVELS
-        missing = self.absence * ((sigma - first) / (second - first)).clamp(0, 1)
+        first, second = (math.log(level) for level in CHANGED_LEVELS)
+        missing = self.absence * ((sigma.log() - first) / (second - first)).clamp(0, 1)
         noise = noise + missing / sigma
         return (self.z + sigma * noise) / (sigma**2 + 1).sqrt(), noise
+
+
+def missing_share(rng: np.random.Generator, kept: bool) -> float:
+    """How much of an object is missing in a sample: 0 for nothing, 1 for all of it, below 0 where
+    there is too much of it."""
+    changed, nothing, share = rng.random() < CHANGED_SHARE, rng.random(), rng.uniform(-MOST, LEAST)
+    if not changed:
+        return 0.0
+    return 1.0 if kept and nothing < NOTHING_SHARE else float(share if kept else share / 2)
 
 
 class Batches:
@@ -124,10 +138,8 @@ class Batches:
             seen = practise(int(seed), size, rng)
             top, left, bottom, right = seen.window
             z, bare = (part[:, top:bottom, left:right] for part in self.data[seed])
-            # Half of those from nothing; a text that is dropped asks for nothing.
-            share = min(1.0, 2 * rng.random()) * float(rng.random() < ABSENT_SHARE)
             crops.append(z)
-            absences.append((bare - z) * share * (seen.named and bool(kept[row])))
+            absences.append((bare - z) * missing_share(rng, bool(kept[row])) * seen.named)
             corners.append((top * FACTOR, left * FACTOR))
             top, left, bottom, right = seen.region
             weights[row, :, top:bottom, left:right] = REGION_WEIGHT
