@@ -176,6 +176,11 @@ class StepMasks:
         return 0 if self.early is None else int(self.share * steps)
 
     @property
+    def all(self) -> tuple[MaskPyramid, ...]:
+        """Each once."""
+        return (self.late,) if self.early is None else (self.early, self.late)
+
+    @property
     def first(self) -> MaskPyramid:
         """Those of the first steps, where there are any: the wider ones."""
         return self.late if self.early is None else self.early

@@ -9,10 +9,10 @@
 Imports torch, and nothing else of this package.
 """
 
+from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import dilate, downsample_mask
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import NotSparseError, Rule, Sparse, Table, sparsify
-from sgm.sparse.state import SparseStateError
 
 __all__ = [
     "NotSparseError",
