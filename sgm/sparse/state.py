@@ -5,7 +5,6 @@ Used outside of `recording` and `sparse`, the network is simply dense.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.graphs import Capture, Kinds, StepGraphs
+from sgm.sparse.graphs import Capture, MaskMemory, StepGraphs
 from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import SparseOps, select_ops
@@ -52,14 +51,6 @@ class Mode(Enum):
     DENSE = "dense"  # compute everything, remember nothing
     RECORD = "record"  # compute everything, remember what a sparse pass will read
     SPARSE = "sparse"  # compute the active sets, take the rest from the recording
-
-
-@dataclass(eq=False)
-class MaskMemory:
-    """What graphs read of masks of one size, and of recordings for these alone."""
-
-    static: StaticMemory = field(default_factory=StaticMemory)
-    kinds: Kinds = field(default_factory=Kinds)
 
 
 class SparseState:
