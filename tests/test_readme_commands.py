@@ -46,6 +46,7 @@ NOT_RUN = {
     "python -m tools.layout_edits": "the same",
     "pip install -r requirements-ray.txt": "downloads",
     "ray start": "starts what does not end by itself",
+    "bash benchmarks/gpu.sh": "downloads, or wants a GPU; tests/benchmarks runs a part of it dry",
     "python -m benchmarks.": "measures real sizes; tests/benchmarks has the small ones",
 }
 # dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures:
