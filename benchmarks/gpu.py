@@ -50,7 +50,8 @@ from sgm.profiling import latency
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
 from sgm.sparse.graphs import capture_graph, repeat
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import MODELS, Precision, SamplingParams, Task
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Precision, Task
 from tools.compare import Edit, run_edit
 
 UNET, CODERS = "unet", ("decoder", "encoder")

@@ -21,7 +21,8 @@ from sgm.io.imageio import load_picture, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
 from sgm.metrics import psnr
 from sgm.sparse.masks import difference_mask
-from sgm.specs import Mode, Preset, RunOptions, Task
+from sgm.specs import RunOptions
+from sgm.words import Mode, Preset, Task
 from tests.conftest import ROOT
 from tests.test_readme import blocks
 from tools.compare import far_from

@@ -16,13 +16,8 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
 )
-from sgm.specs import (
-    DEFAULT_RECORDED,
-    DEFAULT_RECORDING_PRECISION,
-    Preset,
-    RecordingPrecision,
-    RecordingSettings,
-)
+from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, RecordingSettings
+from sgm.words import Preset, RecordingPrecision
 
 DTYPES = {
     RecordingPrecision.FULL: None,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
+from sgm.sparse.backends.base import SparseOps
 from sgm.sparse.mask_sets import AnyGeometry, SetKey
 from sgm.sparse.masks import Resolution
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.ops import SparseOps
 from sgm.sparse.recording import Recorded
 from sgm.sparse.state import Mode, SparseState
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
+from sgm.sparse.backends.base import SparseOps
 from sgm.sparse.graphs import Capture, MaskMemory, StepGraphs
 from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
-from sgm.sparse.ops import SparseOps, select_ops
+from sgm.sparse.ops import select_ops
 from sgm.sparse.quantise import Quantised
 from sgm.sparse.recording import (
     Recorded,

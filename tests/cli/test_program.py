@@ -23,7 +23,7 @@ from sgm.cli.memory import memory_scope
 from sgm.cli.program import run_program
 from sgm.errors import UserError
 from sgm.io import files, imageio
-from sgm.specs import RunType
+from sgm.words import RunType
 from tests.conftest import ROOT
 from tests.test_house import source_files
 

@@ -15,7 +15,8 @@ from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline, Stopwatch
 from sgm.inference.session import EditSession
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType
 from tests.conftest import ROOT, max_error
 from tests.pretend_cuda import PretendCuda
 

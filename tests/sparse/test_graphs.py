@@ -19,15 +19,15 @@ from sgm.io.checkpoint import build_model
 from sgm.modules.diffusionmodules.guiders import VanillaCFG
 from sgm.modules.diffusionmodules.sampling import guided
 from sgm.sparse.active import CONV3X3, OUTSIDE, block_active_set, bucket
+from sgm.sparse.backends.base import Prologue
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.norm import Affine
-from sgm.sparse.ops import Prologue
 from sgm.sparse.pixels import PixelGeometry
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import handle_of, sparsify
 from sgm.sparse.static import StaticMemory
-from sgm.specs import Preset
+from sgm.words import Preset
 from tests.conftest import ROOT, max_error, tiny_weights
 
 SIZE = (128, 256)  # of the picture
