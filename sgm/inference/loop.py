@@ -208,8 +208,8 @@ def _unedited(
 def _recordings(
     plan: Plan, networks: Networks, unedited: Unedited | None, made: list[int], count: int
 ) -> Callable[[int, MaskPyramid], Recording] | None:
-    """The recording of a step for some masks; None in a dense run."""
-    if plan.masks is None:
+    """The recording of a step for some masks; None in a dense run, and where there are no steps."""
+    if plan.masks is None or not count:
         return None
     handle, change = handle_of(networks.unet), plan.masks.change(count)
     order, dtype = plan.recorded.order, plan.recorded.dtype
