@@ -36,7 +36,7 @@ from sgm.io.files import check_writable
 from sgm.metrics import psnr
 from sgm.photo import Blend
 from sgm.sparse.masks import dilate
-from sgm.specs import Precision, Task
+from sgm.words import Precision, Task
 from tools.compare import Edit, markdown_table, run_edit
 
 STRIP, ALONG = 4, 4.0  # pixels on either side that are compared, and sigma of the mean along

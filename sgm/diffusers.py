@@ -31,9 +31,9 @@ from sgm.inference.presets import FAST, Recipe, StepMasks
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.io import imageio
+from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import MaskPyramid, difference_mask, inpainting_pyramid
 from sgm.sparse.sparsify import Pass
-from sgm.sparse.state import SparseStateError
 from sgm.words import RecordingMemory
 
 ENCODER, DECODER = "encoder", "decoder"
@@ -293,7 +293,9 @@ class EditSession:
             kept = stack.enter_context(Prefetch(self.store, names, self.held.device))
             order, until = self.recipe.recorded.order, offset + change if change else 0
             get, cut = (lambda step: kept.get(_name(step))), self.unet.cut
-            source = Interpolated(Curve(get, self.made, order, cut, until))
+            curve = Curve(get, self.made, order, cut, until)
+            self.unet.prepare(curve.begin(offset), masks.unet.all)
+            source = Interpolated(curve, room=self.unet.room)
             stack.enter_context(
                 self.unet.replaying(
                     lambda i: source.at(offset + i, masks.unet.at(i, count)),

@@ -106,7 +106,8 @@ class Editor:
         size = (source.shape[1], source.shape[2])
         params = chosen.params(prompt)
         padded = imageio.pad_to_multiple(source)
-        edit = Inpainting(padded, imageio.pad_to_multiple(to_mask(mask, size)))
+        where = imageio.pad_to_multiple(to_mask(mask, size))
+        edit = Inpainting(padded, where, self.pipeline.recipe.blend)
         result = self.pipeline.edit(edit, params, progress=chosen.progress)
         return to_image(result, size)
 
@@ -127,7 +128,8 @@ class Editor:
         edited = to_tensor(drawn)
         params = chosen.params(prompt)
         before = None if image is None else imageio.pad_to_multiple(to_tensor(image))
-        edit = SDEdit(before, imageio.pad_to_multiple(edited), params.strength)
+        padded, blend = imageio.pad_to_multiple(edited), self.pipeline.recipe.blend
+        edit = SDEdit(before, padded, params.strength, blend=blend)
         result = self.pipeline.edit(edit, params, progress=chosen.progress)
         return to_image(result, (edited.shape[1], edited.shape[2]))
 

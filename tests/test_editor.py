@@ -50,6 +50,7 @@ def test_the_smallest_program(editor: Editor, pixels, marked, tmp_path: Path) ->
     with Image.open(tmp_path / "out.png") as saved:
         assert np.array_equal(np.asarray(saved), np.asarray(edited))
     assert not np.array_equal(np.asarray(edited)[marked], pixels[marked])
+    assert np.array_equal(np.asarray(edited)[:15], pixels[:15])  # preset fast: nothing but the edit
 
 
 def test_pictures_and_masks_of_every_kind_mean_the_same(editor: Editor, pixels, marked) -> None:
@@ -96,6 +97,7 @@ def test_sdedit_and_an_unknown_setting(editor: Editor, pixels) -> None:
     drawn[10:20, 10:30] = 255
     edited = editor.sdedit(pixels, drawn, "a sun", steps=2, strength=0.6)
     assert edited.size == (pixels.shape[1], pixels.shape[0])
+    assert np.array_equal(np.asarray(edited)[:, 70:], pixels[:, 70:])
     with pytest.raises(TypeError, match="stepps"):
         editor.sdedit(pixels, drawn, "a sun", stepps=2)
     with pytest.raises(TypeError, match="presett"):

@@ -11,8 +11,9 @@ from sgm.cli.inputs import Inputs, advise_on_size
 from sgm.cli.record import edit_recorded, record
 from sgm.cli.requests import is_cropped, notices, request
 from sgm.io import files
-from sgm.specs import RunOptions, Task
+from sgm.specs import RunOptions
 from sgm.weights import weights_of
+from sgm.words import Task
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
-from sgm.specs import RunOptions, Task
+from sgm.specs import RunOptions
+from sgm.words import Task
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions, Sampler, Task
+from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions
+from sgm.words import Sampler, Task
 
 if TYPE_CHECKING:
     from PIL import Image

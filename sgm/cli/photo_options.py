@@ -5,7 +5,7 @@ import argparse
 from sgm.cli.option_types import one_of, whole
 from sgm.errors import UserError
 from sgm.photo import Blend, PhotoOptions
-from sgm.specs import Preset
+from sgm.words import Preset
 
 MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100
 MAX_SEED = 2**64 - 1

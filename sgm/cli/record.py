@@ -16,8 +16,9 @@ from sgm.cli import report
 from sgm.cli.inputs import Inputs
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import RecordingMemory, RunOptions, Task
+from sgm.specs import RunOptions
 from sgm.weights import weights_of
+from sgm.words import RecordingMemory, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,7 +21,8 @@ from sgm.inference.stores import DeviceStore
 from sgm.photo import Blend
 from sgm.sparse.masks import downsample_mask
 from sgm.sparse.recording import Recording
-from sgm.specs import Precision, SamplingParams
+from sgm.specs import SamplingParams
+from sgm.words import Precision
 from tests.conftest import max_error
 from tests.inference.naive_edits import (
     BASE_PROMPT,
