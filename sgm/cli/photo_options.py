@@ -36,7 +36,8 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--match_border",
         action=argparse.BooleanOptionalAction,
-        help="bring the edit's colours to those around it (default with --preset fast: yes)",
+        help="give the edit the colours and the grain of what is around it (default with --preset "
+        "fast: yes)",
     )
     group.add_argument(
         "--padding_mask_crop",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sgm.inference.composite import blended, opacity
+from sgm.inference.composite import blended, opacity_of_drawing
 from sgm.inference.edit import Edit, check_sizes
 from sgm.inference.loop import Kept, Plan, Source
 from sgm.inference.networks import Networks, recording, sparse
@@ -125,7 +125,7 @@ class SDEdit(Edit):
 
     def region(self, recipe: Recipe) -> Tensor:
         """The drawing and what is sampled with it to the end, bool [H, W]; the ring of a blend lies
-        outside."""
+        outside, and the edit fades out from the drawing to its end."""
         return dilate(self._difference(), recipe.sdedit)
 
     def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
@@ -133,15 +133,17 @@ class SDEdit(Edit):
         masks, touched = recipe.sdedit_decoder_masks(self._difference()), self.touched(recipe)
         return masks if touched is None else cover(masks, touched)
 
-    def touched(self, recipe: Recipe) -> Tensor | None:
-        """See `Edit.touched`: the region of the drawing, and its ring."""
+    def weight(self, recipe: Recipe) -> Tensor | None:
+        """See `Edit.weight`: 1 on the drawing, 0 beyond its region and the ring."""
         if self.blend is None or (self.init is None and self.drawing is None):
             return None
-        return opacity(self.region(recipe), self.blend.width(self.size)) > 0
+        drawing, width = self._difference(), self.blend.width(self.size)
+        return opacity_of_drawing(drawing, self.region(recipe), recipe.sdedit, width)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`; the edited part is put into the unedited picture, if there is one."""
-        if self.blend is None or (self.init is None and self.drawing is None):
+        weight = self.weight(recipe)
+        if self.blend is None or weight is None:
             return picture
         source = self.edited if self.init is None else self.init
-        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend)
+        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend, weight)
