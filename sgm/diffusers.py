@@ -32,7 +32,7 @@ from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.io import imageio
 from sgm.sparse.mask_sets import SparseStateError
-from sgm.sparse.masks import MaskPyramid, difference_mask, inpainting_pyramid
+from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.sparsify import Pass
 from sgm.words import RecordingMemory
 
@@ -211,12 +211,11 @@ class EditSession:
                 f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
                 f"{self._size[0]} as the picture; draw on the picture, or resize."
             )
-        difference = difference_mask(self.picture, drawn)
-        if not difference.any():
-            return self.image
-        masks = self.recipe.sdedit_masks(difference)
-        steps = self.recipe.sdedit_steps(difference, masks)
         edit = SDEdit(self.picture, drawn, strength, blend=self.recipe.blend)
+        if not edit.marked.any():
+            return self.image
+        masks = self.recipe.sdedit_masks(edit.marked)
+        steps = self.recipe.sdedit_steps(edit.marked, masks)
         chosen = Masks(
             steps.first[self.held.latent_size], masks, steps, edit.decoder_masks(self.recipe)
         )

@@ -261,7 +261,7 @@ class EditSession:
             edited: the picture with the drawing, [3, H, W] in [-1, 1].
             strength: share of the schedule that is run; the first edit of a strength makes its
                 recordings.
-            drawing: where it was drawn on, bool [H, W]; None for every difference.
+            drawing: where it was drawn on, bool [H, W]; None to look for it.
             seed: as for `inpaint`.
 
         Raises:
