@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, ROOT, commit, write_figures
+from benchmarks.common import RESULTS, ROOT, commit, write_results
 from benchmarks.quality import load, make_edit
 from sgm import runtime
 from sgm.cli.program import start
@@ -141,12 +141,10 @@ def table(figures: Mapping[str, object]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, write the JSON file, print the table; the exit code."""
+    """Measure, write the JSON file and the table beside it, print it; the exit code."""
     args = build_parser().parse_args(argv)
     check_writable(args.output)
-    figures = measure(args.pairs, args.steps)
-    write_figures(args.output, figures)
-    print(table(figures))
+    write_results(args.output, measure(args.pairs, args.steps), table)
     return 0
 
 
