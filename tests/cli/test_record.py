@@ -93,10 +93,11 @@ def test_a_recording_serves_any_seed(
     assert np.array_equal(edit(folder, "two.png", "--recording", "recording"), found[2])
     nine = edit(folder, "nine.png", "--recording", "recording", "--seed", "9")
     assert np.array_equal(nine, found[9])
-    # It is the edit of this seed: far nearer to it than edits of two seeds are to each other.
+    # The edit of this seed, as far as two steps under another base prompt go: nearer to it than
+    # edits of two seeds are to each other.
     cold, mask = edit(folder, "cold.png", "--seed", "9"), np.load(folder / "mask.npy")
     error, other = (np.square(nine[mask] - x[mask]).mean() for x in (cold, found[5]))
-    assert 0 < error < other / 4
+    assert 0 < error < other / 2
 
 
 def test_a_recording_says_what_it_is_for(folder: Path) -> None:

@@ -71,3 +71,21 @@ def test_the_result_is_put_back_and_the_rest_stays(task: str) -> None:
     result = edit.finish(torch.ones(3, *window.size), FAST)
     assert torch.equal(result[:, ~touched], ((image + 1) / 2)[:, ~touched])
     assert torch.allclose(result[:, mask], torch.ones(()))
+
+
+@pytest.mark.parametrize("task", ["inpainting", "sdedit"])
+def test_colours_and_grain_are_those_of_the_whole_picture(task: str) -> None:
+    size, generator = (700, 900), torch.Generator().manual_seed(3)
+    grain = torch.randn(3, *size, generator=generator) * 6 / 255
+    smooth = torch.linspace(0.3, 0.7, size[1]).expand(3, *size)
+    image, mask = (smooth + grain) * 2 - 1, rectangle(size, 120, 300, 240, 350)
+    window, blend = window_around(mask, TRAINED), Blend()
+    if task == "inpainting":
+        edit = crop_inpainting(image, mask, window, blend)
+    else:
+        edit = crop_sdedit(image, -image, mask, window, blend, 0.7)
+    result = edit.finish(window.seen(smooth) + 0.08, FAST)
+    found = (result - smooth)[:, mask] * 255
+    assert found.mean().abs() < 1 and found.std() == pytest.approx(6, rel=0.1)
+    outside = edit.weight(FAST) == 0
+    assert torch.equal(result[:, outside], ((image + 1) / 2)[:, outside])
