@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgm.inference.crop import crop_inpainting, crop_sdedit, is_larger, window_around
+from sgm.inference.crop import Window, crop_inpainting, crop_sdedit, is_larger, window_around
 from sgm.inference.presets import FAST
 from sgm.photo import Blend
 
@@ -50,6 +50,13 @@ def test_a_small_edit_of_a_large_picture_is_seen_as_it_is() -> None:
     window = window_around(rectangle((1500, 2000), 700, 900, 100, 150), TRAINED)
     assert window.size == (window.height, window.width) == TRAINED
     assert is_larger((768, 1024), TRAINED) and not is_larger((256, 600), TRAINED)
+
+
+def test_nothing_marked_gets_lost_where_the_network_sees_less() -> None:
+    window = Window(0, 0, 700, 900, (128, 192))
+    for row, column in ((100, 320), (699, 899), (3, 500)):
+        seen = window.seen_levels(rectangle((700, 900), row, column, 1, 1))
+        assert seen.dtype is torch.bool and 1 <= seen.sum() <= 4
 
 
 @pytest.mark.parametrize("task", ["inpainting", "sdedit"])
