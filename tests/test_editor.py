@@ -117,8 +117,8 @@ def test_the_drawing_is_found_in_a_jpeg_also_from_a_session(editor: Editor, pixe
     drawn[20:40, 40:60] = (255, 0, 0)
     saved = as_jpeg(drawn)
     assert (np.abs(np.asarray(saved).astype(int) - pixels) > 2).any(2).mean() > 0.2
-    edited = editor.sdedit(pixels, saved, "a sun", steps=2, strength=0.6)
-    session = editor.session(pixels, steps=2)
+    edited = editor.sdedit(pixels, saved, "a sun", steps=4, strength=0.6)
+    session = editor.session(pixels, steps=4)
     for found in (edited, session.sdedit(saved, "a sun", strength=0.6)):
         assert 0.03 < found.edit_ratio < 0.1
         assert np.array_equal(np.asarray(found)[:, 80:], pixels[:, 80:])
@@ -127,7 +127,7 @@ def test_the_drawing_is_found_in_a_jpeg_also_from_a_session(editor: Editor, pixe
 def test_a_mask_says_where_it_was_drawn(editor: Editor, pixels, marked) -> None:
     drawn = pixels.copy()
     drawn[20:40, 40:90] = drawn[60:66, 120:130] = 255
-    edited = np.asarray(editor.sdedit(pixels, drawn, "a sun", marked, steps=2, strength=0.6))
+    edited = np.asarray(editor.sdedit(pixels, drawn, "a sun", marked, steps=4, strength=0.6))
     assert np.array_equal(edited[55:, 110:], pixels[55:, 110:])
     assert not np.array_equal(edited[marked], pixels[marked])
 
