@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sgm.inference.choose_store import MakeStore
     from sgm.inference.pipeline import EditResult, Pipeline
     from sgm.inference.presets import Recipe
     from sgm.inference.session import EditSession, SessionReport
@@ -55,13 +56,10 @@ def record(
     import torch
 
     from sgm.inference.choose_store import make_store
-    from sgm.inference.session import EditSession
     from sgm.inference.stores import DiskStore
-    from sgm.io import imageio
 
-    folder = options.record
+    folder, device = options.record, torch.device(options.device)
     assert folder is not None and inputs.init is not None  # by `check_together`
-    device, picture = torch.device(options.device), imageio.to_tensor(inputs.init)
     stores: list[DiskStore] = []
 
     def on_disk(size: int) -> DiskStore:
@@ -81,18 +79,7 @@ def record(
     new, region = not folder.exists(), _region(inputs)
     _prepare(folder)
     with files.unfinished(remove):
-        padded = imageio.pad_to_multiple(picture)
-        _check_room(options, (padded.shape[1], padded.shape[2]), region)
-        session = EditSession(
-            load(),
-            padded,
-            options.sampling,
-            options.task,
-            make_store=on_disk,
-            progress=True,
-            region=region,
-        )
-        made = session.report
+        made = _recorded(options, inputs.init, region, load, on_disk)
         manifest = _manifest(options, inputs.init, made, stores[0], started)
         text = json.dumps(manifest, indent=2) + "\n"
         files.write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
@@ -104,6 +91,24 @@ def record(
     )
     figures = {**report.settings(options), **manifest}
     report.publish(figures, f"{folder}\n", options.json_path)
+
+
+def _recorded(
+    options: RunOptions,
+    picture: "Image.Image",
+    region: "Tensor | None",
+    load: "Callable[[], Pipeline]",
+    make_store: "MakeStore",
+) -> "SessionReport":
+    """Record a picture, if there is room; what that took."""
+    from sgm.inference.session import EditSession
+    from sgm.io import imageio
+
+    padded = imageio.pad_to_multiple(imageio.to_tensor(picture))
+    _check_room(options, (padded.shape[1], padded.shape[2]), region)
+    what = (padded, options.sampling, options.task)
+    session = EditSession(load(), *what, make_store=make_store, progress=True, region=region)
+    return session.report
 
 
 def _manifest(
