@@ -6,8 +6,9 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sgm.io.files import write_atomically
@@ -55,6 +56,24 @@ def plain(value: object, digits: int = 5) -> object:
     if isinstance(value, float):
         return round(value, digits) if math.isfinite(value) else None
     return value
+
+
+def summary(values: Iterable[float]) -> dict[str, float | int | None]:
+    """Mean, median and smallest of the finite values, and how many those are."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return {"mean": None, "median": None, "min": None, "count": 0}
+    return {
+        "mean": statistics.fmean(finite),
+        "median": statistics.median(finite),
+        "min": min(finite),
+        "count": len(finite),
+    }
+
+
+def cell(value: float | None, digits: int) -> str:
+    """A figure of the table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def write_figures(path: Path, figures: Mapping[str, object]) -> None:

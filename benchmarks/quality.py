@@ -19,9 +19,7 @@ and decoded again, say what any run could at best keep.
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,7 +29,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, ROOT, commit, write_figures
+from benchmarks.common import RESULTS, ROOT, cell, commit, summary, write_figures
 from sgm import runtime
 from sgm.cli.program import start
 from sgm.inference.noise import NamedNoise, Noise, fixed_noise
@@ -174,22 +172,28 @@ def compare(
         pictures[name] = run_edit(one, edit, steps, noise=noise).image
     pictures["fast"] = edit.request(FAST.blend).finish(pictures["fast_network"], FAST)
     pictures["warm"] = warm(fast, edit, steps, noise)
-    source = to_picture(source_of(edit))
+    return {
+        run: {
+            "changed_outside": changed_outside(edit, picture, run not in ("dense", "published")),
+            **judged(judge, edit, dense, picture),
+        }
+        for run, picture in pictures.items()
+    }
+
+
+def judged(judge: Judge, edit: Edit, dense: Tensor, picture: Tensor) -> dict[str, object]:
+    """What an edit is, and how one of its pictures [3, H, W] in [0, 1] looks beside the dense."""
     name = asked_for(edit.prompt)
     border = edit.mask if edit.edited is None else dilate(edit.mask, SDEDIT_DILATION)
-    figures: dict[str, dict[str, object]] = {}
-    for run, picture in pictures.items():
-        seen = looks(judge, to_picture(picture), source, edit.mask, border, name)
-        figures[run] = {
-            "seed": edit.seed,
-            "prompt": edit.prompt,
-            "object": name,
-            "edit_ratio": edit.mask.float().mean().item(),
-            "changed_outside": changed_outside(edit, picture, run not in ("dense", "published")),
-            **asdict(likeness(dense, picture, edit.mask)),
-            **asdict(seen),
-        }
-    return figures
+    seen = looks(judge, to_picture(picture), to_picture(source_of(edit)), edit.mask, border, name)
+    return {
+        "seed": edit.seed,
+        "prompt": edit.prompt,
+        "object": name,
+        "edit_ratio": edit.mask.float().mean().item(),
+        **asdict(likeness(dense, picture, edit.mask)),
+        **asdict(seen),
+    }
 
 
 def warm(fast: Pipeline, edit: Edit, steps: int, noise: Noise) -> Tensor:
@@ -227,19 +231,6 @@ def reconstruction(pipeline: Pipeline, number: int) -> tuple[float, float]:
         z = first_stage.posterior(x[None].to(networks.device, dtype)).mode()
         made = networks.decode(z * networks.engine.scale_factor)
         return psnr(made, (x + 1) / 2), sharpness(made, (x + 1) / 2)
-
-
-def summary(values: Iterable[float]) -> dict[str, float | int | None]:
-    """Mean, median and smallest of the finite values, and how many those are."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return {"mean": None, "median": None, "min": None, "count": 0}
-    return {
-        "mean": statistics.fmean(finite),
-        "median": statistics.median(finite),
-        "min": min(finite),
-        "count": len(finite),
-    }
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
@@ -315,11 +306,6 @@ def table(figures: dict[str, object]) -> str:
     rows.append((f"autoencoder alone (sharpness {cell(sharp, 2)})", *values))
     head = ("against dense", "PSNR inside", "median", "SSIM", "PSNR outside", "bytes outside")
     return markdown_table((*head, "object found", "border step"), rows)
-
-
-def cell(value: float | None, digits: int) -> str:
-    """A figure of the table; a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

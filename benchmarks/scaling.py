@@ -26,6 +26,7 @@ from sgm.cli.program import start
 from sgm.inference.composite import opacity
 from sgm.inference.networks import Networks, recording, sparse, table_of_preset
 from sgm.inference.presets import RECIPES, Recipe
+from sgm.inference.session_size import unet_inputs
 from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable, write_atomically
 from sgm.profiling.macs import count_macs
@@ -41,7 +42,6 @@ WAYS = ("dense", "published", "cold", "warm, new prompt", "warm")
 SIZES = ("512x512", "512x1024", "1024x1024", "1024x2048", "2048x2048")
 ISLANDS = (4, 5)  # rows and columns of them
 GIGA = 1e9
-TEXT_TOKENS = 77
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,7 @@ class Counter:
             engine = build_model(ROOT / "configs" / spec.config_file(RunType.SIGE, preset=preset))
             self.networks[preset] = Networks(engine.eval(), table_of_preset(preset))
         unet = self.networks[Preset.FAST].unet
-        context = next(m.to_k.in_features for n, m in unet.named_modules() if n.endswith("attn2"))
-        vector = unet.label_emb[0][0].in_features
-        shapes = ((2, LATENT_CHANNELS, height, width), (2,), (2, TEXT_TOKENS, context), (2, vector))
-        self.unet_inputs = [torch.empty(shape, device="meta") for shape in shapes]
+        self.unet_inputs = unet_inputs(unet, size)
         self.latents = torch.empty(1, LATENT_CHANNELS, height, width, device="meta")
         self.dense = self._record()
 

@@ -137,7 +137,10 @@ def outcome(pipelines: Mapping[Way, Pipeline], edit: Edit, steps: int) -> Outcom
     for way in Way:
         print(f"{NAMES[edit.task]}, {way} ...", file=sys.stderr)
         made[way] = make(way, pipelines, edit, base_prompt(edit), steps)
-    counted = {way: unet_macs(pipeline, edit, steps) for way, pipeline in pipelines.items()}
+    counted = {
+        way: unet_macs(pipeline, edit.request(pipeline.recipe.blend), steps)
+        for way, pipeline in pipelines.items()
+    }
     macs = {way: count.record + count.edit for way, count in counted.items()}
     macs[Way.WARM] = counted[Way.FAST].edit
     dense = made[Way.DENSE].image

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgm.inference.edit import Edit as Request
 from sgm.inference.loop import steps_of
 from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import EditResult, Pipeline
@@ -125,14 +126,14 @@ class UNetMacs:
     edit: int
 
 
-def unet_macs(pipeline: Pipeline, edit: Edit, steps: int | None) -> UNetMacs:
-    """Count the passes that an edit makes, and what each costs."""
-    networks, noise = pipeline.networks, NamedNoise(edit.seed)
-    params = SamplingParams(edit.prompt, steps=steps)
+def unet_macs(pipeline: Pipeline, wanted: Request, steps: int | None) -> UNetMacs:
+    """Count the passes that an edit makes, and what each costs; no prompt or seed changes it."""
+    networks, noise = pipeline.networks, NamedNoise(0)
+    params = SamplingParams("", steps=steps)
     networks.set_backend(Backend.TORCH.value)  # the one whose operators can be counted
-    one = catch(networks.unet, lambda: pipeline.edit(edit.request(pipeline.recipe.blend), params))
+    one = catch(networks.unet, lambda: pipeline.edit(wanted, params))
     with pipeline.scope():
-        plan = pipeline.prepare(edit.request(pipeline.recipe.blend), noise)
+        plan = pipeline.prepare(wanted, noise)
         count = steps_of(plan, networks, pipeline.solver(params, noise))
         if plan.masks is None:
             return UNetMacs(0, count * count_macs(one.run).total)

@@ -36,7 +36,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
         UserError: the networks cannot be loaded, or the result is no picture.
     """
     if options.record is not None:
-        record(options, inputs, load_pipeline(options), started)
+        record(options, inputs, lambda: load_pipeline(options), started)
         return
     mask = inputs.mask
     # A dense run does not look at where the pictures differ, so there only a given mask counts.
@@ -90,7 +90,7 @@ def results(
 
     recorded = None
     if options.recording is not None:
-        recorded = edits_recorded(options, inputs, kept(False))
+        recorded = edits_recorded(options, inputs, lambda: kept(False))
     for seed in options.photo.seeds or (options.sampling.seed,):
         path = options.output_path
         path = outputs.numbered(path, seed) if options.photo.seeds else path

@@ -27,7 +27,8 @@ class Inputs:
         init_photo: the unedited picture; None for sdedit without one.
         edited_photo: the picture drawn on; None for inpainting.
         levels: float [H, W] in [0, 1], 1 where the edit is: the given mask, or where it was drawn;
-            None where there is neither a mask nor an unedited picture to compare with.
+            of a recording, where edits may be. None where there is neither a mask nor an unedited
+            picture to compare with.
     """
 
     init_photo: "Photo | None"
@@ -77,8 +78,6 @@ def read_inputs(options: RunOptions) -> Inputs:
     init = photo(options.init_img, True)
     recording = options.record is not None
     edited = photo(options.edited_img, options.task is Task.SDEDIT and not recording)
-    if recording:
-        return Inputs(init, None, None)
     if init is not None and edited is not None and init.image.size != edited.image.size:
         raise UserError(
             f"The original is {init.image.width}x{init.image.height} and the edited picture "

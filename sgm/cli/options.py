@@ -247,7 +247,8 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--record",
         metavar="FOLDER",
-        help="make no edit, but record --init_img there; --prompt describes it, and may be empty",
+        help="make no edit, but record --init_img there; --prompt describes it, and may be empty; "
+        "with --mask_path for edits within that mask only, which takes less room",
     )
     group.add_argument(
         "--recording",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sgm.cli import report
 from sgm.cli.inputs import Inputs
+from sgm.cli.requests import edit_of
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import RunOptions
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from PIL import Image
+    from torch import Tensor
 
+    from sgm.inference.choose_store import MakeStore
     from sgm.inference.pipeline import EditResult, Pipeline
+    from sgm.inference.presets import Recipe
     from sgm.inference.session import EditSession, SessionReport
     from sgm.inference.stores import DiskStore, Store
 
@@ -36,23 +40,26 @@ MANIFEST = "recording.json"
 VERSION = 3
 
 
-def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float) -> None:
-    """Record the unedited picture into the folder of `--record`; the prompt is the base prompt.
+def record(
+    options: RunOptions, inputs: Inputs, load: "Callable[[], Pipeline]", started: float
+) -> None:
+    """Record the unedited picture into the folder of `--record`, for edits in the mask where there
+    is one; the prompt is the base prompt.
+
+    Args:
+        load: the networks; called when the rest has been checked.
 
     Raises:
-        UserError: the folder cannot be written. Nothing of this recording is left there then, nor
-            after any other error or an interrupt.
+        UserError: the folder cannot be written, or the mask is empty. Nothing of this recording is
+            left there then, nor after any other error or an interrupt.
     """
     import torch
 
     from sgm.inference.choose_store import make_store
-    from sgm.inference.session import EditSession
     from sgm.inference.stores import DiskStore
-    from sgm.io import imageio
 
-    folder = options.record
+    folder, device = options.record, torch.device(options.device)
     assert folder is not None and inputs.init is not None  # by `check_together`
-    device, picture = torch.device(options.device), imageio.to_tensor(inputs.init)
     stores: list[DiskStore] = []
 
     def on_disk(size: int) -> DiskStore:
@@ -69,14 +76,10 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
         if new:
             folder.rmdir()
 
-    new = not folder.exists()
+    new, region = not folder.exists(), _region(inputs)
     _prepare(folder)
     with files.unfinished(remove):
-        padded = imageio.pad_to_multiple(picture)
-        session = EditSession(
-            pipe, padded, options.sampling, options.task, make_store=on_disk, progress=True
-        )
-        made = session.report
+        made = _recorded(options, inputs.init, region, load, on_disk)
         manifest = _manifest(options, inputs.init, made, stores[0], started)
         text = json.dumps(manifest, indent=2) + "\n"
         files.write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
@@ -88,6 +91,24 @@ def record(options: RunOptions, inputs: Inputs, pipe: "Pipeline", started: float
     )
     figures = {**report.settings(options), **manifest}
     report.publish(figures, f"{folder}\n", options.json_path)
+
+
+def _recorded(
+    options: RunOptions,
+    picture: "Image.Image",
+    region: "Tensor | None",
+    load: "Callable[[], Pipeline]",
+    make_store: "MakeStore",
+) -> "SessionReport":
+    """Record a picture, if there is room; what that took."""
+    from sgm.inference.session import EditSession
+    from sgm.io import imageio
+
+    padded = imageio.pad_to_multiple(imageio.to_tensor(picture))
+    _check_room(options, (padded.shape[1], padded.shape[2]), region)
+    what = (padded, options.sampling, options.task)
+    session = EditSession(load(), *what, make_store=make_store, progress=True, region=region)
+    return session.report
 
 
 def _manifest(
@@ -109,6 +130,47 @@ def _manifest(
     }
 
 
+def _region(inputs: Inputs) -> "Tensor | None":
+    """Where edits of a recording may be, bool [H, W], padded as the picture; None for anywhere."""
+    from sgm.io import imageio
+
+    if inputs.levels is None:
+        return None
+    region = inputs.levels > 0
+    if not region.any():
+        raise UserError(
+            "The mask of --record is empty, so it allows no edit; make it white where edits may "
+            "be, or leave --mask_path out."
+        )
+    return imageio.pad_to_multiple(region)
+
+
+def _check_room(options: RunOptions, size: tuple[int, int], region: "Tensor | None") -> None:
+    """UserError if the disk has no room for a recording, told without loading the model.
+
+    Args:
+        size: (height, width) of the padded picture.
+    """
+    import torch
+
+    from sgm.inference.choose_store import make_store
+    from sgm.inference.session_size import session_size, shapes_of
+
+    config = options.spec.config_file(options.run_type, preset=options.preset)
+    turbo = options.spec.turbo if options.run_type.turbo else None
+    shapes = shapes_of(options.config_path / config, options.precision, recipe_of(options), turbo)
+    needed = session_size(shapes, size, options.sampling, options.task, region).total
+    make_store(needed, torch.device(options.device), RecordingMemory.DISK, options.record)
+
+
+def recipe_of(options: RunOptions) -> "Recipe":
+    """What a run computes."""
+    from sgm.inference.presets import RECIPES
+
+    recipe = RECIPES[options.preset].with_recordings(options.recordings)
+    return replace(recipe, blend=options.photo.blend)
+
+
 def _prepare(folder: Path) -> None:
     """Make the folder. If it holds a recording, delete its manifest: its files will be replaced."""
     try:
@@ -119,16 +181,21 @@ def _prepare(folder: Path) -> None:
 
 
 def edits_recorded(
-    options: RunOptions, inputs: Inputs, pipe: "Pipeline"
+    options: RunOptions, inputs: Inputs, load: "Callable[[], Pipeline]"
 ) -> "Callable[[int], EditResult]":
     """What makes the edit of a run for a seed, by sparse passes over the recording of
     `--recording`, which serves any seed: its own noise is around the edit, that of the seed inside.
     What the prompt changes is not added to the recording, which would grow by gigabytes with every
     prompt.
 
+    Args:
+        load: the networks; called when the recording has been found to fit.
+
     Raises:
-        UserError: the recording is damaged, or not of this run.
+        UserError: the recording is damaged, or not of this run or this edit.
     """
+    from sgm.inference.choose_store import make_store
+    from sgm.inference.region import check_within, region_in
     from sgm.inference.session import EditSession
     from sgm.inference.stores import Overlay
     from sgm.inference.track import PROMPT
@@ -136,6 +203,11 @@ def edits_recorded(
 
     assert inputs.init is not None  # by `check_together`
     on_disk, seed = open_recording(options, inputs.init)
+    recipe = recipe_of(options)
+    check_within(region_in(on_disk, recipe), edit_of(options, inputs), recipe)
+    if options.recording_memory in (RecordingMemory.DEVICE, RecordingMemory.HOST):
+        make_store(on_disk.size_in_bytes(), on_disk.device, options.recording_memory)
+    pipe = load()
     kept, names = _load_into(on_disk, options.recording_memory), on_disk.names()
     store = Overlay(kept, lambda name: name.startswith(PROMPT))
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))

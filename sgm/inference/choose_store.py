@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from sgm.errors import UserError
 from sgm.inference.stores import DeviceStore, DiskStore, HostStore, Store
 from sgm.words import RecordingMemory
 
+# Given the bytes of all recordings together; where to keep them.
+MakeStore = Callable[[int], Store]
 SHARE = 0.8  # of the free memory that recordings may take
 
 

@@ -61,12 +61,13 @@ class Kept:
     Attributes:
         unet: to be interpolated each, and summed: recordings, and what another prompt changes.
         unedited: latents at these steps.
-        encoder, decoder: recordings of the picture and of its latents.
+        encoder: recording of the picture; None for inpainting, which reads none.
+        decoder: that of its latents.
     """
 
     unet: tuple[KeptSteps, ...]
     unedited: KeptLatents | None
-    encoder: Recording
+    encoder: Recording | None
     decoder: Recording
 
 

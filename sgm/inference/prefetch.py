@@ -91,7 +91,8 @@ def kept_of(
             return KeptSteps(lambda step: ahead.get(names[step]), list(names))
 
         unet = tuple(steps_of(names) for names in (of_base, of_prompt) if names)
-        yield Kept(unet, latents, store.get(ENCODER), store.get(DECODER))
+        encoder = store.get(ENCODER) if track.stepped else None
+        yield Kept(unet, latents, encoder, store.get(DECODER))
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

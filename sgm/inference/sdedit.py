@@ -90,6 +90,7 @@ class SDEdit(Edit):
         """
         difference = self.marked
         masks = recipe.sdedit_masks(difference)
+        assert kept.encoder is not None  # of a track of SDEdit
         handle_of(networks.encoder).use(kept.encoder)
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")

@@ -3,35 +3,39 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sgm import runtime
+from sgm.inference.accept import bring_up_to_date
+from sgm.inference.choose_store import MakeStore
 from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
-from sgm.inference.networks import recording, sparse, with_mask
+from sgm.inference.networks import recording, with_mask
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
 from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
 from sgm.inference.prefetch import kept_of
 from sgm.inference.prompt_shift import record_shift
+from sgm.inference.region import (
+    REGION,
+    BoundedStore,
+    Region,
+    check_within,
+    region_in,
+    size_kept,
+)
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
-from sgm.inference.track import DECODER, ENCODER, Track
+from sgm.inference.track import DECODER, ENCODER, LATENTS, Track
 from sgm.modules.diffusionmodules.sampling import Denoise
-from sgm.sparse.masks import MaskPyramid, cover
-from sgm.sparse.recording import Recording, narrow
+from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import SamplingParams
 from sgm.words import RecordingMemory, Task
-
-LATENTS = "latents"
-# Given the bytes of all recordings together; where to keep them.
-MakeStore = Callable[[int], Store]
 
 
 @dataclass
@@ -69,10 +73,11 @@ class EditSession:
             `sgm.inference.choose_store`); by default on the device.
         noise: source of the session's noise; by default named noise of the seed.
         progress: show bars on stderr.
+        region: where edits may be, bool [H, W], so that less has to be kept; None for anywhere.
 
     Raises:
-        ValueError: the pipeline is not sparse with preset `fast`, the picture's size is wrong, or
-            the strength is too small for a step.
+        ValueError: the pipeline is not sparse with preset `fast`, the picture's or the region's
+            size is wrong, the region is empty, or the strength is too small for a step.
         UserError: the recordings cannot be kept, or the networks' values are no numbers.
     """
 
@@ -85,23 +90,30 @@ class EditSession:
         make_store: MakeStore = lambda size: DeviceStore(),
         noise: Noise | None = None,
         progress: bool = False,
+        region: Tensor | None = None,
     ) -> None:
         self._set(pipeline, picture, params, noise, progress)
-        with self._scope() as stage:
-            dtype = pipeline.recipe.recorded.dtype
-            with stage("encode"), recording(self.networks.encoder, dtype=dtype) as encoder:
-                self.z = self.networks.encode(picture, self.noise, "init")
+        if region is not None:
+            check_sizes({"picture": picture, "region": region})
+            self.region = Region.around(region, pipeline.recipe)
+        parts: dict[str, Recording] = {}
+        with self.scope() as stage:
+            with stage("encode"):
+                if task is Task.SDEDIT:
+                    self.z, parts[ENCODER] = self._recorded_encoding()
+                else:  # no edit reads the encoder's
+                    self.z = self.networks.encode(picture, self.noise, "init")
             with stage("record"):
-                with recording(self.networks.decoder, dtype=dtype) as decoder:
+                dtype = pipeline.recipe.recorded.dtype
+                with recording(self.networks.decoder, dtype=dtype) as parts[DECODER]:
                     self.networks.decode(self.z)
                 track = self._track(task, params.strength)
-                rest = encoder.size_in_bytes() + decoder.size_in_bytes()
+                rest = sum(size_kept(self.region, name, part) for name, part in parts.items())
                 first = self._record(track, lambda size: make_store(size + rest))
-            self.store.put(ENCODER, encoder)
-            self.store.put(DECODER, decoder)
-            self._put_latents()
-        steps = len(track.made)
-        self.report = SessionReport(stage.seconds, first, steps, self.store.place)
+            for name, part in parts.items():
+                self.store.put(name, part)
+            self.put_latents()
+        self.report = SessionReport(stage.seconds, first, len(track.made), self.store.place)
 
     @classmethod
     def resume(
@@ -116,7 +128,8 @@ class EditSession:
         """A session whose recordings are in a store already; arguments as those of the class."""
         session = cls.__new__(cls)
         session._set(pipeline, picture, params, noise, progress)
-        session.store = store
+        session.region = region_in(store, pipeline.recipe)
+        session.store = store if session.region is None else BoundedStore(store, session.region)
         latents = store.get(LATENTS).values["", "z"]
         assert isinstance(latents, Tensor)
         session.z = latents
@@ -138,13 +151,21 @@ class EditSession:
         self.noise = NamedNoise(params.seed) if noise is None else noise
         self.solver = pipeline.solver(params, self.noise)
         self.tracks: dict[str, Track] = {}
+        self.region: Region | None = None
+
+    def _recorded_encoding(self) -> tuple[Tensor, Recording]:
+        """Latents of the picture, and the recording of the encoder; inside a scope."""
+        dtype = self.pipeline.recipe.recorded.dtype
+        with recording(self.networks.encoder, dtype=dtype) as encoder:
+            return self.networks.encode(self.picture, self.noise, "init"), encoder
 
     @contextmanager
-    def _scope(self) -> Iterator[Stopwatch]:
+    def scope(self) -> Iterator[Stopwatch]:
+        """Scope in which its networks run; yields a stopwatch."""
         with runtime.seeded(self.params.seed), self.pipeline.scope():
             yield Stopwatch(self.networks.device)
 
-    def _denoiser(self, params: SamplingParams) -> Denoise:
+    def denoiser(self, params: SamplingParams) -> Denoise:
         """Under some prompt; until the next one, sparse passes attend to it. An inpainting network
         is shown all of the picture."""
         size, concat = (self.picture.shape[1], self.picture.shape[2]), None
@@ -178,24 +199,32 @@ class EditSession:
             make_store: given the bytes of all steps; None to use the store that is there.
         """
         handle, size = handle_of(self.networks.unet), 0
-        unedited = track.unedited(self.z, self.noise, self._denoiser(self.params), self.solver)
+        unedited = track.unedited(self.z, self.noise, self.denoiser(self.params), self.solver)
         watch = NanCheck(self.networks.device)
         for step in tqdm(track.made, desc="recording", unit="step", disable=not self.progress):
             with handle.recording(dtype=track.recorded.dtype) as record:
                 watch(step, unedited.full_pass(step))
             if not size:
-                size = record.size_in_bytes()
+                size = size_kept(self.region, track.name_of(step), record)
                 if make_store is not None:
                     # With room for what one other prompt changes.
                     count = len(track.made) + len(track.steps_of_prompt())
-                    self.store = make_store(size * count)
+                    self._use(make_store(size * count))
             self.store.put(track.name_of(step), record)
         watch.check(self.pipeline.precision)
         self.store.put(track.name_of_latents, track.kept_latents(unedited))
         self.tracks[track.name] = track
         return size
 
-    def _put_latents(self) -> None:
+    def _use(self, store: Store) -> None:
+        """Keep everything in a store from now on."""
+        self.store = store
+        if self.region is not None:
+            store.put(REGION, self.region.recording())
+            self.store = BoundedStore(store, self.region)
+
+    def put_latents(self) -> None:
+        """Keep those of the picture."""
         latents = Recording()
         latents.values["", "z"] = self.z
         self.store.put(LATENTS, latents)
@@ -206,8 +235,11 @@ class EditSession:
         if self.is_recorded(task, strength):
             track.made = track.made_in(self.store.names())
         else:
-            with self._scope():
+            with self.scope():
                 self._record(track)
+        if task is Task.SDEDIT and ENCODER not in self.store.names():
+            with self.scope():
+                self.store.put(ENCODER, self._recorded_encoding()[1])
         self.tracks[track.name] = track
         return track
 
@@ -218,11 +250,11 @@ class EditSession:
             return {}
         names = {step: track.name_of_prompt(*words, step) for step in track.steps_of_prompt()}
         if not self.store.names().issuperset(names.values()):
-            denoise, watch = self._denoiser(params), NanCheck(self.networks.device)
+            denoise, watch = self.denoiser(params), NanCheck(self.networks.device)
             latents = track.latents_of(self.store.get(track.name_of_latents))
             unedited = latents or track.unedited(self.z, self.noise, denoise, self.solver)
             unet = self.networks.unet
-            record_shift(track, names, self.store, unet, unedited, denoise, watch)
+            record_shift(track, names, self.store, unet, unedited, denoise, watch, self.region)
             watch.check(self.pipeline.precision)
         return names
 
@@ -240,6 +272,7 @@ class EditSession:
         """
         recipe = self.pipeline.recipe
         edit = Inpainting(self.picture, mask, recipe.blend)
+        check_within(self.region, edit, recipe)
         track = self._ready(Task.INPAINTING, 1.0)
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
         return self._edit(
@@ -269,6 +302,7 @@ class EditSession:
         """
         recipe = self.pipeline.recipe
         edit = SDEdit(self.picture, edited, strength, drawing, recipe.blend)
+        check_within(self.region, edit, recipe)
         track = self._ready(Task.SDEDIT, strength)
         return self._edit(
             edit,
@@ -286,7 +320,7 @@ class EditSession:
         prepare: Callable[[Kept], Plan],
         seed: int | None,
     ) -> EditResult:
-        with self._scope() as stage:
+        with self.scope() as stage:
             with stage("record"):
                 of_prompt = self._prompt_names(track, params)
             with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
@@ -309,42 +343,8 @@ class EditSession:
         check_sizes({"picture": self.picture, "result": result.image})
         # Compared as results are, where an unedited pixel is exactly this; the way back rounds.
         changed = (result.image != (self.picture + 1) / 2).any(dim=0)
-        if not changed.any():
-            return
-        picture = torch.where(changed, result.image * 2 - 1, self.picture)
-        masks = cover(self.pipeline.recipe.inpainting(changed), changed)
-        networks = self.networks
-        with self._scope():
-            z = self._update(
-                ENCODER,
-                networks.encoder,
-                masks,
-                lambda: networks.encode(picture, self.noise, "init"),
-            )
-            latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
-            self.z = torch.where(latent_mask, z, self.z)
-            self._update(DECODER, networks.decoder, masks, lambda: networks.decode(self.z))
-            denoise, updated = self._denoiser(self.params), {ENCODER, DECODER, LATENTS}
-            for track in self.tracks.values():
-                updated |= {track.name_of_latents, *map(track.name_of, track.made)}
-                unedited = track.unedited(self.z, self.noise, denoise, self.solver)
-                for step in tqdm(track.made, desc="updating", disable=not self.progress):
-                    run = partial(unedited.full_pass, step)
-                    self._update(track.name_of(step), networks.unet, masks, run)
-                self.store.put(track.name_of_latents, track.kept_latents(unedited))
-            self._put_latents()
-            for name in self.store.names() - updated:
-                self.store.forget(name)
-        self.picture = picture
-
-    def _update(
-        self, name: str, network: nn.Module, masks: MaskPyramid, run: Callable[[], Tensor]
-    ) -> Tensor:
-        """Bring one kept recording up to date by a sparse pass that writes into it; what the pass
-        returns."""
-        handle_of(network).use(self.store.get(name))
-        with sparse(network, masks, update=True):
-            out = run()
-        dtype = self.pipeline.recipe.recorded.dtype
-        self.store.put(name, narrow(handle_of(network).record, dtype))
-        return out
+        if changed.any():
+            picture = torch.where(changed, result.image * 2 - 1, self.picture)
+            with self.scope():
+                bring_up_to_date(self, picture, changed)
+            self.picture = picture

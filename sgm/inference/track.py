@@ -17,7 +17,8 @@ from sgm.inference.unedited import FixedNoise, KeptLatents, SteppedAlong, Unedit
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.recording import Recording
 
-ENCODER, DECODER = "encoder", "decoder"  # recordings of every session, of all tracks
+# Of a session, for all tracks; that of the encoder where SDEdit was asked for.
+ENCODER, DECODER, LATENTS = "encoder", "decoder", "latents"
 END = "end"
 PROMPT = "prompt-"  # begins the names of what another prompt changes
 

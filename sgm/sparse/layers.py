@@ -19,15 +19,9 @@ from sgm.sparse.matmul import linear
 from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
 from sgm.sparse.network import Site, SparseModule
 from sgm.sparse.norm import RecordedRows, moments_of
-from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
+from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PIXELS, SAME, PixelGeometry, PixelSet
 from sgm.sparse.recording import Recorded, widened
 
-# 3x3 convolutions that read a short map: of the same size; of stride 2, padded on every side; of
-# stride 2, padded at the end; of a map doubled by nearest neighbours.
-SAME = PixelGeometry(3, padding=1, padding_end=1)
-DOWN = PixelGeometry(3, 2, padding=1, padding_end=1)
-DOWN_END = PixelGeometry(3, 2, padding_end=1)
-DOUBLED = PixelGeometry(3, padding=1, padding_end=1, scale=2)
 # The first convolution of a network, which reads a whole map.
 ENTRY = PixelGeometry(3, padding=1, padding_end=1, short=False)
 

@@ -75,12 +75,27 @@ class PixelGeometry:
         Raises:
             KeyError: the masks lack a resolution.
         """
-        out_size = (self.out_length(size[0]), self.out_length(size[1]))
+        out_size = self.out_size(size)
         outputs = masks[out_size].flatten().nonzero()[:, 0]
         inputs = self._inputs(outputs, size, out_size)
         if not self.short:
             return ActiveSet(size, out_size, outputs, inputs)
         return _shorten(masks[size].flatten(), out_size, outputs, inputs)
+
+    def out_size(self, size: Resolution) -> Resolution:
+        """Height and width of the output of an input map."""
+        return self.out_length(size[0]), self.out_length(size[1])
+
+    def read(self, outputs: Tensor, size: Resolution) -> Tensor:
+        """The pixels of an input map that some outputs read, bool [h, w].
+
+        Args:
+            outputs: bool, of `out_size(size)`.
+        """
+        inputs = self._inputs(outputs.flatten().nonzero()[:, 0], size, self.out_size(size))
+        read = torch.zeros(size[0] * size[1], dtype=torch.bool, device=outputs.device)
+        read[inputs[inputs != OUTSIDE]] = True
+        return read.unflatten(0, size)
 
     def _inputs(self, outputs: Tensor, size: Resolution, out_size: Resolution) -> Tensor:
         """Pixel numbers in the input map that each output reads; `OUTSIDE` reads zero."""
@@ -109,5 +124,11 @@ def _shorten(active: Tensor, out_size: Resolution, outputs: Tensor, inputs: Tens
     return PixelSet((count + len(around), 1), out_size, outputs, numbers[inputs], around=around)
 
 
+# 3x3 convolutions that read a short map: of the same size; of stride 2, padded on every side; of
+# stride 2, padded at the end; of a map doubled by nearest neighbours.
+SAME = PixelGeometry(3, padding=1, padding_end=1)
+DOWN = PixelGeometry(3, 2, padding=1, padding_end=1)
+DOWN_END = PixelGeometry(3, 2, padding_end=1)
+DOUBLED = PixelGeometry(3, padding=1, padding_end=1, scale=2)
 # The pixels of a map themselves.
 PIXELS = PixelGeometry(kernel=1, short=False)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sgm.cli import main as cli
 from sgm.errors import UserError
+from sgm.inference import choose_store
 from sgm.inference.composite import distance
 from tests.conftest import ROOT
 from tests.test_readme_commands import SMALL, lines
@@ -118,11 +119,55 @@ def test_a_recording_says_what_it_is_for(folder: Path) -> None:
     ],
 )
 def test_a_recording_that_does_not_fit_is_refused(
-    folder: Path, words: tuple[str, ...], field: str
+    folder: Path, words: tuple[str, ...], field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before any weight is read."""
+    monkeypatch.setattr("sgm.inference.pipeline.load_weights", no_weights)
     with pytest.raises(UserError, match=f"is for {field}"):
         edit(folder, "refused.png", "--recording", "recording", *words)
     assert not (folder / "refused.png").exists()
+
+
+def test_a_recording_for_a_region_takes_less_and_refuses_what_lies_outside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = edit(folder, "whole.png", "--recording", "recording")
+    run(folder, "--prompt", "", "--record", "region", "--mask_path", "mask.npy")
+    sizes = [
+        sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
+        for name in ("recording", "region")
+    ]
+    assert sizes[1] < 0.9 * sizes[0]
+    assert np.array_equal(edit(folder, "region.png", "--recording", "region"), expected)
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[40:60, 20:60] = True
+    np.save(folder / "outside.npy", mask)
+    monkeypatch.setattr("sgm.inference.pipeline.load_weights", no_weights)
+    words = ("--recording", "region", "--mask_path", "outside.npy")
+    with pytest.raises(UserError, match="spans rows 40 to 59, columns 20 to 59, and edits"):
+        edit(folder, "refused.png", *words)
+    np.save(folder / "empty.npy", np.zeros(SIZE, dtype=bool))
+    with pytest.raises(UserError, match="The mask of --record is empty"):
+        run(folder, "--prompt", "", "--record", "none", "--mask_path", "empty.npy")
+    assert not (folder / "none").exists() and not (folder / "refused.png").exists()
+
+
+def no_weights(*given: object) -> None:
+    raise AssertionError("the weights were read")
+
+
+def test_what_has_no_room_is_refused_before_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgm.inference.pipeline.load_weights", no_weights)
+    monkeypatch.setattr(choose_store, "free_memory", lambda *given: 10**6)
+    with pytest.raises(UserError, match=r"there is room for .* on disk"):
+        run(folder, "--prompt", "", "--record", "large")
+    assert not (folder / "large").exists()
+    with pytest.raises(UserError, match=r"there is room for .* on device"):
+        edit(folder, "no.png", "--recording", "recording", "--recording_memory", "device")
+    with pytest.raises(AssertionError, match="the weights were read"):
+        edit(folder, "no.png", "--recording", "recording")
 
 
 def test_an_interrupted_or_damaged_recording_is_none(folder: Path) -> None:

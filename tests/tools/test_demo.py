@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import quality
-from benchmarks.common import plain
+from benchmarks.common import plain, summary
 from sgm.cli.program import run_program
 from sgm.config import instantiate_from_config, load_config
 from sgm.sparse.network import is_sparse
@@ -81,7 +81,7 @@ def test_the_unet_is_counted_as_often_as_it_runs(weights):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(unet, "forward", watched)
             compare.run_edit(pipeline, edit, 12)
-        found = ways.unet_macs(pipeline, edit, 12)
+        found = ways.unet_macs(pipeline, edit.request(pipeline.recipe.blend), 12)
         # These counts hold fused attention and lack norms and elementwise products, a few percent.
         assert found.record == pytest.approx(counted[True], rel=0.12)
         assert found.edit == pytest.approx(counted[False], rel=0.12)
@@ -155,9 +155,9 @@ def test_quality_without_weights(tmp_path, capsys):
 
 
 def test_summaries_leave_out_what_is_not_finite():
-    found = quality.summary([1.0, 2.0, 6.0, math.inf, math.nan])
+    found = summary([1.0, 2.0, 6.0, math.inf, math.nan])
     assert found == {"mean": 3.0, "median": 2.0, "min": 1.0, "count": 3}
-    assert quality.summary([math.inf])["mean"] is None
+    assert summary([math.inf])["mean"] is None
     assert plain({"a": [math.nan, 1, 0.5]}) == {"a": [None, 1, 0.5]}
 
 

@@ -27,9 +27,6 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from sgm.sparse.layers import (
-    DOUBLED,
-    DOWN,
-    DOWN_END,
     DoubledConv2d,
     DownConv2d,
     EndPaddedDownConv2d,
@@ -47,7 +44,7 @@ from sgm.sparse.layers import (
 from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.modules import PLAIN, as_map, as_rows
 from sgm.sparse.network import SparseModule, SparseRoot
-from sgm.sparse.pixels import PIXELS, PixelGeometry
+from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PIXELS, PixelGeometry
 from sgm.sparse.sparsify import Rule, Table
 
 # Processors that all compute plain attention, in different amounts of memory.

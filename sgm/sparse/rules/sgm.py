@@ -14,9 +14,6 @@ from sgm.modules.diffusionmodules import model
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.sparse.layers import (
-    DOUBLED,
-    DOWN,
-    DOWN_END,
     DoubledConv2d,
     DownConv2d,
     EndPaddedDownConv2d,
@@ -36,7 +33,7 @@ from sgm.sparse.layers import (
 )
 from sgm.sparse.modules import as_map, as_rows
 from sgm.sparse.network import SparseModule
-from sgm.sparse.pixels import PixelGeometry
+from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PixelGeometry
 from sgm.sparse.rules.published import LINEAR, PUBLISHED, ROOTS, SparseUNetModel
 from sgm.sparse.sparsify import Rule, Table
 
