@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "recording.json"
-VERSION = 3
+VERSION = 4
 
 
 def record(
