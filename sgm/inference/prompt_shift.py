@@ -11,6 +11,7 @@ from torch import Tensor
 from sgm.inference.interpolate import combine
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording
+from sgm.inference.progress import Progress, each
 from sgm.inference.stores import Store
 from sgm.inference.track import Track
 from sgm.inference.unedited import Unedited
@@ -26,6 +27,7 @@ def record_shift(
     unedited: Unedited,
     denoise: Denoise,
     watch: NanCheck,
+    progress: Progress = False,
 ) -> None:
     """Keep what a prompt changes in some recordings of a track.
 
@@ -36,11 +38,12 @@ def record_shift(
         unedited: the latents that were recorded.
         denoise: under the new prompt.
         watch: sees every estimate.
+        progress: show a bar on stderr, or what to call after every pass.
     """
-    for step, name in names.items():
+    for step in each(list(names), "recording", progress):
         x = unedited.latents(step)
         assert isinstance(x, Tensor)  # it was recorded there
         with recording(unet) as found:
             watch(step, denoise(x, track.sigmas[step].to(x.device).expand(len(x))))
         difference = combine([found, store.get(track.name_of(step))], [1.0, -1.0])
-        store.put(name, narrow(difference, track.recorded.dtype))
+        store.put(names[step], narrow(difference, track.recorded.dtype))

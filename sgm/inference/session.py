@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sgm import runtime
 from sgm.inference.edit import check_sizes
@@ -16,8 +15,9 @@ from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording, sparse, with_mask
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
-from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
+from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prefetch import kept_of
+from sgm.inference.progress import Progress, Stopwatch, each
 from sgm.inference.prompt_shift import record_shift
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
@@ -67,7 +67,7 @@ class EditSession:
         make_store: chooses where recordings are kept, given their size in bytes (see
             `sgm.inference.choose_store`); by default on the device.
         noise: source of the session's noise; by default named noise of the seed.
-        progress: show bars on stderr.
+        progress: show bars on stderr, or call this after every step; may be set anew at any time.
 
     Raises:
         ValueError: the pipeline is not sparse with preset `fast`, the picture's size is wrong, or
@@ -83,7 +83,7 @@ class EditSession:
         task: Task = Task.INPAINTING,
         make_store: MakeStore = lambda size: DeviceStore(),
         noise: Noise | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> None:
         self._set(pipeline, picture, params, noise, progress)
         with self._scope() as stage:
@@ -110,7 +110,7 @@ class EditSession:
         params: SamplingParams,
         store: Store,
         noise: Noise | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> "EditSession":
         """A session whose recordings are in a store already; arguments as those of the class."""
         session = cls.__new__(cls)
@@ -127,7 +127,7 @@ class EditSession:
         picture: Tensor,
         params: SamplingParams,
         noise: Noise | None,
-        progress: bool,
+        progress: Progress,
     ) -> None:
         check_sizes({"picture": picture})
         if not pipeline.sparse or not pipeline.recipe.hold:
@@ -180,7 +180,7 @@ class EditSession:
         handle, size = handle_of(self.networks.unet), 0
         unedited = track.unedited(self.z, self.noise, self._denoiser(self.params), self.solver)
         watch = NanCheck(self.networks.device)
-        for step in tqdm(track.made, desc="recording", unit="step", disable=not self.progress):
+        for step in each(track.made, "recording", self.progress):
             with handle.recording(dtype=track.recorded.dtype) as record:
                 watch(step, unedited.full_pass(step))
             if not size:
@@ -222,7 +222,7 @@ class EditSession:
             latents = track.latents_of(self.store.get(track.name_of_latents))
             unedited = latents or track.unedited(self.z, self.noise, denoise, self.solver)
             unet = self.networks.unet
-            record_shift(track, names, self.store, unet, unedited, denoise, watch)
+            record_shift(track, names, self.store, unet, unedited, denoise, watch, self.progress)
             watch.check(self.pipeline.precision)
         return names
 
@@ -328,7 +328,7 @@ class EditSession:
             for track in self.tracks.values():
                 updated |= {track.name_of_latents, *map(track.name_of, track.made)}
                 unedited = track.unedited(self.z, self.noise, denoise, self.solver)
-                for step in tqdm(track.made, desc="updating", disable=not self.progress):
+                for step in each(track.made, "updating", self.progress):
                     run = partial(unedited.full_pass, step)
                     self._update(track.name_of(step), networks.unet, masks, run)
                 self.store.put(track.name_of_latents, track.kept_latents(unedited))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgm.inference.pipeline import Pipeline, Stopwatch
+from sgm.inference.pipeline import Pipeline
+from sgm.inference.progress import Stopwatch
 from sgm.inference.session import EditSession
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
