@@ -25,7 +25,7 @@ from sgm.specs import Precision, RecordingMemory, RecordingSettings, RunOptions,
 __all__ = ["build_parser", "checked", "main", "parse", "run"]
 
 # Programs of their own, by their word after `sdxl-sige`.
-PROGRAMS = {"batch": "sgm.batch"}
+PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
 
 
 def parse(argv: Sequence[str]) -> RunOptions:
