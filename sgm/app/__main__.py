@@ -87,9 +87,10 @@ def serve(studio: "Studio", values: argparse.Namespace) -> None:
     Raises:
         UserError: the port is taken.
     """
-    from sgm.app.page import launch
+    from sgm.app.page import Page, launch
 
-    address = launch(studio, values.steps, values.port, values.share, MAX_FILE)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # which tells of every request
+    address = launch(Page(studio, values.steps), values.port, values.share, MAX_FILE)
     logger.info("The page is at %s (Ctrl-C ends it).", address)
     while True:
         time.sleep(3600)

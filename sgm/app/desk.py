@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,7 +47,7 @@ class Wish:
 
 class Desk:
     """A person's photo and edits. Everything but `save` is done by the worker's thread, in the
-    order in which it was asked for; an edit that was asked for earlier is given up.
+    order in which it was asked for; whatever is asked for, an earlier edit is given up.
 
     Args:
         studio: what is shared with others.
@@ -62,6 +61,7 @@ class Desk:
         self._undo = deque[Image.Image](maxlen=MAX_UNDO)
         self._accepted: list[str] = []  # how each edit in the picture was made
         self._steps = Wish("").steps  # of the recordings
+        self._opening: Job | None = None
         self._edit: Job | None = None
 
     def open(self, path: Path, steps: int, emit: Emit) -> Job:
@@ -81,7 +81,9 @@ class Desk:
             job.emit(Shown(photo.image, before))
             self._session(job, steps)
 
-        return self._asked(work, emit)
+        self.cancel()
+        self._opening = self.studio.worker.submit(work, emit)
+        return self._opening
 
     def generate(self, task: Task, paint: Image.Image | None, wish: Wish, emit: Emit) -> Job:
         """Make a variant for every seed.
@@ -108,7 +110,9 @@ class Desk:
                 job.emit(variant)
             self.studio.budget.settle(self)
 
-        return self._asked(work, emit)
+        self._give_up_edit()
+        self._edit = self.studio.worker.submit(work, emit)
+        return self._edit
 
     def accept(self, seed: int, emit: Emit) -> Job:
         """Make a variant the picture that further edits start from."""
@@ -121,7 +125,8 @@ class Desk:
             self._accepted.append(variant.text)
             self._move_to(job, variant.picture)
 
-        return self._asked(work, emit)
+        self._give_up_edit()
+        return self.studio.worker.submit(work, emit)
 
     def undo(self, emit: Emit) -> Job:
         """Go back to the picture before the last accepted edit."""
@@ -132,12 +137,14 @@ class Desk:
             self._accepted.pop()
             self._move_to(job, self._undo.pop())
 
-        return self._asked(work, emit)
+        self._give_up_edit()
+        return self.studio.worker.submit(work, emit)
 
     def cancel(self) -> None:
-        """Give up what was asked for last, if it is not done yet."""
-        if self._edit is not None:
-            self.studio.worker.cancel(self._edit)
+        """Give up the edit and the opening of a photo that are not done yet."""
+        self._give_up_edit()
+        if self._opening is not None:
+            self.studio.worker.cancel(self._opening)
 
     def close(self) -> None:
         """The person is gone: give up the edit, and free the recordings."""
@@ -158,11 +165,9 @@ class Desk:
         self.photo.save(edited, path, "\n\n".join(self._accepted) or None)
         return path
 
-    def _asked(self, work: Callable[[Job], None], emit: Emit) -> Job:
-        """Put something in the line, in place of what was asked for before."""
-        self.cancel()
-        self._edit = self.studio.worker.submit(work, emit)
-        return self._edit
+    def _give_up_edit(self) -> None:
+        if self._edit is not None:
+            self.studio.worker.cancel(self._edit)
 
     def _session(self, job: Job, steps: int) -> EditSession:
         """The recordings of the picture for edits of so many steps; made if there are none."""

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import html
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,32 @@ from PIL import Image
 
 from sgm.app.desk import Desk, Wish
 from sgm.app.events import Preview, Recording, Shown, Variant
+from sgm.app.layout import CSS, Layout, canvas_of, said
 from sgm.app.studio import Studio
 from sgm.app.worker import Emit, Ended, Waiting
 from sgm.errors import UserError
-from sgm.specs import SHIPPED, Task
+from sgm.specs import Task
 
 # Component -> its new value or properties.
 Update = dict[Any, Any]
-VARIANTS = 4
-EXAMPLES = {
-    "Example: a grassland": SHIPPED / "assets/inpainting/original/0.png",
-    "Example: a landscape": SHIPPED / "assets/img2img/original/0.png",
-}
-MASK_COLOUR = "rgba(255, 64, 160, 0.6)"
-COLOURS = ["#7a3b1d", "#c0392b", "#f1c40f", "#2e7d32", "#2471a3", "#7fb3d5", "#ffffff", "#1c1c1c"]
-CSS = """
-.gradio-container {max-width: 1280px !important; margin: auto}
-#status {min-height: 2.6em; padding: .5em .8em; border-radius: 8px;
-  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary)}
-#status .error {color: var(--error-text-color, #b91c1c); font-weight: 600}
-#title p {margin: 0}
-footer {display: none !important}
-"""
-TITLE = """# Paint an edit
-Open a photo, paint where it should change, say what should be there. Only that part is computed."""
-FOOT = """Images stay on the machine that serves this page. From ComfyUI, or from your own diffusers
-pipeline? See `docs/diffusers.md`; the same edits from Python and from the shell are in the
-`README.md`."""
+
+
+@dataclass
+class Seat:
+    """What belongs to one page of a browser.
+
+    Attributes:
+        desk: the photo and its edits.
+        folder: for what is saved.
+        task: which tab is open.
+        stale: the tasks whose canvas does not show the picture as it is now. A canvas that is not
+            seen cannot be painted by gradio, so it is brought up to date when its tab is opened.
+    """
+
+    desk: Desk
+    folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    task: Task = Task.INPAINTING
+    stale: set[Task] = field(default_factory=set)
 
 
 class Page:
@@ -52,91 +51,14 @@ class Page:
 
     def __init__(self, studio: Studio, steps: int) -> None:
         self.studio = studio
-        self._desks: dict[str, tuple[Desk, tempfile.TemporaryDirectory[str]]] = {}
+        self._seats: dict[str, Seat] = {}
         with gr.Blocks(title="SDXL-SIGE", analytics_enabled=False, delete_cache=(600, 86400)) as b:
-            gr.Markdown(TITLE, elem_id="title")
-            with gr.Row():
-                with gr.Column(scale=3, min_width=320):
-                    self._add_photo()
-                    self._add_paint()
-                    self._add_words(steps)
-                with gr.Column(scale=2, min_width=320):
-                    self._add_results()
-            gr.Markdown(FOOT, elem_id="foot")
-            self._connect()
+            self.on = Layout(steps)
+            self._connect(self.on)
             b.unload(self._leave)
         self.blocks = b
 
-    def _add_photo(self) -> None:
-        self.photo = gr.File(
-            label="Photo: drop one here, or click",
-            file_types=["image"],
-            height=110,
-            elem_id="photo",
-        )
-        with gr.Row():
-            self.examples = {
-                gr.Button(name, size="sm", min_width=120): path
-                for name, path in EXAMPLES.items()
-                if path.is_file()
-            }
-
-    def _add_paint(self) -> None:
-        with gr.Tabs() as self.tabs:
-            with gr.Tab("Inpaint", id="inpaint") as self.inpaint_tab:
-                self.mask = _editor("Mark what is to be repainted", [(MASK_COLOUR)], "mask")
-            with gr.Tab("Draw", id="draw") as self.draw_tab:
-                self.drawing = _editor("Draw what should be there", COLOURS, "drawing")
-
-    def _add_words(self, steps: int) -> None:
-        self.prompt = gr.Textbox(
-            label="What should be there?",
-            placeholder="a photograph of a horse on a grassland",
-            elem_id="prompt",
-        )
-        with gr.Row():
-            self.repaint = gr.Button("Generate", variant="primary", elem_id="repaint")
-            self.redraw = gr.Button(
-                "Generate from the drawing", variant="primary", elem_id="redraw", visible=False
-            )
-            self.stop = gr.Button("Stop", min_width=80, elem_id="stop")
-        self.strength = gr.Slider(
-            *(0.1, 1.0, 0.8, 0.05),
-            label="Strength: how freely the drawing is followed",
-            elem_id="strength",
-            visible=False,
-        )
-        with gr.Accordion("More", open=False):
-            self.negative = gr.Textbox(label="What should not be there?", elem_id="negative")
-            with gr.Row():
-                self.steps = gr.Slider(1, 100, steps, step=1, label="Steps", elem_id="steps")
-                self.count = gr.Slider(1, 4, VARIANTS, step=1, label="Variants", elem_id="count")
-                self.seed = gr.Number(1, label="First seed", precision=0, minimum=0, elem_id="seed")
-
-    def _add_results(self) -> None:
-        self.status = gr.HTML(_said("Open a photo, or an example."), elem_id="status")
-        self.compare = gr.ImageSlider(
-            label="Before and after", format="png", interactive=False, elem_id="compare"
-        )
-        self.gallery = gr.Gallery(
-            label="Variants: click one to compare it",
-            columns=2,
-            format="png",
-            allow_preview=False,
-            interactive=False,
-            height="auto",
-            object_fit="contain",
-            elem_id="gallery",
-            buttons=[],
-        )
-        self.chosen = gr.State(0)
-        with gr.Row():
-            self.accept = gr.Button("Accept", variant="primary", min_width=80, elem_id="accept")
-            self.others = gr.Button("Other seeds", min_width=80, elem_id="others")
-            self.undo = gr.Button("Undo", min_width=80, elem_id="undo")
-            self.save = gr.DownloadButton("Save", min_width=80, elem_id="save")
-
-    def _connect(self) -> None:
+    def _connect(self, on: Layout) -> None:
         """What a click does."""
         # Jobs wait in the worker's line, not in gradio's, so that none keeps a person's own next
         # click waiting.
@@ -146,43 +68,49 @@ class Page:
             "trigger_mode": "multiple",
             "api_visibility": "private",
         }
-        everything = [self.mask, self.drawing, self.compare, self.gallery, self.status, self.save]
-        everything.append(self.chosen)
-        self.photo.upload(self._open, [self.photo, self.steps], everything, **rules)
-        for button, path in self.examples.items():
-            button.click(self._opener(path), [self.steps], everything, **rules)
-        words = [self.prompt, self.negative, self.strength, self.steps, self.count, self.seed]
-        shown = [self.compare, self.gallery, self.status, self.chosen]
-        for button, editor, task in (
-            (self.repaint, self.mask, Task.INPAINTING),
-            (self.redraw, self.drawing, Task.SDEDIT),
-        ):
-            button.click(self._generator(task), [editor, *words], shown, **rules)
-        self.stop.click(self._stop, None, None, **rules)
-        pick = [self.gallery, self.chosen, self.compare]
-        self.gallery.select(self._pick, None, pick[1:], **rules)
-        self.accept.click(self._accept, self.chosen, everything, **rules)
-        self.undo.click(self._undo, None, everything, **rules)
-        by_task = [self.repaint, self.redraw, self.strength]
-        quick = {**rules, "queue": False}
-        self.inpaint_tab.select(lambda: _visible(True, False, False), None, by_task, **quick)
-        self.draw_tab.select(lambda: _visible(False, True, True), None, by_task, **quick)
-        next_seed = {"fn": lambda seed, count: seed + count, "inputs": [self.seed, self.count]}
-        self.others.click(**next_seed, outputs=self.seed, **quick)
+        results = [on.compare, on.gallery, on.chosen, on.status]
+        everything = [*results, *on.canvases.values(), on.save]
+        on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)
+        for button, path in on.examples.items():
+            button.click(self._opener(path), on.steps, everything, **rules)
+        words = [on.prompt, on.negative, on.strength, on.steps, on.count, on.seed, on.others]
+        for task, button in on.generate.items():
+            canvas, shown = on.canvases[task], [*results, on.seed]
+            button.click(self._generator(task), [canvas, *words], shown, **rules)
+            by_task = [canvas, *on.generate.values(), on.strength]
+            on.tabs[task].select(self._opened_tab(task), None, by_task, **rules)
+        on.stop.click(self._stop, None, on.status, **rules)
+        on.gallery.select(self._pick, None, [on.chosen, on.compare], **rules)
+        on.accept.click(self._accept, on.chosen, everything, **rules)
+        on.undo.click(self._undo, None, everything, **rules)
 
-    def _desk(self, request: gr.Request) -> Desk:
-        """The desk of a browser's page; a new one at its first click."""
+    def _seat(self, request: gr.Request) -> Seat:
+        """That of a browser's page; a new one at its first click."""
         key = str(request.session_hash)
-        if key not in self._desks:
-            self._desks[key] = (Desk(self.studio), tempfile.TemporaryDirectory())
-        return self._desks[key][0]
+        if key not in self._seats:
+            self._seats[key] = Seat(Desk(self.studio))
+        return self._seats[key]
 
     def _leave(self, request: gr.Request) -> None:
         """A page was closed or loaded anew."""
-        desk, folder = self._desks.pop(str(request.session_hash), (None, None))
-        if desk is not None and folder is not None:
-            desk.close()
-            folder.cleanup()
+        seat = self._seats.pop(str(request.session_hash), None)
+        if seat is not None:
+            seat.desk.close()
+            seat.folder.cleanup()
+
+    def _opened_tab(self, task: Task) -> Callable[[gr.Request], Update]:
+        def opened(request: gr.Request) -> Update:
+            seat = self._seat(request)
+            seat.task = task
+            buttons = self.on.generate.items()
+            update: Update = {button: gr.update(visible=of is task) for of, button in buttons}
+            update[self.on.strength] = gr.update(visible=task is Task.SDEDIT)
+            if task in seat.stale and seat.desk.picture is not None:
+                seat.stale.discard(task)
+                update[self.on.canvases[task]] = canvas_of(seat.desk.picture)
+            return update
+
+        return opened
 
     async def _open(self, path: str, steps: int, request: gr.Request) -> AsyncIterator[Update]:
         async for update in self._moved(
@@ -213,29 +141,31 @@ class Page:
         self, request: gr.Request, ask: Callable[[Desk, Emit], object]
     ) -> AsyncIterator[Update]:
         """What is seen of a job after which the picture is another."""
-        desk = self._desk(request)
-        async for event in _events(lambda emit: ask(desk, emit)):
+        seat = self._seat(request)
+        async for event in _events(lambda emit: ask(seat.desk, emit)):
             update = self._told(event, "The photo is recorded: paint, and generate.")
             if isinstance(event, Shown):
-                folder = Path(self._desks[str(request.session_hash)][1].name)
-                canvas = {"background": event.picture, "layers": [], "composite": None}
-                update |= {self.mask: canvas, self.drawing: canvas, self.chosen: 0}
-                update |= {self.gallery: [], self.compare: (event.picture, event.picture)}
-                update[self.save] = str(await asyncio.to_thread(desk.save, folder))
+                seat.stale = set(Task) - {seat.task}
+                update[self.on.canvases[seat.task]] = canvas_of(event.picture)
+                update |= {self.on.gallery: [], self.on.chosen: 0}
+                update[self.on.compare] = (event.picture, event.picture)
+                saved = await asyncio.to_thread(seat.desk.save, Path(seat.folder.name))
+                update[self.on.save] = str(saved)
             yield update
 
     def _generator(self, task: Task) -> Callable[..., AsyncIterator[Update]]:
         async def generated(
             canvas: dict[str, Any] | None,
             prompt: str,
-            negative: str,
+            negative: str | None,
             strength: float,
             steps: int,
             count: int,
             seed: int | None,
+            others: bool,
             request: gr.Request,
         ) -> AsyncIterator[Update]:
-            desk, first = self._desk(request), int(seed or 0)
+            desk, first = self._seat(request).desk, int(seed or 0)
             layers = canvas["layers"] if canvas else []
             seeds = tuple(range(first, first + int(count)))
             wish = Wish(prompt or "", negative or "", strength, int(steps), seeds)
@@ -243,37 +173,42 @@ class Page:
             async for event in _events(
                 lambda emit: desk.generate(task, layers[0] if layers else None, wish, emit)
             ):
-                update = self._told(event, "Choose a variant and accept it, or paint on.")
+                update = self._told(event, "Click a variant to compare it, and accept one.")
                 if isinstance(event, Preview):
                     words = f"seed {event.seed}: step {event.number} of {event.count}"
-                    update[self.gallery] = [*done, (event.picture, words)]
+                    update[self.on.gallery] = [*done, (event.picture, words)]
                 elif isinstance(event, Variant):
                     done.append((event.picture, _caption(event)))
-                    update[self.gallery] = done
+                    update[self.on.gallery] = done
                     if len(done) == 1:
-                        update |= {self.compare: (desk.picture, event.picture), self.chosen: 0}
+                        update[self.on.compare] = (desk.picture, event.picture)
+                        update[self.on.chosen] = 0
+                elif event == Ended() and others:
+                    update[self.on.seed] = first + len(seeds)
                 yield update
 
         return generated
 
     def _pick(self, request: gr.Request, event: gr.SelectData) -> Update:
         """A click on a variant."""
-        desk = self._desk(request)
+        desk = self._seat(request).desk
         variants = list(desk.variants.values())
         if event.index >= len(variants):  # a preview
-            return {self.compare: gr.skip()}
+            return {self.on.compare: gr.skip()}
         pictures = (desk.picture, variants[event.index].picture)
-        return {self.chosen: event.index, self.compare: pictures}
+        return {self.on.chosen: event.index, self.on.compare: pictures}
 
-    def _stop(self, request: gr.Request) -> None:
-        self._desk(request).cancel()
+    def _stop(self, request: gr.Request) -> Update:
+        self._seat(request).desk.cancel()
+        return {self.on.status: said("Stopped.")}
 
     def _told(self, event: object, end: str) -> Update:
         """An event in words; `end` for a good end."""
+        if isinstance(event, Ended) and event.cancelled:
+            return {self.on.status: gr.skip()}  # somebody asked for something else, and sees that
         match event:
             case Waiting(place):
-                jobs = "is 1 edit" if place == 1 else f"are {place} edits"
-                words = f"Waiting: there {jobs} of others before yours."
+                words = f"Waiting in line: {place} before you."
             case Recording(number, count, seconds):
                 words = f"Recording the photo: step {number} of {count}, {seconds:.1f} s."
             case Preview(seed, _, number, count):
@@ -285,12 +220,12 @@ class Page:
                 if before is not None:
                     words += f", made smaller from {before[0]} × {before[1]}"
                 words = f"Your picture: {words}."
-            case Ended(error, cancelled):
-                words = "Stopped." if cancelled else error or end
+            case Ended(error):
+                words = error or end
             case _:
                 raise TypeError(event)
         bad = isinstance(event, Ended) and event.error is not None
-        return {self.status: _said(words, bad)}
+        return {self.on.status: said(words, bad)}
 
 
 async def _events(ask: Callable[[Emit], object]) -> AsyncIterator[object]:
@@ -308,42 +243,16 @@ async def _events(ask: Callable[[Emit], object]) -> AsyncIterator[object]:
         yield event
 
 
-def _editor(label: str, colours: list[str], name: str) -> gr.ImageEditor:
-    return gr.ImageEditor(
-        label=label,
-        type="pil",
-        format="png",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=24, colors=list(colours), color_mode="fixed"),
-        eraser=gr.Eraser(default_size=24),
-        height=420,
-        elem_id=name,
-    )
-
-
-def _visible(*shown: bool) -> list[dict[str, Any]]:
-    return [gr.update(visible=one) for one in shown]
-
-
-def _said(words: str, bad: bool = False) -> str:
-    """The status line."""
-    kind = ' class="error"' if bad else ""
-    return f'<div role="status" aria-live="polite"{kind}>{html.escape(words)}</div>'
-
-
 def _caption(variant: Variant) -> str:
     """A variant's seconds beside those of a dense run."""
     dense = "dense: not measured yet" if variant.dense is None else f"dense: {variant.dense:.1f} s"
     return f"seed {variant.seed}: {variant.seconds:.1f} s ({dense})"
 
 
-def launch(studio: Studio, steps: int, port: int | None, share: bool, max_file: int) -> str:
-    """Serve the page from a thread of its own; its address.
+def launch(page: Page, port: int | None, share: bool, max_file: int) -> str:
+    """Serve a page from a thread of its own; its address.
 
     Args:
-        steps: sampler steps to begin with.
         port: None for the first that is free from 7860 on.
         share: also at a public address.
         max_file: bytes of an upload, at most.
@@ -351,7 +260,7 @@ def launch(studio: Studio, steps: int, port: int | None, share: bool, max_file: 
     Raises:
         UserError: the port is taken.
     """
-    blocks = Page(studio, steps).blocks.queue(api_open=False)
+    blocks = page.blocks.queue(api_open=False)
     try:
         _, local, public = blocks.launch(
             server_name="127.0.0.1",
