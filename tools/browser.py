@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
 
 from sgm.specs import Task
 
@@ -82,7 +82,7 @@ class Visitor:
         """Go to the tab of a task, and wait for its canvas."""
         self.page.get_by_role("tab", name=TABS[task]).click()
         self.page.wait_for_selector(BUTTONS[task])
-        self.page.wait_for_selector(f"{CANVASES[task]} canvas")
+        self._canvas(task).wait_for()
         self.page.wait_for_timeout(1000)
 
     def paint(self, task: Task, *stroke: tuple[float, float]) -> None:
@@ -91,7 +91,7 @@ class Visitor:
         Args:
             stroke: points in shares of the canvas, across and down.
         """
-        canvas = self.page.locator(f"{CANVASES[task]} canvas")
+        canvas = self._canvas(task)
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         assert box is not None
@@ -102,6 +102,10 @@ class Visitor:
             self.page.mouse.move(*point, steps=8)
         self.page.mouse.up()
         self.page.wait_for_timeout(300)
+
+    def _canvas(self, task: Task) -> Locator:
+        """The lower of the two that an editor lays over each other."""
+        return self.page.locator(f"{CANVASES[task]} canvas").first
 
     def ask(self, task: Task, prompt: str) -> None:
         """Write a prompt and press the button."""

@@ -94,7 +94,7 @@ def test_a_whole_session(
     assert np.array_equal(np.asarray(desk.picture), second)
     changed = (second != opened).any(-1)
     height, width = changed.shape
-    middle = changed[height // 4 : -height // 4, width // 4 : -width // 4]
+    middle = changed[height // 5 : -height // 5, width // 5 : -width // 5]
     assert middle.any() and changed.sum() == middle.sum()  # where the mouse was, nowhere else
 
     visitor.turn_to(Task.SDEDIT)
