@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         visitor.set("count", 1)
         first = click(visitor)
         visitor.wait(lambda: studio.dense_seconds((height, width), values.steps) is not None)
-        (desk,) = (seat.desk for seat in page._seats.values())
+        (desk,) = (seat.desk for seat in page.seats.values())
         painted = Painted(desk)
         pairs = [(click(visitor), alone(desk, painted)) for _ in range(values.edits)]
     page.blocks.close()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from sgm.specs import Task
 Update = dict[Any, Any]
 
 
+KEPT = 3600.0  # seconds that a page that was left is kept
+
+
 @dataclass
 class Seat:
     """What belongs to one page of a browser.
@@ -33,12 +37,14 @@ class Seat:
         task: which tab is open.
         stale: the tasks whose canvas does not show the picture as it is now. A canvas that is not
             seen cannot be painted by gradio, so it is brought up to date when its tab is opened.
+        left: when the browser went away; None while it is there. A telephone that slept comes back.
     """
 
     desk: Desk
     folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
     task: Task = Task.INPAINTING
     stale: set[Task] = field(default_factory=set)
+    left: float | None = None
 
 
 class Page:
@@ -51,7 +57,7 @@ class Page:
 
     def __init__(self, studio: Studio, steps: int) -> None:
         self.studio = studio
-        self._seats: dict[str, Seat] = {}
+        self.seats: dict[str, Seat] = {}
         with gr.Blocks(title="SDXL-SIGE", analytics_enabled=False, delete_cache=(600, 86400)) as b:
             self.on = Layout(steps)
             self._connect(self.on)
@@ -86,17 +92,21 @@ class Page:
 
     def _seat(self, request: gr.Request) -> Seat:
         """That of a browser's page; a new one at its first click."""
-        key = str(request.session_hash)
-        if key not in self._seats:
-            self._seats[key] = Seat(Desk(self.studio))
-        return self._seats[key]
+        seat = self.seats.setdefault(str(request.session_hash), Seat(Desk(self.studio)))
+        seat.left = None
+        return seat
 
     def _leave(self, request: gr.Request) -> None:
-        """A page was closed or loaded anew."""
-        seat = self._seats.pop(str(request.session_hash), None)
-        if seat is not None:
-            seat.desk.close()
-            seat.folder.cleanup()
+        """A page was closed, or loaded anew, or sleeps: its edit ends, its recordings are freed,
+        and in time all of it is forgotten."""
+        now, gone = time.monotonic(), self.seats.get(str(request.session_hash))
+        if gone is not None:
+            gone.desk.close()
+            gone.left = now
+        for key, seat in list(self.seats.items()):
+            if seat.left is not None and now - seat.left > KEPT:
+                del self.seats[key]
+                seat.folder.cleanup()
 
     def _opened_tab(self, task: Task) -> Callable[[gr.Request], Update]:
         def opened(request: gr.Request) -> Update:
