@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = Page(studio, values.steps)
     address = launch(page, None, False, 2**26)
     with browser() as started:
-        visitor = Visitor(started, address)
+        visitor = Visitor(started, address, few_frames=False)
         began = time.perf_counter()
         visitor.page.get_by_role("button", name="Example: a grassland").click()
         visitor.wait_for_status("recorded")

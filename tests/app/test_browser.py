@@ -25,6 +25,7 @@ if chromium() is None:
     pytest.skip("there is no Chromium; install Debian's chromium", allow_module_level=True)
 
 STEPS = 2
+TELEPHONE = (400, 800)
 ACROSS = ((0.4, 0.45), (0.6, 0.5))  # a stroke in the middle
 RECORDED, DONE = "The photo is recorded", "accept one"
 
@@ -122,7 +123,7 @@ def test_two_people_at_once(
     served: tuple[Page, str], chrome: Browser, red: Path, tmp_path: Path
 ) -> None:
     blue = photo_of(tmp_path / "blue.png", (30, 60, 210))
-    visitors = [Visitor(chrome, served[1]) for _ in range(2)]
+    visitors = [Visitor(chrome, served[1], TELEPHONE) for _ in range(2)]
     for visitor, photo in zip(visitors, (red, blue), strict=True):
         visitor.open(photo)
         visitor.paint(Task.INPAINTING, *ACROSS)
@@ -144,7 +145,7 @@ def test_a_page_that_is_loaded_anew_in_an_edit(
     served: tuple[Page, str], studio: Studio, chrome: Browser, red: Path
 ) -> None:
     page, address = served
-    visitor = Visitor(chrome, address)
+    visitor = Visitor(chrome, address, TELEPHONE)
     visitor.wait(lambda: not desks(page))  # those of the tests before are gone
     visitor.open(red)
     visitor.paint(Task.INPAINTING, *ACROSS)
