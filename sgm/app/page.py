@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from sgm.specs import Task
 
 # Component -> its new value or properties.
 Update = dict[Any, Any]
-
-
 KEPT = 3600.0  # seconds that a page that was left is kept
 
 
@@ -92,9 +90,11 @@ class Page:
 
     def _seat(self, request: gr.Request) -> Seat:
         """That of a browser's page; a new one at its first click."""
-        seat = self.seats.setdefault(str(request.session_hash), Seat(Desk(self.studio)))
-        seat.left = None
-        return seat
+        key = str(request.session_hash)
+        if key not in self.seats:
+            self.seats[key] = Seat(Desk(self.studio))
+        self.seats[key].left = None
+        return self.seats[key]
 
     def _leave(self, request: gr.Request) -> None:
         """A page was closed, or loaded anew, or sleeps: its edit ends, its recordings are freed,
@@ -108,8 +108,8 @@ class Page:
                 del self.seats[key]
                 seat.folder.cleanup()
 
-    def _opened_tab(self, task: Task) -> Callable[[gr.Request], Update]:
-        def opened(request: gr.Request) -> Update:
+    def _opened_tab(self, task: Task) -> Callable[[gr.Request], Awaitable[Update]]:
+        async def opened(request: gr.Request) -> Update:
             seat = self._seat(request)
             seat.task = task
             buttons = self.on.generate.items()
@@ -199,7 +199,7 @@ class Page:
 
         return generated
 
-    def _pick(self, request: gr.Request, event: gr.SelectData) -> Update:
+    async def _pick(self, request: gr.Request, event: gr.SelectData) -> Update:
         """A click on a variant."""
         desk = self._seat(request).desk
         variants = list(desk.variants.values())
@@ -208,7 +208,7 @@ class Page:
         pictures = (desk.picture, variants[event.index].picture)
         return {self.on.chosen: event.index, self.on.compare: pictures}
 
-    def _stop(self, request: gr.Request) -> Update:
+    async def _stop(self, request: gr.Request) -> Update:
         self._seat(request).desk.cancel()
         return {self.on.status: said("Stopped.")}
 
