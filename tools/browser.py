@@ -50,7 +50,7 @@ class Visitor:
         browser: theirs.
         address: of the page.
         size: (width, height) of their window in pixels.
-        few_frames: draw ten frames a second, not sixty.
+        few_frames: draw and look ten times a second, not sixty; for what is not timed.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Visitor:
         size: tuple[int, int] = (1280, 960),
         few_frames: bool = True,
     ) -> None:
+        self.few_frames = few_frames
         window = {"width": size[0], "height": size[1]}
         self.page: Page = browser.new_context(viewport=window).new_page()
         self.page.set_default_timeout(PATIENCE * 1000)
@@ -80,7 +81,7 @@ class Visitor:
         while not condition():
             if time.perf_counter() - began > PATIENCE:
                 raise TimeoutError(f"The page says: {self.status()}")
-            self.page.wait_for_timeout(20)
+            self.page.wait_for_timeout(100 if self.few_frames else 10)
         return time.perf_counter() - began
 
     def wait_for_status(self, words: str) -> float:
