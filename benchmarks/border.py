@@ -24,19 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, ROOT, commit, write_figures
+from benchmarks.common import RESULTS, ROOT, commit, write_results
 from benchmarks.quality import load, make_edit
 from sgm import runtime
 from sgm.cli.program import start
-from sgm.inference.border import blur, match_border
-from sgm.inference.composite import composite, opacity
+from sgm.inference.border import blur
 from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.presets import FAST
 from sgm.io.files import check_writable
 from sgm.metrics import psnr
 from sgm.photo import Blend
-from sgm.sparse.masks import dilate
-from sgm.specs import Precision, Task
+from sgm.words import Precision, Task
 from tools.compare import Edit, markdown_table, run_edit
 
 STRIP, ALONG = 4, 4.0  # pixels on either side that are compared, and sigma of the mean along
@@ -82,20 +80,13 @@ def figures_of(edit: Edit, dense: Tensor, network: Tensor) -> dict[str, dict[str
     Args:
         dense, network: the pictures of the dense and of the sparse networks, [3, H, W] in [0, 1].
     """
-    source = (edit.image + 1) / 2
-    region = edit.mask if edit.edited is None else dilate(edit.mask, FAST.sdedit)
-    weight = opacity(region, Blend().width(region.shape))
     found = {}
-    for name in ("as it is", "matched"):
-
-        def put_in(picture: Tensor, matched: bool = name == "matched") -> Tensor:
-            shown = match_border(picture, source, weight) if matched else picture
-            return composite(shown, source, weight)
-
-        result = put_in(network)
+    for name, matched in (("as it is", False), ("matched", True)):
+        request = edit.request(Blend(match_border=matched))
+        result = request.finish(network, FAST)
         found[name] = {
-            "step": colour_step(result, network, weight),
-            "psnr_alike": psnr(put_in(dense), result, edit.mask),
+            "step": colour_step(result, network, request.weight(FAST)),
+            "psnr_alike": psnr(request.finish(dense, FAST), result, edit.mask),
             "psnr_raw": psnr(dense, result, edit.mask),
         }
     return found
@@ -150,12 +141,10 @@ def table(figures: Mapping[str, object]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, write the JSON file, print the table; the exit code."""
+    """Measure, write the JSON file and the table beside it, print it; the exit code."""
     args = build_parser().parse_args(argv)
     check_writable(args.output)
-    figures = measure(args.pairs, args.steps)
-    write_figures(args.output, figures)
-    print(table(figures))
+    write_results(args.output, measure(args.pairs, args.steps), table)
     return 0
 
 

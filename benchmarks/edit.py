@@ -35,17 +35,8 @@ from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable
 from sgm.io.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
-from sgm.specs import (
-    MODELS,
-    Backend,
-    ModelSpec,
-    Precision,
-    Preset,
-    RecordingSettings,
-    RunType,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import MODELS, ModelSpec, RecordingSettings, SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType, Task
 from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
 
 PROMPTS = {

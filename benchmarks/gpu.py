@@ -6,7 +6,7 @@ so and does not stop the others. Weights and inputs are random: times do not dep
 
     kernels    each operator against torch, at real shapes
     passes     the UNet in bf16 at 512x1024: dense, published, fast; as they are and as graphs
-    longest    the longest kernels of a graph's launch
+    longest    the kernels of a graph's launch: how many, and the longest
     edits      whole edits in bf16: dense, cold, warm; seconds and peak memory
     compiled   the dense UNet compiled, which takes minutes
     coders     encoder and decoder
@@ -50,11 +50,13 @@ from sgm.profiling import latency
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
 from sgm.sparse.graphs import capture_graph, repeat
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import MODELS, Precision, SamplingParams, Task
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Precision, Task
 from tools.compare import Edit, run_edit
 
 UNET, CODERS = "unet", ("decoder", "encoder")
 LONGEST = 25
+SMALL = (128, 256)  # of a dry run: an edit neither fills such a picture nor is lost in it
 Size = tuple[int, int]
 
 
@@ -108,8 +110,7 @@ class Bench512:
         given = Namespace(data=None, precision=precision, backend="auto", quick=self.dry)
         given.macs_only, given.device = False, self.device.type
         if self.dry:
-            # CPUs emulate bf16; small pictures, but not so small that an edit would fill them.
-            given.precision, size = "fp32", size or (64, 128)
+            given.precision, size = "fp32", size or SMALL  # CPUs emulate bf16
         words = words_of(Case("base", network, TASKS[example], example, preset), given)
         words += [] if size is None else ["--H", str(size[0]), "--W", str(size[1])]
         options = parse(words)
@@ -179,10 +180,17 @@ def measure_passes(bench: Bench512) -> None:
 
 
 def measure_longest(bench: Bench512) -> None:
-    """The longest kernels of a launch of the graph of preset `fast`."""
+    """How many kernels a launch of the graph of preset `fast` has, and the longest, for every
+    example."""
+    for example in ("mask", "0", "1"):
+        measure_kernels_of(bench, example)
+
+
+def measure_kernels_of(bench: Bench512, example: str) -> None:
+    """The kernels of one example's pass."""
     from torch.profiler import ProfilerActivity, profile
 
-    one = bench.caught(UNET, "mask", "fast", "bf16", None, False)
+    one = bench.caught(UNET, example, "fast", "bf16", None, False)
     handle_of(one.network).use_graphs()
     cuda = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
@@ -195,10 +203,12 @@ def measure_longest(bench: Bench512) -> None:
     longest = "self_device_time_total" if cuda else "self_cpu_time_total"
     events = sorted(seen.key_averages(), key=lambda e: getattr(e, longest), reverse=True)
     total = sum(getattr(event, longest) for event in events)
-    bench.report.add("longest", "all", us=total, launches=sum(e.count for e in events))
+    counts = {"us": total, "launches": sum(e.count for e in events)}
+    bench.report.add("longest", "all", example=example, **counts)
     for event in events[:LONGEST]:
         us = getattr(event, longest)
-        bench.report.add("longest", event.key[:90], us=us, count=event.count, share=us / total)
+        told = {"us": us, "count": event.count, "share": us / total}
+        bench.report.add("longest", event.key[:90], example=example, **told)
 
 
 def measure_edits(bench: Bench512) -> None:
@@ -206,7 +216,7 @@ def measure_edits(bench: Bench512) -> None:
     precision = "fp32" if bench.dry else "bf16"
     words = ["--model", "tiny" if bench.dry else "sdxl", "--precision", precision]
     args = edits.build_parser().parse_args([*words, "--random_weights"])
-    steps, size = (2, (64, 128)) if bench.dry else (50, (512, 1024))
+    steps, size = (2, SMALL) if bench.dry else (50, (512, 1024))
     pipelines = edits.load(MODELS[args.model], args, bench.device)
     for name, edit in edits.make_edits(args.assets, size).items():
         measure_edit(bench, name, edit, pipelines, steps)
@@ -254,7 +264,8 @@ def measure_coders(bench: Bench512) -> None:
     """Decoder and encoder."""
     for network in CODERS:
         for example in ("mask", "0", "1"):
-            bench.times("coders", network, example, only=("dense", "published", "fast"))
+            kinds = ("dense", "dense graph", "published", "fast", "fast graph")
+            bench.times("coders", network, example, only=kinds)
 
 
 def measure_precisions(bench: Bench512) -> None:

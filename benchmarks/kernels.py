@@ -28,10 +28,11 @@ from sgm.cli.program import start
 from sgm.errors import UserError
 from sgm.inference.presets import FAST
 from sgm.sparse.active import CONV3X3, ActiveSet, block_active_set
+from sgm.sparse.backends.base import Prologue, SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import Resolution, inpainting_pyramid
 from sgm.sparse.norm import Affine, Moments, RecordedRows
-from sgm.sparse.ops import Prologue, SparseOps, select_ops
+from sgm.sparse.ops import select_ops
 from sgm.sparse.pixels import PIXELS, PixelGeometry
 
 BATCH = 2

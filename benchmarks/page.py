@@ -26,7 +26,8 @@ from sgm.app.studio import Studio
 from sgm.app.worker import Emit, Ended, Job
 from sgm.cli.program import start
 from sgm.io import imageio
-from sgm.specs import MODELS, SamplingParams, Task
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Task
 from tools.browser import Visitor, browser
 
 PROMPT = "a photograph of a horse on a grassland"

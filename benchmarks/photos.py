@@ -185,9 +185,16 @@ def seam(result: Tensor, levels: Tensor) -> float:
     return 255 * max(0.0, (jump(1) - found).item())
 
 
-def judge(case: Case, picture: Path, mask: Path, result: Path, figures: dict) -> dict[str, object]:
+def judge(picture: Path, mask: Path, result: Path, figures: dict) -> dict[str, object]:
     """The figures of one result."""
-    before, after = Image.open(picture), Image.open(result)
+    with Image.open(picture) as before, Image.open(result) as after:
+        return _compared(before, after, mask, figures)
+
+
+def _compared(
+    before: Image.Image, after: Image.Image, mask: Path, figures: dict
+) -> dict[str, object]:
+    """The figures of a picture and what became of it."""
     rgb = torch.from_numpy(np.array(after.convert("RGB"))).permute(2, 0, 1) / 255
     levels = load_levels(mask, (after.height, after.width))
     kept = {
@@ -221,8 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             cli.main([*words, "--output_path", str(result), "--overwrite"])
-        found[name] = judge(case, picture, mask, result, json.loads(printed.getvalue()))
-        shown[number] = Image.open(result).convert("RGB").resize((512, 256))
+        found[name] = judge(picture, mask, result, json.loads(printed.getvalue()))
+        with Image.open(result) as image:
+            shown[number] = image.convert("RGB").resize((512, 256))
     save_picture(contact_sheet(shown), args.output / "sheet.png")
     write_figures(args.output / "photos.json", {"benchmark": "photos", "cases": found})
     rows = [

@@ -42,16 +42,8 @@ from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
 from sgm.metrics import psnr
 from sgm.sparse.masks import SDEDIT_DILATION, dilate
-from sgm.specs import (
-    MODELS,
-    Backend,
-    Precision,
-    Preset,
-    RecordingSettings,
-    RunType,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import MODELS, RecordingSettings, SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType, Task
 from tools.compare import (
     Edit,
     inpainting_edit,

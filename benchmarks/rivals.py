@@ -39,7 +39,8 @@ from sgm.profiling.macs import Macs, count_macs
 from sgm.profiling.passes import Pass, with_random_numbers, with_weights
 from sgm.sparse.ops import BACKENDS
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import Precision, Preset, RunOptions
+from sgm.specs import RunOptions
+from sgm.words import Precision, Preset
 from tools.compare import markdown_table
 
 UNET = "unet"

@@ -30,7 +30,8 @@ from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable, write_atomically
 from sgm.profiling.macs import count_macs
 from sgm.sparse.masks import MaskPyramid, cover
-from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, MODELS, Preset, RunType
+from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, MODELS
+from sgm.words import Preset, RunType
 from tools.compare import markdown_table
 
 SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)

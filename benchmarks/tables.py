@@ -28,7 +28,7 @@ from sgm.cli.profile import DENSE, SPARSE, measure
 from sgm.cli.program import start
 from sgm.errors import UserError
 from sgm.io.files import check_writable, write_atomically
-from sgm.specs import Precision, Preset
+from sgm.words import Precision, Preset
 from tools.compare import markdown_table
 
 logger = logging.getLogger(__name__)

@@ -31,9 +31,9 @@ from sgm.inference.presets import FAST, Recipe, StepMasks
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.io import imageio
-from sgm.sparse.masks import MaskPyramid, difference_mask, inpainting_pyramid
+from sgm.sparse.mask_sets import SparseStateError
+from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.sparsify import Pass
-from sgm.sparse.state import SparseStateError
 from sgm.words import RecordingMemory
 
 ENCODER, DECODER = "encoder", "decoder"
@@ -211,12 +211,11 @@ class EditSession:
                 f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
                 f"{self._size[0]} as the picture; draw on the picture, or resize."
             )
-        difference = difference_mask(self.picture, drawn)
-        if not difference.any():
-            return self.image
-        masks = self.recipe.sdedit_masks(difference)
-        steps = self.recipe.sdedit_steps(difference, masks)
         edit = SDEdit(self.picture, drawn, strength, blend=self.recipe.blend)
+        if not edit.marked.any():
+            return self.image
+        masks = self.recipe.sdedit_masks(edit.marked)
+        steps = self.recipe.sdedit_steps(edit.marked, masks)
         chosen = Masks(
             steps.first[self.held.latent_size], masks, steps, edit.decoder_masks(self.recipe)
         )
@@ -293,7 +292,9 @@ class EditSession:
             kept = stack.enter_context(Prefetch(self.store, names, self.held.device))
             order, until = self.recipe.recorded.order, offset + change if change else 0
             get, cut = (lambda step: kept.get(_name(step))), self.unet.cut
-            source = Interpolated(Curve(get, self.made, order, cut, until))
+            curve = Curve(get, self.made, order, cut, until)
+            self.unet.prepare(curve.begin(offset), masks.unet.all)
+            source = Interpolated(curve, room=self.unet.room)
             stack.enter_context(
                 self.unet.replaying(
                     lambda i: source.at(offset + i, masks.unet.at(i, count)),

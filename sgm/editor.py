@@ -106,18 +106,25 @@ class Editor:
         size = (source.shape[1], source.shape[2])
         params = chosen.params(prompt)
         padded = imageio.pad_to_multiple(source)
-        edit = Inpainting(padded, imageio.pad_to_multiple(to_mask(mask, size)))
+        marked = imageio.pad_to_multiple(to_mask(mask, size))
+        edit = Inpainting(padded, marked, self.pipeline.recipe.blend)
         result = self.pipeline.edit(edit, params, progress=chosen.progress)
         return to_image(result, size)
 
     def sdedit(
-        self, image: Picture | None, drawn: Picture, prompt: str, **settings: Any
+        self,
+        image: Picture | None,
+        drawn: Picture,
+        prompt: str,
+        mask: Mask | None = None,
+        **settings: Any,
     ) -> EditedImage:
         """Turn what was drawn on a picture into something in the manner of the model.
 
         Args:
             image: the picture before; a dense model does without it.
             drawn: the picture with the drawing, of the same size.
+            mask: where it was drawn on; None to look for it.
             settings: the fields of `Settings` by their names.
 
         Raises:
@@ -126,10 +133,12 @@ class Editor:
         chosen = Settings(**settings)
         edited = to_tensor(drawn)
         params = chosen.params(prompt)
+        size = (edited.shape[1], edited.shape[2])
         before = None if image is None else imageio.pad_to_multiple(to_tensor(image))
-        edit = SDEdit(before, imageio.pad_to_multiple(edited), params.strength)
+        padded, region = imageio.pad_to_multiple(edited), _region(mask, size)
+        edit = SDEdit(before, padded, params.strength, region, self.pipeline.recipe.blend)
         result = self.pipeline.edit(edit, params, progress=chosen.progress)
-        return to_image(result, (edited.shape[1], edited.shape[2]))
+        return to_image(result, size)
 
     def session(
         self, image: Picture, prompt: str = "", task: str = "inpainting", **settings: Any
@@ -170,11 +179,17 @@ class Session:
         return self._kept(self.edits.inpaint(prompt, padded, negative_prompt))
 
     def sdedit(
-        self, drawn: Picture, prompt: str, strength: float = 0.8, negative_prompt: str = ""
+        self,
+        drawn: Picture,
+        prompt: str,
+        strength: float = 0.8,
+        negative_prompt: str = "",
+        mask: Mask | None = None,
     ) -> EditedImage:
-        """Turn what was drawn on the picture into something in the manner of the model."""
-        padded = imageio.pad_to_multiple(to_tensor(drawn))
-        return self._kept(self.edits.sdedit(prompt, padded, strength, negative_prompt))
+        """Turn what was drawn on the picture into something in the manner of the model; without a
+        mask it is looked for."""
+        padded, region = imageio.pad_to_multiple(to_tensor(drawn)), _region(mask, self.size)
+        return self._kept(self.edits.sdedit(prompt, padded, strength, negative_prompt, region))
 
     def accept(self) -> None:
         """Make the last edit the picture that further ones start from.
@@ -293,6 +308,11 @@ def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
             "give a mask of the picture's size."
         )
     return level if level.dtype is torch.bool else level.float() > level.float().max() / 2
+
+
+def _region(mask: Mask | None, size: tuple[int, int]) -> Tensor | None:
+    """A mask as SDEdit takes it: padded as its picture."""
+    return None if mask is None else imageio.pad_to_multiple(to_mask(mask, size))
 
 
 def to_image(result: EditResult, size: tuple[int, int]) -> EditedImage:

@@ -18,7 +18,7 @@ class Blend:
         feather: width in pixels of the ring around the edit in which it fades into the picture, and
             which is sampled with it; 0 for a hard edge; None for the default, 8 for a picture of
             1024 pixels (its longer side) and others in proportion.
-        match_border: whether the edit takes on the colours of its surroundings.
+        match_border: whether the edit takes on the colours and the grain of its surroundings.
     """
 
     feather: int | None = None

@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgm.errors import UserError, suggestion
-from sgm.specs import Backend, Precision, Preset
+from sgm.words import Backend, Precision, Preset
 
 DEVICE_TYPES = ("cpu", "cuda", "mps")
 # Distributions whose version can change a result or a timing; absent ones are left out.

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgm.specs import Prediction, RunOptions
+from sgm.specs import RunOptions
+from sgm.words import Prediction
 
 
 @dataclass(frozen=True, order=True)

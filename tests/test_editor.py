@@ -1,5 +1,6 @@
 """The package in one call: pictures of every kind in, a PIL picture out."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_the_smallest_program(editor: Editor, pixels, marked, tmp_path: Path) ->
     with Image.open(tmp_path / "out.png") as saved:
         assert np.array_equal(np.asarray(saved), np.asarray(edited))
     assert not np.array_equal(np.asarray(edited)[marked], pixels[marked])
+    assert np.array_equal(np.asarray(edited)[:15], pixels[:15])  # preset fast: nothing but the edit
 
 
 def test_pictures_and_masks_of_every_kind_mean_the_same(editor: Editor, pixels, marked) -> None:
@@ -96,10 +98,38 @@ def test_sdedit_and_an_unknown_setting(editor: Editor, pixels) -> None:
     drawn[10:20, 10:30] = 255
     edited = editor.sdedit(pixels, drawn, "a sun", steps=2, strength=0.6)
     assert edited.size == (pixels.shape[1], pixels.shape[0])
+    assert np.array_equal(np.asarray(edited)[:, 70:], pixels[:, 70:])
     with pytest.raises(TypeError, match="stepps"):
         editor.sdedit(pixels, drawn, "a sun", stepps=2)
     with pytest.raises(TypeError, match="presett"):
         sgm.load("tiny", presett="fast")
+
+
+def as_jpeg(pixels: np.ndarray) -> Image.Image:
+    """Pixels as a paint program saved them."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return Image.open(buffer)
+
+
+def test_the_drawing_is_found_in_a_jpeg_also_from_a_session(editor: Editor, pixels) -> None:
+    drawn = pixels.copy()
+    drawn[20:40, 40:60] = (255, 0, 0)
+    saved = as_jpeg(drawn)
+    assert (np.abs(np.asarray(saved).astype(int) - pixels) > 2).any(2).mean() > 0.2
+    edited = editor.sdedit(pixels, saved, "a sun", steps=2, strength=0.6)
+    session = editor.session(pixels, steps=2)
+    for found in (edited, session.sdedit(saved, "a sun", strength=0.6)):
+        assert 0.03 < found.edit_ratio < 0.1
+        assert np.array_equal(np.asarray(found)[:, 80:], pixels[:, 80:])
+
+
+def test_a_mask_says_where_it_was_drawn(editor: Editor, pixels, marked) -> None:
+    drawn = pixels.copy()
+    drawn[20:40, 40:90] = drawn[60:66, 120:130] = 255
+    edited = np.asarray(editor.sdedit(pixels, drawn, "a sun", marked, steps=2, strength=0.6))
+    assert np.array_equal(edited[55:, 110:], pixels[55:, 110:])
+    assert not np.array_equal(edited[marked], pixels[marked])
 
 
 def test_importing_the_package_loads_nothing_else() -> None:

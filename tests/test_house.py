@@ -38,6 +38,7 @@ LAYERS: dict[str, str] = {
     r"sgm\.models\b.*": "models",
     r"sgm\.modules\.(.*\.)?sige_\w+": "sige modules",
     r"sgm\.modules\b.*": "modules",
+    r"sgm\.sparse\.backends\.base": "sparse data",  # the contract, of which all may speak
     r"sgm\.sparse\.backends\b.*": "sparse.backends",
     r"sgm\.sparse\.ops": "sparse.ops",
     r"sgm\.sparse\.(state|network)": "sparse.state",
@@ -177,6 +178,33 @@ def test_imports_go_one_way() -> None:
                 here, there = layer(name), layer(imported)
                 if here != there and there not in MAY_IMPORT[here]:
                     wrong.append(f"{relative(path)}:{line} {here} imports {there} ({imported})")
+    assert not wrong, "\n".join(wrong)
+
+
+@functools.cache
+def defined(path: Path) -> set[str]:
+    """Names that a module gives, apart from those that it imports."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_every_name_is_imported_from_where_it_is_defined() -> None:
+    """One door to a name; only packages (`__init__.py`) hand on what they import."""
+    doors = {name: path for name, path in modules().items() if path.name != "__init__.py"}
+    tests = (ROOT / "tests").rglob("*.py")
+    wrong = [
+        f"{relative(path)}:{node.lineno} imports {alias.name} from {node.module}"
+        for path in [*source_files(), *tests]
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom) and node.module in doors
+        for alias in node.names
+        if alias.name not in defined(doors[node.module])
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -21,7 +21,8 @@ from sgm.io.imageio import load_picture, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
 from sgm.metrics import psnr
 from sgm.sparse.masks import difference_mask
-from sgm.specs import Mode, Preset, RunOptions, Task
+from sgm.specs import RunOptions
+from sgm.words import Mode, Preset, Task
 from tests.conftest import ROOT
 from tests.test_readme import blocks
 from tools.compare import far_from
@@ -47,6 +48,7 @@ NOT_RUN = {
     "python -m tools.layout_edits": "the same",
     "pip install -r requirements-ray.txt": "downloads",
     "ray start": "starts what does not end by itself",
+    "bash benchmarks/gpu.sh": "downloads, or wants a GPU; tests/benchmarks runs a part of it dry",
     "python -m benchmarks.": "measures real sizes; tests/benchmarks has the small ones",
 }
 # dB between dense and sparse, away from the edit, at the least. Two steps make rough pictures:

@@ -7,7 +7,7 @@ import torch
 
 from sgm import runtime
 from sgm.errors import UserError
-from sgm.specs import Precision, Preset
+from sgm.words import Precision, Preset
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -26,7 +26,8 @@ from sgm.sparse.masks import (
     difference_mask,
     dilate,
 )
-from sgm.specs import ModelSpec, Precision, RunType, Task
+from sgm.specs import ModelSpec
+from sgm.words import Precision, RunType, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_TYPES = (RunType.ORIGINAL, RunType.SIGE)

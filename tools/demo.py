@@ -24,7 +24,8 @@ from sgm.inference.pipeline import Pipeline
 from sgm.io.files import check_output_path
 from sgm.io.imageio import load_picture, save_picture, to_tensor
 from sgm.io.maskio import load_mask
-from sgm.specs import MODELS, Precision, Task
+from sgm.specs import MODELS
+from sgm.words import Precision, Task
 from tools.compare import (
     ROOT,
     Edit,

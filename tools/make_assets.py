@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from sgm.cli.program import start
-from tools.tiny.scenes import PlacedObject, Scene, draw_crude, render
+from tools.tiny.crude import draw_crude
+from tools.tiny.layout import PlacedObject, Scene
+from tools.tiny.scenes import render
 
 HEIGHT, WIDTH = 512, 1024
 # The inpainting mask: the first and the last row and column to repaint, ends included.

@@ -21,7 +21,8 @@ from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import RECIPES
 from sgm.inference.refined import refined_edit
 from sgm.io.imageio import save_picture
-from sgm.specs import Backend, Precision, Preset, RunType, SamplingParams
+from sgm.specs import SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType
 from tools.compare import ROOT, Edit, likeness
 from tools.demo import NAMES, SPEC, base_prompt, edit_panels, shipped_edits, way_panel
 from tools.figure import Panel, Row, draw_figure, overlay

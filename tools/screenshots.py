@@ -7,7 +7,8 @@ import sgm
 from sgm.app.page import Page, launch
 from sgm.app.studio import Studio
 from sgm.cli.program import start
-from sgm.specs import MODELS, SamplingParams, Task
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Task
 from tools.browser import Visitor, browser
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "app"

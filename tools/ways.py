@@ -18,7 +18,8 @@ from sgm.io.files import check_input_file
 from sgm.profiling.macs import count_macs
 from sgm.profiling.passes import Pass, catch
 from sgm.sparse.masks import MaskPyramid
-from sgm.specs import Backend, ModelSpec, Precision, Preset, RunType, SamplingParams
+from sgm.specs import ModelSpec, SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType
 from tools.compare import ROOT, Edit, run_edit
 
 

@@ -57,7 +57,8 @@ def load_studio(values: argparse.Namespace) -> "Studio":
     import sgm
     from sgm.app.studio import Studio
     from sgm.inference.choose_store import free_memory
-    from sgm.specs import MODELS, RecordingMemory, RecordingSettings, SamplingParams
+    from sgm.specs import MODELS, RecordingSettings, SamplingParams
+    from sgm.words import RecordingMemory
 
     loaded = sgm.load(
         values.model,

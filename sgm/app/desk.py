@@ -21,7 +21,8 @@ from sgm.inference.pipeline import EditResult
 from sgm.inference.session import EditSession
 from sgm.io import imageio
 from sgm.io.photos import Photo
-from sgm.specs import Preset, RunType, SamplingParams, Task
+from sgm.specs import SamplingParams
+from sgm.words import Preset, RunType, Task
 
 SESSION_SEED = 2  # of every recording, whatever the seeds of its edits
 MAX_UNDO = 20  # pictures that are kept to go back to

@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from sgm.specs import SHIPPED, Task
+from sgm.specs import SHIPPED
+from sgm.words import Task
 
 VARIANTS = 4
 EXAMPLES = {

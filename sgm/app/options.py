@@ -4,15 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from sgm.cli.option_types import Parser, braces, member, number, one_of, parsed, weighted, whole
-from sgm.specs import (
-    DEFAULT_RECORDING_PRECISION,
-    MODELS,
-    Precision,
-    Prediction,
-    RecordingPrecision,
-    Sampler,
-    Spacing,
-)
+from sgm.specs import DEFAULT_RECORDING_PRECISION, MODELS
+from sgm.words import Precision, Prediction, RecordingPrecision, Sampler, Spacing
 
 DESCRIPTION = """\
 A page to edit photos in: open one, paint where it should change, say what should be there. It is

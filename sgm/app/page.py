@@ -18,7 +18,7 @@ from sgm.app.layout import CSS, Layout, canvas_of, said
 from sgm.app.studio import Studio
 from sgm.app.worker import Emit, Ended, Waiting
 from sgm.errors import UserError
-from sgm.specs import Task
+from sgm.words import Task
 
 # Component -> its new value or properties.
 Update = dict[Any, Any]

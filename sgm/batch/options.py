@@ -8,7 +8,7 @@ from sgm.cli.option_types import parsed, whole
 from sgm.cli.options import build_parser
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import Preset, RunType
+from sgm.words import Preset, RunType
 
 MAX_WORKERS = 4096
 # Of `run.py`, but of no sense for many edits: a batch names its own files, and loads one model.

@@ -30,7 +30,8 @@ from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.io import imageio
-from sgm.specs import Precision, Preset, RunOptions
+from sgm.specs import RunOptions
+from sgm.words import Precision, Preset
 
 if TYPE_CHECKING:
     from sgm.inference.edit import Edit

@@ -15,20 +15,8 @@ from sgm.cli.outputs import output_path
 from sgm.cli.photo_options import check_photos
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import (
-    LCM_STEPS,
-    MODELS,
-    SHIPPED,
-    TURBO_STEPS,
-    Backend,
-    ModelSpec,
-    Precision,
-    Preset,
-    RecordingMemory,
-    Sampler,
-    Spacing,
-    Task,
-)
+from sgm.specs import LCM_STEPS, MODELS, SHIPPED, TURBO_STEPS, ModelSpec
+from sgm.words import Backend, Precision, Preset, RecordingMemory, Sampler, Spacing, Task
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from sgm.cli import outputs, report
 from sgm.cli.inputs import Inputs, advise_on_size
-from sgm.cli.record import edit_recorded, record
+from sgm.cli.record import edits_recorded, record
 from sgm.cli.requests import is_cropped, notices, request
 from sgm.io import files
-from sgm.specs import RunOptions, Task
+from sgm.specs import RunOptions
 from sgm.weights import weights_of
+from sgm.words import Task
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,19 +88,23 @@ def results(
             loaded[refiner] = load(refiner)
         return loaded[refiner]
 
+    recorded = None
+    if options.recording is not None:
+        recorded = edits_recorded(options, inputs, kept(False))
     for seed in options.photo.seeds or (options.sampling.seed,):
         path = options.output_path
         path = outputs.numbered(path, seed) if options.photo.seeds else path
         one = replace(options, sampling=replace(options.sampling, seed=seed), output_path=path)
-        # A base model makes room for its refiner, so these are loaded anew for every seed.
-        result = edit(one, inputs, wanted, load if options.refined else kept)
+        if recorded is not None:
+            result = recorded(seed)
+        else:
+            # A base model makes room for its refiner, so these are loaded anew for every seed.
+            result = edit(one, wanted, load if options.refined else kept)
         yield one, result, sum(load_seconds)
         load_seconds.clear()
 
 
-def edit(
-    options: RunOptions, inputs: Inputs, wanted: "Edit", load: "Callable[[bool], Pipeline]"
-) -> "EditResult":
+def edit(options: RunOptions, wanted: "Edit", load: "Callable[[bool], Pipeline]") -> "EditResult":
     """Make an edit.
 
     Args:
@@ -112,8 +117,6 @@ def edit(
 
     if options.refined:
         return refined_edit(load, wanted, options.sampling, progress=True)
-    if options.recording is not None:
-        return edit_recorded(options, inputs, load(False))
     return load(False).edit(wanted, options.sampling, progress=True)
 
 

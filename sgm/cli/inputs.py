@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
-from sgm.specs import RunOptions, Task
+from sgm.specs import RunOptions
+from sgm.words import Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from sgm.io.photos import Photo
 
 logger = logging.getLogger(__name__)
-
-# A drawing is named as found among other differences if these are so much more of the picture.
-OTHER_DIFFERENCES = 0.01
-DIFFUSE = 0.4  # share of the picture from which differences look like no drawing
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +93,8 @@ def _levels(options: RunOptions, init: "Photo | None", edited: "Photo | None") -
     import torch
 
     from sgm.inference.composite import distance
+    from sgm.inference.drawing import where_drawn
+    from sgm.io.imageio import to_tensor
     from sgm.io.maskio import load_levels
 
     photo = init or edited
@@ -108,38 +107,12 @@ def _levels(options: RunOptions, init: "Photo | None", edited: "Photo | None") -
     elif init is None or edited is None:
         return None
     else:
-        levels = _drawing(options, init.image, edited.image)
+        pictures = to_tensor(init.image), to_tensor(edited.image)
+        levels = where_drawn(*pictures, options.photo.blend is not None).float()
     grow = options.photo.mask_grow
     if grow:
         levels = torch.maximum(levels, (distance(levels >= 1, grow) <= grow).float())
     return levels
-
-
-def _drawing(options: RunOptions, init: "Image.Image", edited: "Image.Image") -> "Tensor":
-    """Where a picture was drawn on, float [H, W]; says what was taken for noise."""
-    from sgm.inference.drawing import find_drawing
-    from sgm.io.imageio import to_tensor
-    from sgm.sparse.masks import difference_mask
-
-    before, after = to_tensor(init), to_tensor(edited)
-    different = difference_mask(before, after)
-    if options.photo.blend is None:
-        return different.float()
-    drawing = find_drawing(before, after)
-    all_of_it, found = different.float().mean().item(), drawing.float().mean().item()
-    if all_of_it > found + OTHER_DIFFERENCES:
-        logger.warning(
-            "The pictures differ a little nearly everywhere, as after lossy compression (%.1f%%); "
-            "%.1f%% counts as drawn on. If that is wrong, --mask_path says where.",
-            *(100 * all_of_it, 100 * found),
-        )
-    if found > DIFFUSE:
-        logger.warning(
-            "%.0f%% of the picture differs from the original, which looks like no drawing; "
-            "--mask_path says where the edit is.",
-            100 * found,
-        )
-    return drawing.float()
 
 
 def advise_on_size(options: RunOptions, inputs: Inputs) -> None:

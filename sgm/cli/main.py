@@ -20,7 +20,8 @@ from sgm.cli.options import build_parser, read
 from sgm.cli.photo_options import photo_options, weighted
 from sgm.cli.profile import profile
 from sgm.cli.program import start
-from sgm.specs import Precision, RecordingMemory, RecordingSettings, RunOptions, SamplingParams
+from sgm.specs import RecordingSettings, RunOptions, SamplingParams
+from sgm.words import Precision, RecordingMemory
 
 __all__ = ["build_parser", "checked", "main", "parse", "run"]
 

@@ -30,6 +30,8 @@ from sgm.specs import (
     LATENT_FACTOR,
     MODELS,
     TURBO_STEPS,
+)
+from sgm.words import (
     Backend,
     Mode,
     Precision,

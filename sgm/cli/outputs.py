@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import (
-    DEFAULT_STEPS,
-    TURBO_STEPS,
-    Preset,
-    RunOptions,
-    RunType,
-    Sampler,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions, SamplingParams
+from sgm.words import Preset, RunType, Sampler, Task
 
 if TYPE_CHECKING:
     from PIL import Image

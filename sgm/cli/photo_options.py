@@ -5,7 +5,7 @@ import argparse
 from sgm.cli.option_types import one_of, whole
 from sgm.errors import UserError
 from sgm.photo import Blend, PhotoOptions
-from sgm.specs import Preset
+from sgm.words import Preset
 
 MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100
 MAX_SEED = 2**64 - 1
@@ -36,7 +36,8 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--match_border",
         action=argparse.BooleanOptionalAction,
-        help="bring the edit's colours to those around it (default with --preset fast: yes)",
+        help="give the edit the colours and the grain of what is around it (default with --preset "
+        "fast: yes)",
     )
     group.add_argument(
         "--padding_mask_crop",

@@ -10,7 +10,8 @@ from sgm.cli.generate import load_pipeline
 from sgm.cli.inputs import Inputs
 from sgm.cli.requests import edit_of
 from sgm.errors import UserError
-from sgm.specs import Mode, RunOptions, Task
+from sgm.specs import RunOptions
+from sgm.words import Mode, Task
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +167,7 @@ def blank_pipeline(options: RunOptions) -> "Pipeline":
     from sgm.inference.pipeline import Pipeline
     from sgm.inference.presets import RECIPES
     from sgm.io.checkpoint import build_model
-    from sgm.specs import Precision
+    from sgm.words import Precision
 
     run_type, refined, preset = options.run_type, options.refined, options.preset
     engine = build_model(

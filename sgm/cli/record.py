@@ -1,14 +1,15 @@
 """Recordings from the shell: `--record` makes one of a picture, `--recording` edits from it.
 
 A recording is a folder: a safetensors file for every step, and `recording.json`, which is written
-last: a folder without it holds no recording, as after an interrupt. A recording fits one run only;
-its key says which.
+last: a folder without it holds no recording, as after an interrupt. A recording fits one kind of
+run, with any mask, drawing, prompt and seed; its key says which.
 """
 
 import hashlib
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,12 @@ from sgm.cli import report
 from sgm.cli.inputs import Inputs
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import RecordingMemory, RunOptions, Task
+from sgm.specs import RunOptions
 from sgm.weights import weights_of
+from sgm.words import RecordingMemory, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from PIL import Image
 
@@ -116,9 +118,13 @@ def _prepare(folder: Path) -> None:
         raise UserError(f"Folder {folder} cannot be written: {error.strerror}.") from error
 
 
-def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "EditResult":
-    """The edit of a run, by sparse passes over the recording of `--recording`. What its prompt
-    changes is not added to that, which would grow by gigabytes with every prompt.
+def edits_recorded(
+    options: RunOptions, inputs: Inputs, pipe: "Pipeline"
+) -> "Callable[[int], EditResult]":
+    """What makes the edit of a run for a seed, by sparse passes over the recording of
+    `--recording`, which serves any seed: its own noise is around the edit, that of the seed inside.
+    What the prompt changes is not added to the recording, which would grow by gigabytes with every
+    prompt.
 
     Raises:
         UserError: the recording is damaged, or not of this run.
@@ -129,20 +135,25 @@ def edit_recorded(options: RunOptions, inputs: Inputs, pipe: "Pipeline") -> "Edi
     from sgm.io import imageio
 
     assert inputs.init is not None  # by `check_together`
-    on_disk = open_recording(options, inputs.init)
+    on_disk, seed = open_recording(options, inputs.init)
     kept, names = _load_into(on_disk, options.recording_memory), on_disk.names()
     store = Overlay(kept, lambda name: name.startswith(PROMPT))
     picture = imageio.pad_to_multiple(imageio.to_tensor(inputs.init))
-    session = EditSession.resume(pipe, picture, options.sampling, store, progress=True)
-    result = _edit(session, options, inputs)
-    if on_disk.names() != names:
-        _add_to_manifest(options.recording, on_disk)
-    return result
+    params = replace(options.sampling, seed=seed)
+    session = EditSession.resume(pipe, picture, params, store, progress=True)
+
+    def edit(seed: int) -> "EditResult":
+        result = _edit(session, options, inputs, seed)
+        if on_disk.names() != names:
+            _add_to_manifest(options.recording, on_disk)
+        return result
+
+    return edit
 
 
-def _edit(session: "EditSession", options: RunOptions, inputs: Inputs) -> "EditResult":
-    """The edit of a run from a session. One of another task or strength than what was recorded
-    makes its recordings now, under the edit's prompt."""
+def _edit(session: "EditSession", options: RunOptions, inputs: Inputs, seed: int) -> "EditResult":
+    """The edit of a run from a session, for a seed. One of another task or strength than what was
+    recorded makes its recordings now, under the edit's prompt."""
     from sgm.io import imageio
 
     sampling = options.sampling
@@ -150,11 +161,11 @@ def _edit(session: "EditSession", options: RunOptions, inputs: Inputs) -> "EditR
         logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
     if options.task is Task.INPAINTING:
         mask = imageio.pad_to_multiple(inputs.levels)
-        return session.inpaint(sampling.prompt, mask, sampling.negative_prompt)
+        return session.inpaint(sampling.prompt, mask, sampling.negative_prompt, seed)
     edited = imageio.pad_to_multiple(imageio.to_tensor(inputs.edited))
     drawing = imageio.pad_to_multiple(inputs.mask)
     words = (sampling.strength, sampling.negative_prompt)
-    return session.sdedit(sampling.prompt, edited, *words, drawing)
+    return session.sdedit(sampling.prompt, edited, *words, drawing, seed)
 
 
 def _add_to_manifest(folder: Path | None, store: "DiskStore") -> None:
@@ -186,8 +197,9 @@ def _load_into(store: "DiskStore", memory: RecordingMemory) -> "Store":
     return kept
 
 
-def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":
-    """The store of `--recording`, after its key has been compared with the run's.
+def open_recording(options: RunOptions, picture: "Image.Image") -> "tuple[DiskStore, int]":
+    """The store of `--recording` and the seed that it was made under, after its key has been
+    compared with the run's.
 
     Raises:
         UserError: there is no whole recording, or a field of its key differs.
@@ -201,16 +213,19 @@ def open_recording(options: RunOptions, picture: "Image.Image") -> "DiskStore":
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         key, checksums = dict(manifest["key"]), dict(manifest["checksums"])
+        seed = int(key.pop("seed"))
     except FileNotFoundError as error:
         raise UserError(
             f"There is no recording in {folder}, or it was interrupted; make one with --record."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged; record again.") from error
-    _compare(folder, key, key_of(options, picture))
+    wanted = key_of(options, picture)
+    del wanted["seed"]
+    _compare(folder, key, wanted)
     store = DiskStore(folder, torch.device(options.device))
     store.checksums = checksums
-    return store
+    return store, seed
 
 
 def _compare(

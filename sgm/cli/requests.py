@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sgm.cli.inputs import Inputs
-from sgm.specs import RunOptions, Task
+from sgm.specs import RunOptions
+from sgm.words import Task
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -3,7 +3,8 @@
 Where the network's colours drift from the picture's, an edit that is put into the picture shows
 its outline. How far they drift is seen just outside of it, where both show the same. That
 difference is spread over the edit, smoothly, and added. Where an object of the edit reaches across
-the border the difference is no drift, so a pixel that is far from the median counts little.
+the border the difference is no drift, so a pixel that is far from the median counts little. What
+is left of the difference right at the border fades out within the width of the ring.
 """
 
 import torch
@@ -17,9 +18,10 @@ BAND = 0.016  # width of the band in which pictures are compared, as a share of 
 TOLERANCE = 4.0  # median absolute deviations at which a pixel's weight has fallen to exp(-1/2)
 LEAST_DEVIATION = 0.01  # of the median, in [0, 1]: less is rounding
 FAR = 1e-6  # weight of the median where no blur reaches
+HALF = 0.5  # of what is left at the border: the edit and its surroundings meet half way
 
 
-def match_border(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
+def match_border(edited: Tensor, source: Tensor, weight: Tensor, feather: int) -> Tensor:
     """Shift the colours of an edit to meet the picture around it.
 
     Args:
@@ -27,6 +29,8 @@ def match_border(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         source: the picture it is put into, same shape.
         weight: opacity of the edit [H, W]; the pictures are compared where it is under 1, in a
             band around the pixels where it is 1.
+        feather: width in pixels of the ring in which the weight falls to 0; with 0 the border stays
+            as hard as it is.
 
     Returns:
         [3, H, W] in [0, 1]; `edited` where there is no such band.
@@ -51,7 +55,25 @@ def match_border(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         importance *= sigma**2  # the sum of a blur's weights does not depend on its width
         shift = shift + importance * blurred[:3]
         total = total + importance * blurred[3]
-    return (edited + shift / total).clamp(0, 1)
+    matched = edited + shift / total
+    if feather:
+        matched = matched + _left_at_border(source - matched, weight, feather)
+    return matched.clamp(0, 1)
+
+
+def _left_at_border(difference: Tensor, weight: Tensor, feather: int) -> Tensor:
+    """What takes the last of a difference [3, H, W] from the ring, whole at its outer end, half at
+    the border and nothing a few rings' widths inside.
+
+    Only what differs outside of the border counts: what was there before the edit plays no part in
+    it, and an edge of the edit that runs along the border stays as sharp as it is.
+    """
+    ring = ((weight > 0) & (weight < 1)).float()
+    sums = blur(torch.cat([difference * ring, ring[None]]), feather / 2 + 1)
+    seen = torch.where(sums[3] > FAR, sums[:3] / sums[3].clamp(min=FAR), 0.0)
+    falling = blur((weight < 1)[None].to(difference), float(feather))[0]
+    # Thin strokes and spots have the outside on all sides.
+    return seen * torch.where(weight < 1, falling, falling.clamp(max=HALF))
 
 
 def _grown(mask: Tensor, reach: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from sgm.errors import UserError
 from sgm.inference.stores import DeviceStore, DiskStore, HostStore, Store
-from sgm.specs import RecordingMemory
+from sgm.words import RecordingMemory
 
 SHARE = 0.8  # of the free memory that recordings may take
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.inference.border import match_border
+from sgm.inference.grain import grain_for
 from sgm.photo import Blend
 
 
@@ -53,6 +54,24 @@ def opacity(levels: Tensor, feather: int) -> Tensor:
     return torch.maximum(levels, near * near * (3 - 2 * near))
 
 
+def opacity_of_drawing(drawing: Tensor, region: Tensor, margin: int, feather: int) -> Tensor:
+    """Weight of an edit that was drawn: 1 on the drawing, and falling from its edge on, since what
+    lies around it the network only paints again.
+
+    Args:
+        drawing: bool [H, W].
+        region: bool [H, W], the drawing and what is sampled with it.
+        margin: pixels from the drawing to the end of the region.
+        feather: width of the ring around the region, as for `opacity`.
+
+    Returns:
+        float32 [H, W], nowhere above that of the region; without a ring, the region's.
+    """
+    if not feather:
+        return opacity(region, 0)
+    return torch.minimum(opacity(drawing, margin + feather), opacity(region, feather))
+
+
 def composite(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
     """`edited` where the weight is 1, a mixture where it is less, and where it is 0 `source`:
     exactly, value for value.
@@ -67,18 +86,32 @@ def composite(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, torch.lerp(source, edited, weight), source)
 
 
-def blended(edited: Tensor, source: Tensor, levels: Tensor, blend: Blend) -> Tensor:
+def grained(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
+    """`composite`, with the grain of the surroundings in the edit.
+
+    In a mixture the grain of the source is weaker, so that of the edit makes up for it.
+    """
+    grain = grain_for(edited, source, weight) * (weight * (2 - weight)).sqrt()
+    return (composite(edited, source, weight) + grain).clamp(0, 1)
+
+
+def blended(
+    edited: Tensor, source: Tensor, levels: Tensor, blend: Blend, weight: Tensor | None = None
+) -> Tensor:
     """The network's picture put into the input.
 
     Args:
         edited, source: [3, H, W] in [0, 1].
-        levels: as for `opacity`.
-        blend: width of the ring, and whether the colours are matched.
+        levels: as for `opacity`; around them the two are compared.
+        blend: width of the ring, and whether colours and grain are matched.
+        weight: of the edit [H, W]; None for the opacity of the levels.
 
     Returns:
-        [3, H, W]: `source` itself outside of the ring.
+        [3, H, W]: `source` itself where the weight is 0.
     """
-    weight = opacity(levels, blend.width(levels.shape))
-    if blend.match_border:
-        edited = match_border(edited, source, weight)
-    return composite(edited, source, weight)
+    feather = blend.width(levels.shape)
+    around = opacity(levels, feather)
+    weight = around if weight is None else weight
+    if not blend.match_border:
+        return composite(edited, source, weight)
+    return grained(match_border(edited, source, around, feather), source, weight)

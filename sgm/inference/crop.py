@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.inference.border import match_border
-from sgm.inference.composite import composite, opacity
+from sgm.inference.composite import composite, grained, opacity, opacity_of_drawing
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Plan
@@ -146,29 +146,38 @@ class Cropped(Edit):
         """See `Edit.prepare`."""
         return self.inner.prepare(networks, recipe, noise)
 
+    def _seen_region(self, recipe: Recipe) -> Tensor:
+        """Where the edit is to the end, as the network sees it: bool or float [h, w]."""
+        return self.inner.region(recipe) if isinstance(self.inner, SDEdit) else self.inner.mask
+
     def _weight(self, recipe: Recipe) -> Tensor:
         """Opacity of the edit in the window, [height, width]."""
         levels = self.window.of(self.levels)
-        if isinstance(self.inner, SDEdit):
-            region = self.inner.region(recipe)[None, None].float()
-            grown = F.interpolate(region, size=levels.shape, mode="nearest")[0, 0]
-            levels = torch.maximum(levels.float(), grown)
-        return opacity(levels, self.blend.width(levels.shape))
+        width = self.blend.width(levels.shape)
+        if not isinstance(self.inner, SDEdit):
+            return opacity(levels, width)
+        region = self._seen_region(recipe)[None, None].float()
+        grown = F.interpolate(region, size=levels.shape, mode="nearest")[0, 0] > 0
+        margin = round(recipe.sdedit * self.window.height / self.window.size[0])
+        return opacity_of_drawing(levels, levels | grown, margin, width)
 
-    def touched(self, recipe: Recipe) -> Tensor:
-        """See `Edit.touched`."""
-        touched = torch.zeros(self.levels.shape, dtype=torch.bool)
-        self.window.of(touched)[:] = self._weight(recipe) > 0
-        return touched
+    def weight(self, recipe: Recipe) -> Tensor:
+        """See `Edit.weight`; of the whole picture."""
+        weight = torch.zeros(self.levels.shape)
+        self.window.of(weight)[:] = self._weight(recipe)
+        return weight
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`: the whole picture."""
-        weight = self._weight(recipe)
+        weight, put_in = self._weight(recipe), composite
         if self.blend.match_border:
-            seen = F.adaptive_avg_pool2d(weight[None, None], self.size)[0, 0]
-            picture = match_border(picture, self.window.seen(self.source), seen)
+            # Colours at the size that the network sees, grain at full resolution.
+            width = _sampled(self.window, self.blend).width(self.size)
+            around = opacity(self._seen_region(recipe), width)
+            source, put_in = self.window.seen(self.source), grained
+            picture = match_border(picture, source, around, width)
         result, patch = self.source.clone(), self.window.back(picture).clamp(0, 1)
-        self.window.of(result)[:] = composite(patch, self.window.of(self.source), weight)
+        self.window.of(result)[:] = put_in(patch, self.window.of(self.source), weight)
         return result
 
 

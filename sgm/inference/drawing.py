@@ -5,12 +5,19 @@ drawing shifts the colours of many neighbours to one side. So the difference is 
 measured against the noise that is usual in this pair for pixels as rough.
 """
 
+import logging
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.inference.border import blur
 from sgm.sparse.masks import DIFFERENCE_THRESHOLD, difference_mask
 
+logger = logging.getLogger(__name__)
+
+# A drawing is named as found among other differences if these are so much more of the picture.
+OTHER_DIFFERENCES = 0.01
+DIFFUSE = 0.4  # share of the picture from which differences look like no drawing
 SMOOTHING = 1.5  # sigma in pixels: half of what compression does to a pixel, its neighbours undo
 ROUGHNESS = 4.0  # sigma of the window in which roughness is measured
 # Times the usual noise at which a pixel is part of the drawing if it is next to one that is
@@ -21,6 +28,37 @@ REACH = 8  # pixels from a certain one to a likely one: a block of the common fo
 SPECK = 4  # pixels in 5x5 under which a difference is a speck
 SAME = 1.3  # times as many differences as visible ones: soft strokes, and no compression
 MUCH = 24 / 127.5  # a median change that no compression makes
+
+
+def where_drawn(init: Tensor, edited: Tensor, blended: bool) -> Tensor:
+    """Where an edit of a picture that was drawn on is. Says what was taken for noise.
+
+    Args:
+        init, edited: [3, H, W] in [-1, 1].
+        blended: whether the edit is put into the unedited picture, and so has to be found; or else
+            every difference counts (published).
+
+    Returns:
+        bool [H, W].
+    """
+    different = difference_mask(init, edited)
+    if not blended:
+        return different
+    drawing = find_drawing(init, edited)
+    all_of_it, found = different.float().mean().item(), drawing.float().mean().item()
+    if all_of_it > found + OTHER_DIFFERENCES:
+        logger.warning(
+            "The pictures differ a little nearly everywhere, as after lossy compression (%.1f%%); "
+            "%.1f%% counts as drawn on. If that is wrong, a mask says where (--mask_path).",
+            *(100 * all_of_it, 100 * found),
+        )
+    if found > DIFFUSE:
+        logger.warning(
+            "%.0f%% of the picture differs from the original, which looks like no drawing; a mask "
+            "says where the edit is (--mask_path).",
+            100 * found,
+        )
+    return drawing
 
 
 def find_drawing(init: Tensor, edited: Tensor) -> Tensor:

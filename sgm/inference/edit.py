@@ -49,8 +49,14 @@ class Edit(ABC):
         """
 
     @abstractmethod
+    def weight(self, recipe: Recipe) -> Tensor | None:
+        """Opacity of the edit in the input, float [H, W]; None where the network's picture is taken
+        as it is."""
+
     def touched(self, recipe: Recipe) -> Tensor | None:
         """Where `finish` may change the input, bool [H, W]; None for anywhere."""
+        weight = self.weight(recipe)
+        return None if weight is None else weight > 0
 
     @abstractmethod
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:

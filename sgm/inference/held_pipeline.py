@@ -11,7 +11,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sgm.sparse.ops import select_ops
-from sgm.sparse.sparsify import NotSparseError, Pass, Sparse, sparsify
+from sgm.sparse.sparsify import Pass, Sparse, sparsify
+from sgm.sparse.swap import NotSparseError
 
 # Pipelines that edit no mask, and the ones for their networks that do.
 INPAINTING = {

@@ -52,9 +52,8 @@ class Inpainting(Edit):
 
     def covered(self, pyramid: MaskPyramid) -> MaskPyramid:
         """A pyramid of the mask that holds the ring around it too, where the edit fades out."""
-        if self.blend is None:
-            return pyramid
-        return cover(pyramid, opacity(self.mask, self.blend.width(self.size)) > 0)
+        weight = self._opacity()
+        return pyramid if weight is None else cover(pyramid, weight > 0)
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -96,11 +95,12 @@ class Inpainting(Edit):
         sampled = self.covered(inpainting_pyramid(self.marked))
         return sampled[z.shape[2], z.shape[3]].to(z.device)
 
-    def touched(self, recipe: Recipe) -> Tensor | None:
-        """See `Edit.touched`: the mask and its ring."""
-        if self.blend is None:
-            return None
-        return opacity(self.mask, self.blend.width(self.size)) > 0
+    def weight(self, recipe: Recipe) -> Tensor | None:
+        """See `Edit.weight`: the mask and its ring."""
+        return self._opacity()
+
+    def _opacity(self) -> Tensor | None:
+        return self.blend and opacity(self.mask, self.blend.width(self.size))
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`; the edited part is the mask."""

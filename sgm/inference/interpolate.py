@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.quantise import Quantised
-from sgm.sparse.recording import Recorded, Recording, tensors_of, with_tensors
+from sgm.sparse.recording import Recording, room_for, tensors_of
 
 
 def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
@@ -63,17 +63,16 @@ def lagrange(points: Sequence[int], at: int) -> list[float]:
 
 
 def combine(
-    recordings: Sequence[Recording], weights: Sequence[float], into: Recording | None = None
+    recordings: Sequence[Recording], weights: Sequence[float], into: Recording
 ) -> Recording:
     """The weighted sum of recordings of one network and for the same masks, widened.
 
     Args:
-        into: a former result, whose memory is used again; its values are lost.
+        into: where it goes; what was there is lost.
+
+    Returns:
+        `into`.
     """
-    if into is None:
-        into = Recording(recordings[0].masks)
-        for key, value in recordings[0].values.items():
-            into.values[key] = _like(value)
     sums = [part for value in into.values.values() for part in tensors_of(value)]
     torch._foreach_zero_(sums)
     for recording, weight in zip(recordings, weights, strict=True):
@@ -84,13 +83,6 @@ def combine(
             if isinstance(term, Quantised):
                 term.add_to(total, weight)
     return into
-
-
-def _like(value: Recorded) -> Recorded:
-    """Memory for a sum of such values, widened."""
-    if isinstance(value, Quantised):
-        return torch.empty_like(value.codes, dtype=value.scale.dtype)
-    return with_tensors(value, lambda number, part: torch.empty_like(part))
 
 
 def _terms(recording: Recording, order: Recording) -> list[Tensor | Quantised]:
@@ -143,14 +135,9 @@ class Curve:
         Raises:
             ValueError: the step is not between two that are made.
         """
-        points = nearest(self._made, step, self._order)
         if masks is not self._masks:
             self._masks, self._fitting = masks, {}
-        self._forget_before(step)
-        while self._to_come and self._to_come[0] <= points[-1]:
-            made = self._to_come.pop(0)
-            if self._last[made] >= step:
-                self._whole[made] = self._make(made)
+        points = self._reach(step)
         for m in points:
             if m not in self._fitting:
                 whole = self._whole[m]
@@ -159,6 +146,20 @@ class Curve:
         if step >= self._change:
             self._whole = {m: r for m, r in self._whole.items() if m not in self._fitting}
         return list(zip((self._fitting[m] for m in points), lagrange(points, step), strict=True))
+
+    def begin(self, step: int) -> Recording:
+        """Make what the first step that will be asked for needs; one of these recordings."""
+        return self._whole[self._reach(step)[0]]
+
+    def _reach(self, step: int) -> list[int]:
+        """The points of a step's polynomial; all that are still to be used have been made."""
+        points = nearest(self._made, step, self._order)
+        self._forget_before(step)
+        while self._to_come and self._to_come[0] <= points[-1]:
+            made = self._to_come.pop(0)
+            if self._last[made] >= step:
+                self._whole[made] = self._make(made)
+        return points
 
     def _forget_before(self, step: int) -> None:
         """Drop what no step from this one on needs."""
@@ -172,10 +173,11 @@ class Interpolated:
 
     Args:
         curves: the recordings, and what is added to them, over the same steps.
+        room: makes that memory, for recordings like the one given.
     """
 
-    def __init__(self, *curves: Curve) -> None:
-        self._curves = curves
+    def __init__(self, *curves: Curve, room: Callable[[Recording], Recording] = room_for) -> None:
+        self._curves, self._room = curves, room
         self._masks: MaskPyramid | None = None
         self._sum: Recording | None = None
 
@@ -192,5 +194,6 @@ class Interpolated:
         # store's.
         terms = [term for curve in self._curves for term in curve.terms(step, masks)]
         recordings, weights = zip(*terms, strict=True)
-        self._sum = combine(recordings, weights, self._sum)
-        return self._sum
+        if self._sum is None:
+            self._sum = self._room(recordings[0])
+        return combine(recordings, weights, self._sum)

@@ -4,7 +4,7 @@ Two things differ between the ways of editing, and each is data of a `Plan`: whe
 the unedited picture come from (`sgm.inference.unedited`), and which steps are recorded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -26,7 +26,7 @@ from sgm.inference.unedited import (
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
-from sgm.sparse.sparsify import handle_of
+from sgm.sparse.sparsify import Sparse, handle_of
 
 # Called as (step number, latents, estimate of those at the end) after every sampler step.
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -208,14 +208,15 @@ def _unedited(
 def _recordings(
     plan: Plan, networks: Networks, unedited: Unedited | None, made: list[int], count: int
 ) -> Callable[[int, MaskPyramid], Recording] | None:
-    """The recording of a step for some masks; None in a dense run."""
-    if plan.masks is None:
+    """The recording of a step for some masks; None in a dense run, and where there are no steps."""
+    if plan.masks is None or not count:
         return None
     handle, change = handle_of(networks.unet), plan.masks.change(count)
     order, dtype = plan.recorded.order, plan.recorded.dtype
     if plan.kept is not None:
         kept = plan.kept.unet
-        return Interpolated(*(Curve(k.get, k.made, order, handle.cut, change) for k in kept)).at
+        curves = [Curve(k.get, k.made, order, handle.cut, change) for k in kept]
+        return _interpolated(handle, plan.masks, curves)
     assert unedited is not None
 
     def make(step: int, masks: MaskPyramid | None) -> Recording:
@@ -226,4 +227,14 @@ def _recordings(
     if len(made) == count:
         return make
     one = None if change else plan.masks.late
-    return Interpolated(Curve(lambda s: make(s, one), made, order, handle.cut, change)).at
+    curve = Curve(lambda s: make(s, one), made, order, handle.cut, change)
+    return _interpolated(handle, plan.masks, [curve])
+
+
+def _interpolated(
+    handle: Sparse, masks: StepMasks, curves: Sequence[Curve]
+) -> Callable[[int, MaskPyramid], Recording]:
+    """The sum of some curves at a step. The active sets of all masks are made here, so that no
+    step has to wait for the device to make them."""
+    handle.prepare(curves[0].begin(0), masks.all)
+    return Interpolated(*curves, room=handle.room).at

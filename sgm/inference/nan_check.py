@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sgm.errors import UserError
-from sgm.specs import Precision
+from sgm.words import Precision
 
 NEVER = 2**31 - 1
 

@@ -19,7 +19,8 @@ from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import Table, handle_of, sparsify
-from sgm.specs import MASKED_CHANNELS, Backend, Preset
+from sgm.specs import MASKED_CHANNELS
+from sgm.words import Backend, Preset
 
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)

@@ -16,13 +16,8 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
 )
-from sgm.specs import (
-    DEFAULT_RECORDED,
-    DEFAULT_RECORDING_PRECISION,
-    Preset,
-    RecordingPrecision,
-    RecordingSettings,
-)
+from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, RecordingSettings
+from sgm.words import Preset, RecordingPrecision
 
 DTYPES = {
     RecordingPrecision.FULL: None,
@@ -174,6 +169,11 @@ class StepMasks:
     def change(self, steps: int) -> int:
         """The step from which on they are others, of so many; 0 where they stay."""
         return 0 if self.early is None else int(self.share * steps)
+
+    @property
+    def all(self) -> tuple[MaskPyramid, ...]:
+        """Each once."""
+        return (self.late,) if self.early is None else (self.early, self.late)
 
     @property
     def first(self) -> MaskPyramid:

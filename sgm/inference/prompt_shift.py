@@ -16,7 +16,7 @@ from sgm.inference.stores import Store
 from sgm.inference.track import Track
 from sgm.inference.unedited import Unedited
 from sgm.modules.diffusionmodules.sampling import Denoise
-from sgm.sparse.recording import narrow
+from sgm.sparse.recording import narrow, room_for
 
 
 def record_shift(
@@ -45,5 +45,6 @@ def record_shift(
         assert isinstance(x, Tensor)  # it was recorded there
         with recording(unet) as found:
             watch(step, denoise(x, track.sigmas[step].to(x.device).expand(len(x))))
-        difference = combine([found, store.get(track.name_of(step))], [1.0, -1.0])
+        both = [found, store.get(track.name_of(step))]
+        difference = combine(both, [1.0, -1.0], room_for(found))
         store.put(names[step], narrow(difference, track.recorded.dtype))

@@ -1,18 +1,20 @@
 """SDEdit (Meng et al., 2022): noise a picture that was drawn on, and denoise it again."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sgm.inference.composite import blended, opacity
+from sgm.inference.composite import blended, opacity_of_drawing
+from sgm.inference.drawing import where_drawn
 from sgm.inference.edit import Edit, check_sizes
 from sgm.inference.loop import Kept, Plan, Source
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
 from sgm.photo import Blend
-from sgm.sparse.masks import MaskPyramid, cover, difference_mask, dilate
+from sgm.sparse.masks import MaskPyramid, cover, dilate
 from sgm.sparse.sparsify import handle_of
 
 
@@ -24,7 +26,7 @@ class SDEdit(Edit):
         init: the unedited picture [3, H, W] in [-1, 1]; a dense run does without it.
         edited: the picture that was drawn on, same shape.
         strength: share of the schedule that is run, above 0 to 1.
-        drawing: where it was drawn on, bool [H, W]; None for every difference of the pictures.
+        drawing: where it was drawn on, bool [H, W]; None to look for it (see `where_drawn`).
         blend: how the edit is put into the unedited picture; None leaves the network's picture
             everywhere, and so does a dense run without that picture.
 
@@ -51,7 +53,7 @@ class SDEdit(Edit):
         """See `Edit.ratio`."""
         if self.init is None and self.drawing is None:
             return None
-        return self._difference().float().mean().item()
+        return self.marked.float().mean().item()
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -68,7 +70,7 @@ class SDEdit(Edit):
         if recipe is None:
             edited = networks.encode(self.edited, noise, "edited")
             return Plan(Source.NONE, None, start=edited, strength=self.strength)
-        difference = self._difference()
+        difference = self.marked
         masks = recipe.sdedit_masks(difference)
         with recording(networks.encoder, masks):
             z = networks.encode(self.init, noise, "init")
@@ -86,7 +88,7 @@ class SDEdit(Edit):
         Raises:
             ValueError: without the unedited picture, or with an equal one.
         """
-        difference = self._difference()
+        difference = self.marked
         masks = recipe.sdedit_masks(difference)
         handle_of(networks.encoder).use(kept.encoder)
         with sparse(networks.encoder, masks):
@@ -102,7 +104,7 @@ class SDEdit(Edit):
         masks: MaskPyramid,
         decoder_masks: MaskPyramid | None,
     ) -> Plan:
-        steps = recipe.sdedit_steps(self._difference(), masks)
+        steps = recipe.sdedit_steps(self.marked, masks)
         size = (edited.shape[2], edited.shape[3])
         return Plan(
             Source.STEPPED,
@@ -115,33 +117,36 @@ class SDEdit(Edit):
             decoder_masks=decoder_masks,
         )
 
-    def _difference(self) -> Tensor:
+    @cached_property
+    def marked(self) -> Tensor:
         """Where it was drawn on, bool [H, W]; ValueError if that is not known."""
         if self.drawing is not None:
             return self.drawing
         if self.init is None:
             raise ValueError("A sparse SDEdit run needs the unedited picture too.")
-        return difference_mask(self.init, self.edited)
+        return where_drawn(self.init, self.edited, self.blend is not None)
 
     def region(self, recipe: Recipe) -> Tensor:
         """The drawing and what is sampled with it to the end, bool [H, W]; the ring of a blend lies
-        outside."""
-        return dilate(self._difference(), recipe.sdedit)
+        outside, and the edit fades out from the drawing to its end."""
+        return dilate(self.marked, recipe.sdedit)
 
     def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
         """Those of the recipe, and with a blend the ring in which the edit fades out."""
-        masks, touched = recipe.sdedit_decoder_masks(self._difference()), self.touched(recipe)
+        masks, touched = recipe.sdedit_decoder_masks(self.marked), self.touched(recipe)
         return masks if touched is None else cover(masks, touched)
 
-    def touched(self, recipe: Recipe) -> Tensor | None:
-        """See `Edit.touched`: the region of the drawing, and its ring."""
+    def weight(self, recipe: Recipe) -> Tensor | None:
+        """See `Edit.weight`: 1 on the drawing, 0 beyond its region and the ring."""
         if self.blend is None or (self.init is None and self.drawing is None):
             return None
-        return opacity(self.region(recipe), self.blend.width(self.size)) > 0
+        drawing, width = self.marked, self.blend.width(self.size)
+        return opacity_of_drawing(drawing, self.region(recipe), recipe.sdedit, width)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`; the edited part is put into the unedited picture, if there is one."""
-        if self.blend is None or (self.init is None and self.drawing is None):
+        weight = self.weight(recipe)
+        if self.blend is None or weight is None:
             return picture
         source = self.edited if self.init is None else self.init
-        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend)
+        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend, weight)

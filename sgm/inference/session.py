@@ -26,7 +26,8 @@ from sgm.modules.diffusionmodules.sampling import Denoise
 from sgm.sparse.masks import MaskPyramid, cover
 from sgm.sparse.recording import Recording, narrow
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import RecordingMemory, SamplingParams, Task
+from sgm.specs import SamplingParams
+from sgm.words import RecordingMemory, Task
 
 LATENTS = "latents"
 # Given the bytes of all recordings together; where to keep them.
@@ -146,8 +147,7 @@ class EditSession:
     def _denoiser(self, params: SamplingParams) -> Denoise:
         """Under some prompt; until the next one, sparse passes attend to it. An inpainting network
         is shown all of the picture."""
-        size = (self.picture.shape[1], self.picture.shape[2])
-        concat = None
+        size, concat = (self.picture.shape[1], self.picture.shape[2]), None
         if self.networks.reads_mask:
             concat = with_mask(self.z, torch.zeros_like(self.z[:, :1]))
         return self.pipeline.denoiser(params, size, concat)
@@ -261,7 +261,7 @@ class EditSession:
             edited: the picture with the drawing, [3, H, W] in [-1, 1].
             strength: share of the schedule that is run; the first edit of a strength makes its
                 recordings.
-            drawing: where it was drawn on, bool [H, W]; None for every difference.
+            drawing: where it was drawn on, bool [H, W]; None to look for it.
             seed: as for `inpaint`.
 
         Raises:

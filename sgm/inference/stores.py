@@ -20,7 +20,7 @@ from sgm.errors import UserError
 from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.quantise import Quantised
 from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
-from sgm.specs import RecordingMemory
+from sgm.words import RecordingMemory
 
 KINDS = {"affine": Affine, "moments": Moments, "quantised": Quantised}
 SEPARATOR = "|"

@@ -20,8 +20,9 @@ from sgm.io.names import (
     older_vae_name,
 )
 from sgm.io.weights_file import CheckpointError, Part, catalogue, content_key
-from sgm.specs import MASKED_CHANNELS, Prediction
+from sgm.specs import MASKED_CHANNELS
 from sgm.weights import Weights
+from sgm.words import Prediction
 
 # `torch.compile` puts it into every name of a network that was saved in its compiled form.
 COMPILED = "_orig_mod."

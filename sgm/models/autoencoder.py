@@ -87,7 +87,6 @@ class AutoencoderKL(nn.Module):
         moments = p.z_channels * (2 if p.double_z else 1)
         self.quant_conv = nn.Conv2d(moments, embed_dim * (2 if p.double_z else 1), 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, p.z_channels, 1)
-        self.downsampling = 2 ** (len(p.ch_mult) - 1)
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(self.quant_conv(self.encoder(x)))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sgm.modules.attention import BasicTransformerBlock, SpatialTransformer, attend
 from sgm.sparse.active import CONV1X1
+from sgm.sparse.backends.base import Prologue
 from sgm.sparse.matmul import linear
 from sgm.sparse.modules import as_map, as_rows, conv_rows, scatter_map
 from sgm.sparse.network import SparseModule
 from sgm.sparse.norm import group_norm_affine
-from sgm.sparse.ops import Prologue
 
 
 def attend_unfused(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

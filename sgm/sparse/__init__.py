@@ -9,10 +9,11 @@
 Imports torch, and nothing else of this package.
 """
 
+from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import dilate, downsample_mask
 from sgm.sparse.recording import Recording
-from sgm.sparse.sparsify import NotSparseError, Rule, Sparse, Table, sparsify
-from sgm.sparse.state import SparseStateError
+from sgm.sparse.sparsify import Rule, Sparse, Table, sparsify
+from sgm.sparse.swap import NotSparseError
 
 __all__ = [
     "NotSparseError",

@@ -5,6 +5,7 @@ outputs: an `ActiveSet` is a list of output pixels with the table of their neigh
 set chosen per pixel runs through the same operators.
 """
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sgm.sparse.masks import MaskPyramid, Resolution
 
@@ -224,17 +226,18 @@ class ActiveSet:
     def to(self, device: torch.device) -> Self:
         """A copy on another device, derived tables included: a set is made where its mask is, and
         moved whole."""
-        moved = copy(self)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def clone(self) -> Self:
+        """A copy in memory of its own, derived tables included."""
+        return self._each(Tensor.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with the results of `change` for its tensors."""
+        changed = copy(self)
         for name, value in vars(self).items():
-            vars(moved)[name] = _moved(value, device)
-        return moved
-
-
-def _moved(value: object, device: torch.device) -> object:
-    """Tensors of a value, alone or in a tuple, on a device; anything else as it is."""
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    return value.to(device) if isinstance(value, Tensor) else value
+            vars(changed)[name] = pytree.tree_map_only(Tensor, change, value)
+        return changed
 
 
 def block_active_set(mask: Tensor, geometry: Geometry) -> ActiveSet:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sgm.sparse.static import StaticMemory
+
 # What a step returns is a tensor, or tensors in tuples, dictionaries and the like.
 Step = Callable[[], Any]
 # Runs a step and keeps it: its result, and what computes that anew in place.
@@ -71,6 +73,14 @@ class Kinds:
     version: int = -1
     seen: set[object] = field(default_factory=set)
     steps: dict[object, _Captured] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class MaskMemory:
+    """What graphs read of masks of one size, and of recordings for these alone."""
+
+    static: StaticMemory = field(default_factory=StaticMemory)
+    kinds: Kinds = field(default_factory=Kinds)
 
 
 class StepGraphs:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm.sparse.mask_sets import SetKey
 from sgm.sparse.masks import Resolution
 from sgm.sparse.matmul import linear
 from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
@@ -51,12 +52,19 @@ def rows_around(site: Site, geometry: PixelGeometry, x: Tensor) -> Tensor:
     return site.tensor("rows", x).index_select(1, around)
 
 
+def size_of(values: dict[str, Recorded]) -> Resolution:
+    """The recorded size among a layer's values."""
+    size = values["size"]
+    assert isinstance(size, tuple)
+    return size
+
+
 def cut_around(
     site: Site, geometry: PixelGeometry, values: dict[str, Recorded]
 ) -> dict[str, Recorded]:
     """`size` and, of the recorded `rows` [B, P, C], those around the active ones."""
-    rows, size = widened(values["rows"]), values["size"]
-    assert isinstance(rows, Tensor) and isinstance(size, tuple)
+    rows, size = widened(values["rows"]), size_of(values)
+    assert isinstance(rows, Tensor)
     around = rows.index_select(1, pixel_set(site, geometry, size, rows).around)
     return {"size": size, "around": around}
 
@@ -74,10 +82,14 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """Only the active rows."""
-        rows, size = widened(values["rows"]), values["size"]
-        assert isinstance(rows, Tensor) and isinstance(size, tuple)
-        active = self.site.state.active(PIXELS, size, rows.device)
+        rows = widened(values["rows"])
+        assert isinstance(rows, Tensor)
+        active = self.site.state.active(PIXELS, size_of(values), rows.device)
         return {**values, "rows": self.site.ops.gather(rows, active, PLAIN)}
+
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """That of its pixels."""
+        return ((PIXELS, size_of(values)),)
 
     def _sparse(self, x: Tensor) -> Tensor:
         return rows_as_map(self.normed(as_rows(x)))
@@ -115,6 +127,10 @@ class SparseConvNorm(SparseGroupNorm):
         """The active rows, and those around them."""
         return {**super().cut(values), **cut_around(self.site, SAME, values)}
 
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """That of its pixels, and that of the convolution."""
+        return (*super().sets(values), (SAME, size_of(values)))
+
     def _around(self, rows: Tensor) -> Tensor:
         site = self.site
         if site.mask_specific:
@@ -132,6 +148,10 @@ class ShortConv2d(SparseModule, nn.Conv2d):
         more, scale = self.geometry.padding_end - self.padding[0], self.geometry.scale
         self.site.put(size=((x.shape[2] - more) // scale, (x.shape[3] - more) // scale))
         return self._dense(x)
+
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """Its own."""
+        return ((self.geometry, size_of(values)),)
 
     def _sparse(self, x: Tensor) -> Tensor:
         return rows_as_map(self.product(as_rows(x)))
@@ -166,6 +186,14 @@ class DoubledConv2d(ShortConv2d):
 
 class EntryConv2d(SparseModule, nn.Conv2d):
     """The first convolution of a network: from a whole map to active rows."""
+
+    def _record(self, x: Tensor) -> Tensor:
+        self.site.put(size=(x.shape[2], x.shape[3]))
+        return self._dense(x)
+
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """Its own."""
+        return ((ENTRY, size_of(values)),)
 
     def _sparse(self, x: Tensor) -> Tensor:
         return rows_as_map(conv_rows(self.site, x, self.site.active(ENTRY, x), self))
@@ -211,6 +239,10 @@ class ShortMap(SparseModule):
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """The rows around the active ones."""
         return cut_around(self.site, self.geometry(), values)
+
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """That of its pixels, and that of the convolution."""
+        return ((PIXELS, size_of(values)), (self.geometry(), size_of(values)))
 
     def _sparse(self, x: Tensor) -> Tensor:
         site, around = self.site, rows_around(self.site, self.geometry(), x)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.sparse.active import CONV1X1, CONV3X3, ActiveSet, Geometry
+from sgm.sparse.backends.base import Prologue
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine, group_norm_affine
-from sgm.sparse.ops import Prologue
 
 PLAIN = Prologue()
 

@@ -1,17 +1,18 @@
 """Layers with a sparse pass, and their named places in the state of their network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
+from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.mask_sets import AnyGeometry, SetKey
 from sgm.sparse.masks import Resolution
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.ops import SparseOps
 from sgm.sparse.recording import Recorded
-from sgm.sparse.state import AnyGeometry, Mode, SparseState
+from sgm.sparse.state import Mode, SparseState
 
 
 class Site:
@@ -110,6 +111,11 @@ class SparseModule:
         """What sparse passes with the present masks read of the recorded values; all, by
         default."""
         return values
+
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """The active sets that `_sparse` and `cut` ask for, as far as the recorded values tell at
+        which resolution the layer is; so `SparseState.prepare` can make them beforehand."""
+        return ()
 
 
 class SparseRoot:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sgm.sparse.backends.base import Prologue, SparseOps
+from sgm.sparse.backends.base import SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
-
-__all__ = ["BACKENDS", "Prologue", "SparseOps", "select_ops"]
 
 CPU = torch.device("cpu")
 

@@ -57,6 +57,17 @@ def each_tensor(recording: "Recording", change: Callable[[Tensor], Tensor]) -> "
     return changed
 
 
+def room_for(recording: "Recording") -> "Recording":
+    """Memory for the values of such a recording, widened."""
+    room = Recording(recording.masks)
+    for key, value in recording.values.items():
+        if isinstance(value, Quantised):
+            room.values[key] = torch.empty_like(value.codes, dtype=value.scale.dtype)
+        else:
+            room.values[key] = with_tensors(value, lambda number, part: torch.empty_like(part))
+    return room
+
+
 def narrow(recording: "Recording", dtype: torch.dtype | None) -> "Recording":
     """A recording with its rows and tokens in fewer bytes; None leaves it."""
     changed = Recording(recording.masks, dtype)
@@ -83,9 +94,12 @@ class Recording:
         """Whether it serves the sparse passes of one mask only."""
         return self.masks is not None
 
-    def of_layer(self, name: str) -> dict[str, Recorded]:
-        """The values of a layer by their names."""
-        return {key: value for (layer, key), value in self.values.items() if layer == name}
+    def by_layer(self) -> dict[str, dict[str, Recorded]]:
+        """The values of each layer by their names."""
+        layers: dict[str, dict[str, Recorded]] = {}
+        for (layer, key), value in self.values.items():
+            layers.setdefault(layer, {})[key] = value
+        return layers
 
     def size_in_bytes(self) -> int:
         """Memory of its tensors."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm.sparse.backends.base import SparseOps
 from sgm.sparse.layers import SparseConv1x1, TextAttention
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import Site, SparseModule, SparseRoot, state_of
-from sgm.sparse.ops import SparseOps
 from sgm.sparse.recording import Recording
 from sgm.sparse.state import Mode, SparseState
 from sgm.sparse.swap import NotSparseError, adapter_in_the_way, child_of, parts_of, turn

@@ -3,34 +3,34 @@
 Used outside of `recording` and `sparse`, the network is simply dense.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sgm.sparse.active import ActiveSet, bucket
-from sgm.sparse.graphs import Capture, Kinds, StepGraphs
+from sgm.sparse.active import ActiveSet
+from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.graphs import Capture, MaskMemory, StepGraphs
+from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
-from sgm.sparse.ops import SparseOps, select_ops
+from sgm.sparse.ops import select_ops
 from sgm.sparse.quantise import Quantised
-from sgm.sparse.recording import Recorded, Recording, each_tensor, narrowed, tensors_of, widened
+from sgm.sparse.recording import (
+    Recorded,
+    Recording,
+    each_tensor,
+    narrowed,
+    room_for,
+    tensors_of,
+    widened,
+)
 from sgm.sparse.static import StaticMemory
 
 # Sizes of masks whose memory and graphs are kept.
 MEMORIES = 2
-
-
-class AnyGeometry(Protocol):
-    """How the outputs of a convolution are chosen: in blocks or pixel by pixel."""
-
-    def active_set(self, masks: MaskPyramid, size: Resolution) -> ActiveSet:
-        """The active set for an input map of `size` (height, width); KeyError for a mask that is
-        not there."""
-        ...
 
 
 class Layer(Protocol):
@@ -40,9 +40,10 @@ class Layer(Protocol):
         """What sparse passes with the present masks read of the layer's recorded values."""
         ...
 
-
-class SparseStateError(RuntimeError):
-    """A sparse pass without the recording or the masks it needs; one sentence."""
+    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
+        """The active sets that sparse passes and `cut` ask for, as the layer's recorded values
+        tell."""
+        ...
 
 
 class Mode(Enum):
@@ -51,14 +52,6 @@ class Mode(Enum):
     DENSE = "dense"  # compute everything, remember nothing
     RECORD = "record"  # compute everything, remember what a sparse pass will read
     SPARSE = "sparse"  # compute the active sets, take the rest from the recording
-
-
-@dataclass(eq=False)
-class MaskMemory:
-    """What graphs read of masks of one size, and of recordings for these alone."""
-
-    static: StaticMemory = field(default_factory=StaticMemory)
-    kinds: Kinds = field(default_factory=Kinds)
 
 
 class SparseState:
@@ -76,7 +69,8 @@ class SparseState:
         self.layers: dict[str, Layer] = {}
         self.text: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: MaskPyramid | None = None
-        self._active: dict[tuple[AnyGeometry, Resolution], ActiveSet] = {}
+        self._active: dict[SetKey, ActiveSet] = {}  # those that are in use
+        self._sets: list[MaskSets] = []
         self.static: StaticMemory | None = None
         self.graphs: StepGraphs | None = None
         self._memories: dict[object, MaskMemory] = {}
@@ -114,14 +108,22 @@ class SparseState:
         finally:
             self.mode = Mode.DENSE
 
+    def _sets_of(self, masks: MaskPyramid) -> MaskSets:
+        """Active sets are kept while the same pyramid objects come back, as many as memories."""
+        found = next((known for known in self._sets if known.masks is masks), None)
+        found = found or MaskSets(masks, padded=self.static is not None)
+        others = [known for known in self._sets if known is not found]
+        self._sets = [*others, found][-MEMORIES:]
+        return found
+
     def _use_masks(self, masks: MaskPyramid) -> None:
-        """Active sets are kept while the same pyramid object comes back."""
+        """Take the active sets of some masks into use."""
         if masks is self._masks:
             return
         self._masks, self._active = masks, {}
         if self.static is None:
             return
-        size = tuple((level, bucket(int(mask.sum()))) for level, mask in masks.items())
+        size = self._sets_of(masks).size
         self._memory = self._memories.pop(size, None) or MaskMemory()
         self._memories[size] = self._memory  # the last is the one that was used last
         for old in list(self._memories)[:-MEMORIES]:
@@ -155,17 +157,53 @@ class SparseState:
         return self.record if self.static is None else each_tensor(self.record, Tensor.clone)
 
     def use(self, recording: Recording) -> None:
-        """Make a recording that was kept the present one."""
+        """Make a recording that was kept the present one; one in the memory of `room` is not
+        copied."""
         if self.static is None:
             self.record = recording
             return
         if recording.masks is not None:
             self._use_masks(recording.masks)
+        static = self._static_of(recording)
+        if recording is static.room:
+            self.record = recording
+            return
         self.record = Recording(recording.masks, recording.dtype)
-        static = self._memory.static if recording.mask_specific else self.static
         named = {("record", *place): widened(value) for place, value in recording.values.items()}
         held = static.hold_all(named)
         self.record.values = dict(zip(recording.values, held, strict=True))
+
+    def room(self, recording: Recording) -> Recording:
+        """Memory for the widened values of recordings like this one, to be filled and then given to
+        `use`: where there are graphs, that which they read."""
+        room = room_for(recording)
+        if self.static is not None:
+            if recording.masks is not None:
+                self._use_masks(recording.masks)
+            static = self._static_of(recording)
+            for place, value in room.values.items():
+                room.values[place] = static.room_for(("record", *place), value)
+            static.room = room
+        return room
+
+    def _static_of(self, recording: Recording) -> StaticMemory | None:
+        """Where graphs read such a recording; None without graphs."""
+        own = self.static is not None and recording.mask_specific
+        return self._memory.static if own else self.static
+
+    def prepare(self, recording: Recording, masks: Iterable[MaskPyramid]) -> None:
+        """Make the active sets of passes to come: making them waits for the device.
+
+        Args:
+            recording: tells at which resolutions the layers are.
+            masks: of the passes; no more than two.
+        """
+        values = recording.by_layer()
+        device = next(t.device for v in recording.values.values() for t in tensors_of(v))
+        for one in masks:
+            for name, layer in self.layers.items():
+                for key in layer.sets(values.get(name, {})):
+                    self._sets_of(one).get(key, device)
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
         """What sparse passes with `masks` read of a recording that serves any: smaller, and as
@@ -174,9 +212,9 @@ class SparseState:
         self._use_masks(masks)
         present, self.record = self.record, recording
         try:
-            found = Recording(masks, recording.dtype)
+            found, values = Recording(masks, recording.dtype), recording.by_layer()
             for name, layer in self.layers.items():
-                for key, value in layer.cut(recording.of_layer(name)).items():
+                for key, value in layer.cut(values.get(name, {})).items():
                     found.values[name, key] = value
             return found
         finally:
@@ -218,6 +256,7 @@ class SparseState:
     def clear(self) -> None:
         """Forget recording, masks and text, and free their memory."""
         self.record, self._masks, self._active, self.text = Recording(), None, {}, {}
+        self._sets = []
 
     def put(self, site: str, **values: Recorded) -> None:
         """Record values of a layer; of a recording for one mask only what that mask reads, and as
@@ -228,9 +267,8 @@ class SparseState:
             values = {key: narrowed(value, self.record.dtype) for key, value in values.items()}
         for key, value in values.items():
             # What is quantised is never read by a graph: `use` widens it.
-            if self.static is not None and not isinstance(value, Quantised):
-                own = self.record.mask_specific
-                static = self._memory.static if own else self.static
+            static = self._static_of(self.record)
+            if static is not None and not isinstance(value, Quantised):
                 value = static.hold(("record", site, key), value)
             self.record.values[site, key] = value
 
@@ -268,21 +306,10 @@ class SparseState:
         key = (geometry, size)
         if key not in self._active:
             assert self._masks is not None  # a scope set them
-            try:
-                active = geometry.active_set(self._masks, size)
-            except KeyError as error:
-                known = ", ".join(f"{h}x{w}" for h, w in self._masks)
-                height, width = error.args[0]
-                raise SparseStateError(
-                    f"The masks have no level of {height}x{width}, which the network comes to; "
-                    f"they have {known}. A picture whose sides the network can halve evenly has "
-                    "all that it needs."
-                ) from None
-            if self.static is None:
-                self._active[key] = active.resolve().to(device)
-            else:
-                padded = active.pad().resolve().to(device)
-                self._active[key] = self._memory.static.hold_set(key, padded)
+            active = self._sets_of(self._masks).get(key, device)
+            if self.static is not None:
+                active = self._memory.static.hold_set(key, active)
+            self._active[key] = active
         return self._active[key]
 
     def active_by_area(self, geometry: AnyGeometry, area: int, device: torch.device) -> ActiveSet:

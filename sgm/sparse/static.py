@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.recording import with_tensors
+from sgm.sparse.recording import Recording, with_tensors
 
 Key = tuple[object, ...]
 Value = TypeVar("Value")
@@ -34,17 +34,19 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
     return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
-@dataclass
+@dataclass(eq=False)
 class StaticMemory:
     """Tensors and active sets by name; a value that fits where the last one lay goes there.
 
     Attributes:
         version: rises whenever something lies in another place than before.
+        room: a recording all of whose values lie here; None if there is none.
     """
 
     version: int = 0
     tensors: dict[Key, Tensor] = field(default_factory=dict)
     sets: dict[Key, ActiveSet] = field(default_factory=dict)
+    room: Recording | None = None
 
     def hold(self, key: Key, value: Value) -> Value:
         """A tensor, or those of an `Affine`, of `Moments` or of a tuple, in memory of this name;
@@ -60,6 +62,10 @@ class StaticMemory:
             torch._foreach_copy_(olds, news)
         return held
 
+    def room_for(self, key: Key, value: Value) -> Value:
+        """As `hold`, but what lies in the memory is not said."""
+        return self._place(key, value, [])
+
     def _place(self, key: Key, value: Value, copies: list[tuple[Tensor, Tensor]]) -> Value:
         """The memory of a name; what has to be copied there is added to `copies`."""
         if isinstance(value, Affine | Moments):
@@ -70,7 +76,7 @@ class StaticMemory:
             return value
         kept = self.tensors.get(key)
         if not _alike(kept, value):
-            self.version += 1
+            self.version, self.room = self.version + 1, None
             # A copy: the tensor itself may be in use elsewhere, and would change there too.
             kept = self.tensors[key] = value.clone()
         elif kept is not value:
@@ -92,8 +98,8 @@ class StaticMemory:
                         old.copy_(new)
                 return known
         self.version += 1
-        self.sets[key] = active
-        return active
+        held = self.sets[key] = active.clone()
+        return held
 
     def size_in_bytes(self) -> int:
         """Memory of the held tensors, without the lists of pixels."""

@@ -10,7 +10,8 @@ from PIL import Image
 import sgm
 from sgm.app.desk import Desk
 from sgm.app.studio import Studio
-from sgm.specs import SamplingParams, Task
+from sgm.specs import SamplingParams
+from sgm.words import Task
 from tests.conftest import ROOT
 
 pytest.importorskip("gradio")

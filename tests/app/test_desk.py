@@ -18,7 +18,8 @@ from sgm.app.worker import Ended
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.session import EditSession
 from sgm.io import imageio
-from sgm.specs import SamplingParams, Task
+from sgm.specs import SamplingParams
+from sgm.words import Task
 from tests.app.ears import Ear, Gate, error_of, heard
 
 SIZE = (120, 61)  # (width, height), no multiples of 64

@@ -8,7 +8,7 @@ import pytest
 from sgm.app.__main__ import load_studio, main
 from sgm.app.options import read_options
 from sgm.errors import UserError
-from sgm.specs import Precision
+from sgm.words import Precision
 
 
 def test_the_tiny_model_unless_a_checkpoint_is_named() -> None:

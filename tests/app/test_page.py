@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 import sgm
 from sgm.app.studio import Studio
-from sgm.specs import SamplingParams, Task
+from sgm.specs import SamplingParams
+from sgm.words import Task
 from tests.app.ears import heard
 from tests.conftest import ROOT
 

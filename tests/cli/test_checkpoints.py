@@ -13,8 +13,8 @@ from sgm.cli import checks
 from sgm.cli import main as cli
 from sgm.cli.option_types import weighted
 from sgm.errors import UserError
-from sgm.specs import Prediction
 from sgm.weights import Lora, Weights, weights_of
+from sgm.words import Prediction
 from tests.conftest import ROOT
 from tests.io.tiny_files import UNET, saved
 

@@ -19,7 +19,8 @@ from sgm.errors import UserError
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.presets import PUBLISHED, Recipe
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType
 
 pytest_plugins = ["tests.cli.cli_folder"]
 

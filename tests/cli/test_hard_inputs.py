@@ -20,7 +20,8 @@ from sgm.cli import main as cli
 from sgm.cli.program import run_program
 from sgm.inference.pipeline import Pipeline
 from sgm.io.checkpoint import build_model
-from sgm.specs import ModelSpec, RunType
+from sgm.specs import ModelSpec
+from sgm.words import RunType
 from tests.conftest import ROOT, tiny_weights
 
 CONFIGS = ROOT / "configs"

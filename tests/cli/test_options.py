@@ -15,7 +15,8 @@ from sgm.cli import main as cli
 from sgm.cli.generate import backend_of
 from sgm.cli.options import EPILOG
 from sgm.errors import UserError
-from sgm.specs import MODELS, Backend, Mode, Precision, Preset, RunType, Task, model_spec
+from sgm.specs import MODELS, model_spec
+from sgm.words import Backend, Mode, Precision, Preset, RunType, Task
 from tests.conftest import ROOT
 
 pytest_plugins = ["tests.cli.cli_folder"]

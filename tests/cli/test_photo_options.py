@@ -157,8 +157,10 @@ def test_words_that_are_not_read_are_named(
 
 def test_a_png_says_how_it_was_made(folder: Path, pipeline: FakePipeline) -> None:
     cli.main([*INPAINT, "--negative_prompt", "fog", "--seed", "7", "--output_path", "a.png"])
-    text = Image.open("a.png").info["parameters"]
+    with Image.open("a.png") as image:
+        text = image.info["parameters"]
     assert text.startswith("a horse\nNegative prompt: fog\nSteps: 50, Sampler: DPM++ 2M")
     assert "CFG scale: 6.0, Seed: 7, Size: 100x40" in text
     cli.main([*INPAINT, "--no_metadata", "--output_path", "b.png"])
-    assert "parameters" not in Image.open("b.png").info
+    with Image.open("b.png") as image:
+        assert "parameters" not in image.info

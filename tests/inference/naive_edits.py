@@ -293,15 +293,22 @@ def drawn(
     return [*found, torch.where(early[LATENTS], found[-1], unedited.end)]
 
 
-def naive_opacity(mask: Tensor) -> Tensor:
+def naive_opacity(mask: Tensor, feather: int = FEATHER) -> Tensor:
     """Of the edit at each pixel of mask [H, W]: 1 where it was marked, and less the farther away,
-    smoothly, within two pixels of that."""
+    smoothly, within two pixels of that or more."""
     rows, columns = torch.meshgrid(*(torch.arange(float(n)) for n in mask.shape), indexing="ij")
     distance = torch.full(mask.shape, float("inf"))
     for r, c in mask.nonzero().tolist():
         distance = torch.minimum(distance, ((rows - r) ** 2 + (columns - c) ** 2).sqrt())
-    near = torch.where(distance <= FEATHER, 1 - distance / (FEATHER + 1), 0)
+    near = torch.where(distance <= feather, 1 - distance / (feather + 1), 0)
     return 3 * near**2 - 2 * near**3
+
+
+def drawn_opacity(image: Tensor, drawing: Tensor) -> Tensor:
+    """Of the edit at each pixel of what was drawn [3, H, W]: 1 on the drawing alone, 0 beyond its
+    region and the ring."""
+    near = naive_opacity(difference_mask(image, drawing), DRAWN_DILATIONS[0] + FEATHER)
+    return torch.minimum(near, naive_opacity(drawn_region(image, drawing)))
 
 
 def with_ring(pyramid: MaskPyramid, mask: Tensor) -> MaskPyramid:

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from sgm.inference.composite import blended, composite, distance, opacity
+from sgm.inference.composite import (
+    blended,
+    composite,
+    distance,
+    opacity,
+    opacity_of_drawing,
+)
 from sgm.photo import Blend
 
 
@@ -65,3 +71,15 @@ def test_blending_follows_its_options(match):
 )
 def test_the_ring_grows_with_the_picture(size, width):
     assert Blend().width(size) == width and Blend(3).width(size) == 3 and Blend(0).width(size) == 0
+
+
+def test_a_drawing_fades_out_from_its_edge_within_its_region():
+    drawing = torch.zeros(60, 80, dtype=torch.bool)
+    drawing[20:30, 30:50] = True
+    region = distance(drawing, 7) <= 7
+    weight = opacity_of_drawing(drawing, region, 7, 4)
+    assert (weight[drawing] == 1).all() and (weight[~drawing] < 1).all()
+    assert (weight[25, 49:62].diff() < 0).all() and weight[25, 61] == 0
+    narrow = region & (torch.arange(80) < 52)
+    assert (opacity_of_drawing(drawing, narrow, 7, 4) <= opacity(narrow, 4)).all()
+    assert torch.equal(opacity_of_drawing(drawing, region, 7, 0), region.float())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgm.inference.crop import crop_inpainting, crop_sdedit, is_larger, window_around
+from sgm.inference.crop import Window, crop_inpainting, crop_sdedit, is_larger, window_around
 from sgm.inference.presets import FAST
 from sgm.photo import Blend
 
@@ -52,6 +52,13 @@ def test_a_small_edit_of_a_large_picture_is_seen_as_it_is() -> None:
     assert is_larger((768, 1024), TRAINED) and not is_larger((256, 600), TRAINED)
 
 
+def test_nothing_marked_gets_lost_where_the_network_sees_less() -> None:
+    window = Window(0, 0, 700, 900, (128, 192))
+    for row, column in ((100, 320), (699, 899), (3, 500)):
+        seen = window.seen_levels(rectangle((700, 900), row, column, 1, 1))
+        assert seen.dtype is torch.bool and 1 <= seen.sum() <= 4
+
+
 @pytest.mark.parametrize("task", ["inpainting", "sdedit"])
 def test_the_result_is_put_back_and_the_rest_stays(task: str) -> None:
     size = (700, 900)
@@ -71,3 +78,21 @@ def test_the_result_is_put_back_and_the_rest_stays(task: str) -> None:
     result = edit.finish(torch.ones(3, *window.size), FAST)
     assert torch.equal(result[:, ~touched], ((image + 1) / 2)[:, ~touched])
     assert torch.allclose(result[:, mask], torch.ones(()))
+
+
+@pytest.mark.parametrize("task", ["inpainting", "sdedit"])
+def test_colours_and_grain_are_those_of_the_whole_picture(task: str) -> None:
+    size, generator = (700, 900), torch.Generator().manual_seed(3)
+    grain = torch.randn(3, *size, generator=generator) * 6 / 255
+    smooth = torch.linspace(0.3, 0.7, size[1]).expand(3, *size)
+    image, mask = (smooth + grain) * 2 - 1, rectangle(size, 120, 300, 240, 350)
+    window, blend = window_around(mask, TRAINED), Blend()
+    if task == "inpainting":
+        edit = crop_inpainting(image, mask, window, blend)
+    else:
+        edit = crop_sdedit(image, -image, mask, window, blend, 0.7)
+    result = edit.finish(window.seen(smooth) + 0.08, FAST)
+    found = (result - smooth)[:, mask] * 255
+    assert found.mean().abs() < 1 and found.std() == pytest.approx(6, rel=0.1)
+    outside = edit.weight(FAST) == 0
+    assert torch.equal(result[:, outside], ((image + 1) / 2)[:, outside])

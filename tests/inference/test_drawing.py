@@ -15,7 +15,7 @@ from sgm.sparse.masks import difference_mask, dilate
 
 SIZE = (192, 256)
 RECIPES = {"PNG": ("PNG", {}), "WebP": ("WEBP", {"quality": 90})} | {
-    f"JPEG {quality}": ("JPEG", {"quality": quality}) for quality in (98, 90, 80)
+    f"JPEG {quality}": ("JPEG", {"quality": quality}) for quality in (98, 90, 80, 50)
 }
 
 
@@ -45,7 +45,7 @@ def stored(pixels: np.ndarray, recipe: str) -> Tensor:
 
 
 @pytest.mark.parametrize("grain", [0, 6], ids=["flat", "grainy"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "JPEG 50"])
 def test_the_drawing_is_found_in_any_format(recipe: str, grain: float) -> None:
     before, mask = scene(grain), drawn()
     after = before.copy()
@@ -75,9 +75,10 @@ def test_specks_are_no_drawing_and_thin_lines_are_one() -> None:
     assert find_drawing(before, after)[150, 41:199].all()
 
 
-def test_compression_alone_is_no_drawing() -> None:
+@pytest.mark.parametrize("quality", [80, 50])
+def test_compression_alone_is_no_drawing(quality: int) -> None:
     pixels = scene(6)
     before = to_tensor(Image.fromarray(pixels))
-    after = stored(pixels, "JPEG 80")
+    after = stored(pixels, f"JPEG {quality}")
     assert difference_mask(before, after).float().mean() > 0.1
     assert find_drawing(before, after).float().mean() < 0.002

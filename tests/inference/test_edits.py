@@ -29,7 +29,7 @@ from sgm.sparse.rules.published import PUBLISHED
 from sgm.sparse.rules.sgm import FAST
 from sgm.sparse.sparsify import Table, handle_of, sparsify
 from sgm.sparse.state import Mode
-from sgm.specs import Precision
+from sgm.words import Precision
 from tests.conftest import ROOT, max_error, tiny_weights
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute

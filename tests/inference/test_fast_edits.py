@@ -19,7 +19,8 @@ from sgm.photo import Blend
 from sgm.sparse.masks import difference_mask, dilate
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType, Task
+from sgm.specs import MODELS
+from sgm.words import Backend, Precision, Preset, RunType, Task
 from tests.conftest import ROOT, tiny_weights
 from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture, rectangle
 

@@ -21,7 +21,8 @@ from sgm.inference.stores import DeviceStore
 from sgm.photo import Blend
 from sgm.sparse.masks import downsample_mask
 from sgm.sparse.recording import Recording
-from sgm.specs import Precision, SamplingParams
+from sgm.specs import SamplingParams
+from sgm.words import Precision
 from tests.conftest import max_error
 from tests.inference.naive_edits import (
     BASE_PROMPT,
@@ -37,6 +38,7 @@ from tests.inference.naive_edits import (
     Dense,
     drawn,
     drawn_decoder_masks,
+    drawn_opacity,
     drawn_region,
     followed,
     inpainted,
@@ -165,9 +167,9 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     assert max(errors) < TOLERANCE, errors
 
 
-def assert_put_in(seen: Watched, source: Tensor, region: Tensor) -> None:
-    """The picture that was decoded is in the source [3, H, W] in [-1, 1] by its opacity."""
-    source, weight = (source + 1) / 2, naive_opacity(region)
+def assert_put_in(seen: Watched, source: Tensor, weight: Tensor) -> None:
+    """The picture that was decoded is in the source [3, H, W] in [-1, 1] by its opacity [H, W]."""
+    source = (source + 1) / 2
     found, beyond = seen.result.image, weight == 0
     assert torch.equal(found[:, beyond], source[:, beyond])
     assert max_error(found, source + weight * (seen.decoded - source)) < 1e-6
@@ -186,7 +188,7 @@ def test_cold_inpainting_is_the_naive_loop(
     expected = inpainted(dense, guided, z, mask, lambda i: kept_at(recordings, i), STEPS)
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     assert max_error(seen.decoded, dense.networks.decode(expected[-1])) < IMAGE_TOLERANCE
-    assert_put_in(seen, image, mask)
+    assert_put_in(seen, image, naive_opacity(mask))
 
 
 @torch.inference_mode()
@@ -203,7 +205,7 @@ def test_cold_sdedit_is_the_naive_loop(
     expected = drawn(dense, guided, image, drawing, sigmas, unedited, encoder)
     assert_close([*seen.steps, seen.z], expected)
     assert max_error(seen.decoded, dense.networks.decode(expected[-1])) < IMAGE_TOLERANCE
-    assert_put_in(seen, image, drawn_region(image, drawing))
+    assert_put_in(seen, image, drawn_opacity(image, drawing))
 
 
 @torch.inference_mode()
@@ -219,7 +221,7 @@ def test_a_sessions_inpainting_is_the_naive_loop(
     assert_close([*seen.steps, seen.z], [*expected, expected[-1]])
     masks = with_ring(downsample_mask(mask, DECODER_DILATION), mask)
     assert max_error(seen.decoded, base.decoded(dense, masks, expected[-1])) < IMAGE_TOLERANCE
-    assert_put_in(seen, image, mask)
+    assert_put_in(seen, image, naive_opacity(mask))
 
 
 @torch.inference_mode()
@@ -243,7 +245,7 @@ def test_a_sessions_sdedit_is_the_naive_loop(
     decoded = base.decoded(dense, drawn_decoder_masks(region), expected[-1])
     assert torch.equal(runs[0].result.image, runs[1].result.image)
     assert max_error(seen.decoded, decoded) < IMAGE_TOLERANCE
-    assert_put_in(seen, image, region)
+    assert_put_in(seen, image, drawn_opacity(image, drawing))
 
 
 @torch.inference_mode()
@@ -300,7 +302,7 @@ def test_the_whole_selection_changes_and_fades_out_around_it(fast: Pipeline, ima
     mask[80:83, 100:150] = True  # three pixels wide
     mask[120, 10] = True
     seen = watched(fast, lambda: fast.inpaint(image, mask, PROMPT, steps=1))
-    assert_put_in(seen, image, mask)
+    assert_put_in(seen, image, naive_opacity(mask))
     source = (image + 1) / 2
     share = (seen.result.image - source) / (seen.decoded - source)  # of the edit
     share = share.where((seen.decoded - source).abs() > 0.01, float("nan")).nanmedian(dim=0).values

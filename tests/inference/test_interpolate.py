@@ -17,7 +17,7 @@ from sgm.inference.interpolate import (
 )
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.norm import Moments
-from sgm.sparse.recording import Recording, narrow
+from sgm.sparse.recording import Recording, narrow, room_for
 
 STEPS = (1, 2, 3, 4, 7, 39, 40, 50)
 SMALL: MaskPyramid = {(1, 1): torch.ones(1, 1, dtype=torch.bool)}
@@ -196,7 +196,7 @@ def test_masks_that_change_are_cut_anew_from_whole_recordings() -> None:
 
 def test_a_sum_takes_the_memory_of_the_last_one_and_leaves_its_terms() -> None:
     a, b = recording(1), recording(4)
-    first = combine([a, b], [0.75, 0.25])
+    first = combine([a, b], [0.75, 0.25], room_for(a))
     second = combine([a, b], [0.5, 0.5], first)
     rows = second.values["a", "rows"]
     assert rows.data_ptr() == first.values["a", "rows"].data_ptr()
@@ -220,7 +220,7 @@ def test_quantised_recordings_are_summed_widened(dtype: torch.dtype) -> None:
         made.values["a", "moments"] = Moments(torch.ones(2, 3), torch.zeros(2, 3))
         recordings.append(narrow(made, dtype))
     weights = [0.5, 0.75, -0.25]
-    found = combine(recordings, weights).values
+    found = combine(recordings, weights, room_for(recordings[0])).values
     rows = found["a", "rows"]
     assert isinstance(rows, torch.Tensor) and rows.dtype is torch.float32
     exact = sum(weight * one for weight, one in zip(weights, maps, strict=True))

@@ -17,15 +17,9 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
-from sgm.specs import (
-    MODELS,
-    Precision,
-    Preset,
-    RunType,
-    SamplingParams,
-    Spacing,
-)
+from sgm.specs import MODELS, SamplingParams
 from sgm.weights import Weights
+from sgm.words import Precision, Preset, RunType, Spacing
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.io.tiny_files import UNET, folder_tensors, saved

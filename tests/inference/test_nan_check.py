@@ -9,7 +9,8 @@ from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.inference.session import EditSession
-from sgm.specs import Precision, RecordingSettings, SamplingParams
+from sgm.specs import RecordingSettings, SamplingParams
+from sgm.words import Precision
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 64)

@@ -3,16 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sgm.inference import loop
+from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.progress import Stopwatch
 from sgm.inference.session import EditSession
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import MODELS, Backend, Precision, Preset, RunType, SamplingParams
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Backend, Precision, Preset, RunType
 from tests.conftest import ROOT, max_error
 from tests.pretend_cuda import PretendCuda
 
@@ -100,15 +105,43 @@ def test_an_edit_on_a_card(
     assert not card.problems
 
 
+@contextmanager
+def watched_steps(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """As `watched`, from the first step of the last loop to its last, however many they are."""
+    found: Counter[str] = Counter()
+    make, after_step = loop._interpolated, NanCheck.__call__
+
+    def begin(*arguments: Any) -> Any:
+        made = make(*arguments)
+        card.reset()
+        return made
+
+    def step(self: NanCheck, number: int, x: Tensor) -> None:
+        found.clear()
+        found.update(card.waits + card.uploads)
+        found.update(steps=number + 1, recordings_copied=card.kernels["_foreach_copy_"])
+        after_step(self, number, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_interpolated", begin)
+        patch.setattr(NanCheck, "__call__", step)
+        yield found
+
+
 def test_sessions_on_a_card(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = SamplingParams("a cat", "", 2, 4, 6.0)
-    results = []
-    for device in ("cpu", "cuda"):
+    params = SamplingParams("a cat", "", 2, 5, 6.0)
+    results: dict[str, list[Tensor]] = {"cpu": [], "cuda": []}
+    for device, made in results.items():
         session = EditSession(load("fast", device), picture(), params)
-        results.append([session.inpaint("a dog", mask()).image])
-        results[-1].append(session.sdedit("a dog", drawn(), 0.8).image)
-    for right, found in zip(*results, strict=True):
-        assert max_error(found, right) < 1e-4
+        inpaint = partial(session.inpaint, "a dog", mask())
+        sdedit = partial(session.sdedit, "a dog", drawn(), 0.8)
+        for edit, steps in ((inpaint, 5), (sdedit, 3)):
+            with watched_steps(card, monkeypatch) as found:
+                made.append(edit().image)
+            # No waits, also where the wide masks of the first steps give way to the narrow ones.
+            assert found == Counter(steps=steps)
+    for right, image in zip(*results.values(), strict=True):
+        assert max_error(image, right) < 1e-4
     session.sdedit("a dog", drawn(), 0.8)  # a kind of step is captured when it comes again
     captures = handle_of(session.networks.unet).graphs.captures
     for _ in range(2):

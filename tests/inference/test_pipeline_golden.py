@@ -18,7 +18,8 @@ from sgm.modules.diffusionmodules.sampling import DPMPP2M, Solver, SolverState
 from sgm.modules.diffusionmodules.schedules import TurboSubstep
 from sgm.sparse.masks import difference_mask, dilate
 from sgm.sparse.rules.published import PUBLISHED
-from sgm.specs import Precision, SamplingParams, Turbo
+from sgm.specs import SamplingParams, Turbo
+from sgm.words import Precision
 from tests.conftest import Golden, max_error, rule_weights
 
 LATENTS = 1e-4  # golden README: of the largest value

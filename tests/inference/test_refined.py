@@ -14,7 +14,8 @@ from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.refined import refined_edit
 from sgm.inference.sdedit import SDEdit
-from sgm.specs import Precision, RunType, SamplingParams, Turbo
+from sgm.specs import SamplingParams, Turbo
+from sgm.words import Precision, RunType
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 128)

@@ -24,14 +24,8 @@ from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording, tensors_of
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
-from sgm.specs import (
-    Precision,
-    RecordingMemory,
-    RecordingPrecision,
-    RecordingSettings,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import RecordingSettings, SamplingParams
+from sgm.words import Precision, RecordingMemory, RecordingPrecision, Task
 from tests.conftest import max_error
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sgm.io.checkpoint import CheckpointError, build_model, load_weights
+from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.weights_file import CheckpointError
 from sgm.weights import Weights
 from tests.conftest import ROOT, golden_file, tiny_weights
 

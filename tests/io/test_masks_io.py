@@ -213,8 +213,18 @@ UNCLEAR = {
     "three labels": np.stack([MASK * 255, MASK[::-1] * 255, MASK * 0], -1),
     "a dark photograph": np.clip(PHOTO - 180, 0, 255),
     "greys": np.repeat(((RAMP * 0.6 + 0.2) * 255)[..., None], 3, 2),
+    "greys up to white": np.repeat(((RAMP * 0.9 + 0.1) * 255)[..., None], 3, 2),
     "one colour": np.full((*SIZE, 3), (255, 0, 0)),
 }
+
+
+def test_one_transparent_pixel_is_no_erased_part(tmp_path: Path) -> None:
+    photo = PHOTO.repeat(8, 0).repeat(8, 1)
+    alpha = np.full(photo.shape[:2], 255)
+    alpha[0, 0] = 0
+    Image.fromarray(np.dstack([photo, alpha]).astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="is not clear"):
+        load_mask(tmp_path / "mask.png", photo.shape[:2])
 
 
 @pytest.mark.parametrize("name", UNCLEAR)

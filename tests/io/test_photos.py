@@ -59,7 +59,15 @@ def edited(photo: Photo, path: Path) -> Image.Image:
     """A photo whose touched part is inverted, as it comes back from its file."""
     inverted = Image.fromarray(255 - np.asarray(photo.image))
     photo.save(photo.with_edit(inverted, TOUCHED, True), path)
-    return Image.open(path)
+    return opened(path)
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture with all that its file says, and the file closed."""
+    with Image.open(path) as image:
+        image.load()
+        image.getexif()
+        return image
 
 
 @pytest.mark.parametrize("colorants", [WIDE, ROTATED], ids=["wide", "rotated"])
@@ -70,7 +78,7 @@ def test_colours_come_back_in_their_own_space(
     # Not the most saturated colours, which sRGB has no numbers for.
     muted = Image.fromarray((PIXELS // 4 + 90).repeat(4, 0).repeat(4, 1)[: SIZE[0], : SIZE[1]])
     muted.save(tmp_path / f"in{suffix}", icc_profile=profile(colorants), quality=95)
-    photo, before = load_photo(tmp_path / f"in{suffix}"), Image.open(tmp_path / f"in{suffix}")
+    photo, before = load_photo(tmp_path / f"in{suffix}"), opened(tmp_path / f"in{suffix}")
     assert np.abs(np.asarray(photo.image) - shown(before)).max() <= 3
     after = edited(photo, tmp_path / "out.png")
     assert after.info["icc_profile"] == profile(colorants)
@@ -172,4 +180,4 @@ def test_how_it_was_made_stands_in_a_png(tmp_path: Path) -> None:
     photo = load_photo(tmp_path / "in.png")
     for text in ("a horse\nSteps: 20", "ein Pferd \u2713", None):
         photo.save(photo.with_edit(RGB, None, False), tmp_path / "out.png", text)
-        assert Image.open(tmp_path / "out.png").info.get("parameters") == text
+        assert opened(tmp_path / "out.png").info.get("parameters") == text

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sgm.io.sources import Kind, kind_of, read_contents, weights_key
 from sgm.io.weights_file import WHOLE, CheckpointError, content_key
-from sgm.specs import Prediction
 from sgm.weights import Lora, Weights
+from sgm.words import Prediction
 from tests.io.tiny_files import (
     CONFIG,
     TOWER,

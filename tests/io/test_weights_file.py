@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sgm.io.checkpoint import CheckpointError, load_weights
-from sgm.io.weights_file import open_weights, read_in_turn
+from sgm.io.checkpoint import load_weights
+from sgm.io.weights_file import CheckpointError, open_weights, read_in_turn
 from sgm.weights import Weights
 
 MAPS = Path("/proc/self/maps")

@@ -22,7 +22,8 @@ import convert_weights
 from sgm.cli import main as cli
 from sgm.cli.program import run_program
 from sgm.io import convert
-from sgm.io.checkpoint import CheckpointError, build_model, load_weights
+from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.weights_file import CheckpointError
 from sgm.weights import Weights
 from tests.conftest import ROOT, tiny_weights
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
+from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import downsample_mask
 from sgm.sparse.recording import tensors_of
 from sgm.sparse.rules.sgm import SparseTextAttention
 from sgm.sparse.sparsify import handle_of, sparsify
-from sgm.sparse.state import SparseStateError
 from tests.conftest import max_error, rule_weights
 from tests.oracle import Oracle
 

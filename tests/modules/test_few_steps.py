@@ -18,7 +18,8 @@ from sgm.modules.diffusionmodules.discretizer import LegacyDDPMDiscretization
 from sgm.modules.diffusionmodules.guiders import IdentityGuider, VanillaCFG, guider_of
 from sgm.modules.diffusionmodules.sampling import DPMPP2M, LCM, Euler, Solver
 from sgm.modules.diffusionmodules.schedules import LCMSteps, PublishedSteps, TrailingSteps
-from sgm.specs import MODELS, Precision, Preset, RunType, Sampler, SamplingParams, Spacing
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Precision, Preset, RunType, Sampler, Spacing
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 

@@ -15,7 +15,8 @@ from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model
 from sgm.profiling.passes import Pass, catch, with_random_numbers
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import MODELS, Precision, Preset, RunType, SamplingParams
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Precision, Preset, RunType
 from tests.conftest import ROOT
 
 PARAMS = SamplingParams("a horse", steps=1)

@@ -68,7 +68,4 @@ def test_products_use_the_tensor_cores(rows: list[Row]) -> None:
 
 
 def test_no_kernel_spills_registers(rows: list[Row]) -> None:
-    """But for convolutions of four channels, which are a thousandth of the work."""
-    small = [row for row in rows if "4" in map(row["constants"].get, ("C_IN", "C_OUT"))]
-    assert small
-    assert [told(row) for row in rows if row["spills"] and row not in small] == []
+    assert [told(row) for row in rows if row["spills"]] == []

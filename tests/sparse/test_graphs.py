@@ -13,19 +13,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sgm.inference.interpolate import Curve, Interpolated
 from sgm.inference.networks import table_of_preset
 from sgm.io.checkpoint import build_model
 from sgm.modules.diffusionmodules.guiders import VanillaCFG
 from sgm.modules.diffusionmodules.sampling import guided
 from sgm.sparse.active import CONV3X3, OUTSIDE, block_active_set, bucket
+from sgm.sparse.backends.base import Prologue
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.norm import Affine
-from sgm.sparse.ops import Prologue
 from sgm.sparse.pixels import PixelGeometry
+from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import handle_of, sparsify
 from sgm.sparse.static import StaticMemory
-from sgm.specs import Preset
+from sgm.words import Preset
 from tests.conftest import ROOT, max_error, tiny_weights
 
 SIZE = (128, 256)  # of the picture
@@ -266,6 +268,58 @@ def test_a_step_never_waits_for_the_device(network) -> None:
                 denoise(x[:1], sigma)
             with handle_of(unet).sparse(FIRST), watch:
                 denoise(edited[:1], sigma)
+
+
+class NewTensors(TorchDispatchMode):
+    """Counts operators whose result is in memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+        if any(t.untyped_storage().data_ptr() not in given for t in tensors(out)):
+            self.found.append(func.name())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_recordings_are_interpolated_where_graphs_read_them(network, dtype) -> None:
+    """No memory from step to step and no copy, and the same bits as by way of a sum of its own."""
+    kind, engine = network
+    unet, handle = engine.model.diffusion_model, handle_of(engine.model.diffusion_model)
+    if kind != "fast":
+        pytest.skip("recordings of preset published are not interpolated")
+    run, made, steps = Run(kind, unet), [0, 4, 8], [0, 1, 2, 3, 4, 5, 6]
+    x, edited, named = run.inputs(20)
+
+    def sparse_pass(recording: Recording) -> Tensor:
+        handle.use(recording)
+        with handle.sparse(FIRST):
+            return unet(edited, **named)
+
+    with fresh(unet):
+        handle.use_graphs(tape)
+        handle.set_text(named["context"])
+        kept = {}
+        for step in made:
+            with handle.recording(dtype=dtype):
+                unet(x + step, **named)
+            kept[step] = handle.kept()
+        own = Interpolated(Curve(kept.get, made, 2, handle.cut))
+        expected = [sparse_pass(own.at(step, FIRST)) for step in steps]
+        there = Interpolated(Curve(kept.get, made, 2, handle.cut), room=handle.room)
+        for step, right in zip(steps, expected, strict=True):
+            with NewTensors() as new:
+                recording = there.at(step, FIRST)
+                handle.use(recording)
+            assert handle.record is recording
+            # At step 0 the first recording, and at step 1 the others, were cut for the masks.
+            assert not new.found or step < 2, new.found
+            assert torch.equal(sparse_pass(recording), right), step
+        assert handle.graphs.captures == 1
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 500, 1025, 5000, 100_000])

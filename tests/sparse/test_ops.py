@@ -28,11 +28,11 @@ from sgm.sparse.active import (
     active_blocks,
     block_active_set,
 )
+from sgm.sparse.backends.base import Prologue
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.modules import Residual, as_map, as_rows, sparse_residual
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
-from sgm.sparse.ops import Prologue
 from sgm.sparse.state import SparseState
 from tests.conftest import Golden, max_error, rule_weights
 

@@ -22,12 +22,12 @@ from sgm.sparse.active import (
     active_blocks,
     block_active_set,
 )
-from sgm.sparse.backends.base import Prologue
+from sgm.sparse.backends.base import Prologue, SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import dilate, downsample_mask, inpainting_pyramid
 from sgm.sparse.modules import as_rows
 from sgm.sparse.norm import Affine
-from sgm.sparse.ops import BACKENDS, SparseOps
+from sgm.sparse.ops import BACKENDS
 from tests.conftest import max_error
 from tests.inference.test_edits import (
     check_untouched,

@@ -13,10 +13,10 @@ from sgm.modules.diffusionmodules.sige_openaimodel import (
 )
 from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, active_blocks
+from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
 from sgm.sparse.rules.published import PUBLISHED
 from sgm.sparse.sparsify import handle_of, sparsify
-from sgm.sparse.state import SparseStateError
 from tests.conftest import max_error, rule_weights
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute

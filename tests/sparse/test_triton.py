@@ -18,12 +18,12 @@ from sgm.sparse.active import (
     Geometry,
     block_active_set,
 )
-from sgm.sparse.backends.base import PLAIN
+from sgm.sparse.backends.base import PLAIN, Prologue, SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.modules import Residual, sparse_residual
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
-from sgm.sparse.ops import Prologue, SparseOps, select_ops
+from sgm.sparse.ops import select_ops
 from sgm.sparse.pixels import PixelGeometry
 from sgm.sparse.state import SparseState
 from tests.conftest import max_error

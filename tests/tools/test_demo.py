@@ -16,7 +16,8 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.sparse.network import is_sparse
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
-from sgm.specs import MODELS, RunType, Task
+from sgm.specs import MODELS
+from sgm.words import RunType, Task
 from tools import compare, demo, make_figures, ways
 from tools.figure import Panel, Row, draw_figure, overlay
 from tools.tiny.pairs import HELD_OUT

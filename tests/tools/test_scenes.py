@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 
 from tools import make_assets
-from tools.tiny.captions import FANTASY_BEACH_PROMPT, FANTASY_PROMPT, NOUNS
-from tools.tiny.scenes import (
-    PlacedObject,
-    Scene,
-    caption,
-    draw_crude,
-    object_box,
-    render,
-    sample_scene,
-    with_object,
-    without,
-)
+from tools.tiny.captions import FANTASY_BEACH_PROMPT, FANTASY_PROMPT, NOUNS, caption
+from tools.tiny.crude import draw_crude
+from tools.tiny.layout import PlacedObject, Scene
+from tools.tiny.scenes import object_box, render, sample_scene, with_object, without
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 HEIGHT, WIDTH = 256, 512

@@ -18,11 +18,19 @@ from tools.tiny.captions import NOUNS, SIZES, caption
 from tools.tiny.checkpoints import part, read
 from tools.tiny.course import Course
 from tools.tiny.family import Family, Scale
+from tools.tiny.latents import drawn
 from tools.tiny.pairs import HELD_OUT
-from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practice_scene, practise
+from tools.tiny.practice import (
+    FACTOR,
+    GRID,
+    HELD_OUT_SEED,
+    SIZE,
+    bare_scene,
+    practice_scene,
+    practise,
+)
 from tools.tiny.scenes import object_box
-
-HALF = (32, 32)
+from tools.tiny.unet import CLOSE, HALF, Batch, Batches, window_size
 
 
 def test_every_object_is_practised_as_often_as_the_others() -> None:
@@ -41,20 +49,22 @@ def test_held_out_scenes_are_not_practised(seed: int) -> None:
         practice_scene(seed)
 
 
-@pytest.mark.parametrize("size", [HALF, GRID])
+@pytest.mark.parametrize("size", [CLOSE, HALF, GRID])
 def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     named = 0
     for seed in range(140):
         name = NOUNS[seed % len(NOUNS)]
         boxes = [object_box(o, *SIZE) for o in practice_scene(seed).objects if o.name == name]
+        room = [FACTOR * n for n in size]
+        fits = all(b[2] - b[0] <= room[0] and b[3] - b[1] <= room[1] for b in boxes)
         seen = practise(seed, size, rng)
         top, left, bottom, right = seen.window
         assert (bottom - top, right - left) == size
         assert top >= 0 and bottom <= GRID[0] and left >= 0 and right <= GRID[1]
         first, start, last, end = seen.region
         assert 0 <= first < last <= size[0] and 0 <= start < end <= size[1]
-        if seen.region == (0, 0, *size):
+        if seen.region == (0, 0, *size) or not fits:
             continue
         named += name in seen.text
         where = [FACTOR * n for n in (top + first, left + start, top + last, left + end)]
@@ -63,6 +73,56 @@ def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
             for box in boxes
         ), (seed, seen, boxes)
     assert named > 90
+
+
+def test_an_object_that_is_missing_is_what_the_network_is_to_bring() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, absence, noise = torch.randn(3, 2, 4, 8, 8, generator=generator)
+    batch = Batch(z, absence, torch.ones(2, 1, 8, 8), ["", ""], torch.ones(2).bool(), {})
+    for level, missing in ((0.8, 0.0), (2.0, 0.5), (5.0, 1.0), (9.0, 1.0)):
+        sigma = torch.full((2, 1, 1, 1), level)
+        scaled, found = batch.noised(sigma, noise)
+        given = scaled * (sigma**2 + 1).sqrt()
+        torch.testing.assert_close(given, z + missing * absence + sigma * noise)
+        torch.testing.assert_close(given - sigma * found, z)
+
+
+def test_only_what_a_caption_names_is_missing_or_too_much(tmp_path: Path) -> None:
+    latents.write(
+        tmp_path / "000000.safetensors",
+        {"latents": torch.ones(latents.SHARD, 4, *GRID), "bare": torch.zeros(140, 4, *GRID)},
+        {},
+    )
+    batches = Batches(latents.LatentScenes(tmp_path))
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for step in range(60):
+        batch = batches(step, HALF)
+        for change, text, kept in zip(batch.absence, batch.texts, batch.kept.tolist(), strict=True):
+            share = -change.unique().item()
+            assert share == 0 or any(noun in text for noun in NOUNS)
+            shares[kept].append(share)
+    for found, most in ((shares[True], 1.0), (shares[False], 0.5)):
+        assert min(found) >= -0.5 and min(found) < -0.1 and max(found) <= most
+        assert 0.25 < np.mean(np.array(found) != 0) < 0.6
+    assert 0.3 < np.mean([n == 1 for n in shares[True] if n]) < 0.5
+
+
+def test_a_bare_scene_lacks_the_object_alone() -> None:
+    for seed in range(14):
+        whole, bare, name = practice_scene(seed), bare_scene(seed), NOUNS[seed % len(NOUNS)]
+        assert bare.objects == tuple(obj for obj in whole.objects if obj.name != name)
+        changed = np.abs(drawn(seed).astype(int) - drawn(seed, bare_scene)).sum(2) > 0
+        assert changed.any()
+        for obj in whole.objects:
+            if obj.name == name:
+                top, left, bottom, right = object_box(obj, *SIZE)
+                changed[top:bottom, left:right] = False
+        assert not changed.any()
+
+
+def test_windows_grow_from_objects_to_whole_scenes() -> None:
+    seen = [{window_size(step, done) for step in (6, 7)} for done in (0.0, 0.5, 0.9)]
+    assert seen == [{CLOSE, HALF}, {HALF, GRID}, {GRID}]
 
 
 def test_places_and_sizes_in_captions_are_true() -> None:
@@ -152,7 +212,7 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(latents, "SHARD", 2)
     monkeypatch.setattr(family, "FEWEST_SCENES", 2)
     monkeypatch.setattr(family.autoencoder, "held_out_psnr", lambda vae: 0.0)
-    monkeypatch.setattr(family.unet, "BATCH", {HALF: 1, GRID: 1})
+    monkeypatch.setattr(family.unet, "BATCH", {CLOSE: 1, HALF: 1, GRID: 1})
     monkeypatch.setattr(family, "normalise", lambda vae: latents.normalise(vae, 2))
     small = Scale(factor=1, scenes=2, drawn=0, half=False)
     work, folder = tmp_path / "work", tmp_path / "weights"

@@ -102,7 +102,7 @@ def decoder_batch(
     latents, crops = [], []
     for seed in rng.integers(0, len(data), factor * GRID[1] // size[1]):
         top, left, bottom, right = practise(int(seed), size, rng).window
-        latents.append(data[seed][:, top:bottom, left:right])
+        latents.append(data[seed][0][:, top:bottom, left:right])
         rows, columns = (slice(FACTOR * a, FACTOR * b) for a, b in ((top, bottom), (left, right)))
         crops.append(pictures(int(seed))[rows, columns])
     z = torch.stack(latents)

@@ -177,11 +177,9 @@ class Family:
         batches = unet.Batches(data, self.scale.factor)
 
         def loss_of(step: int, done: float) -> Tensor:
-            z, weights, texts, sizes = batches(step, unet.window_size(step, done))
-            sizes = {name: self.ready(value) for name, value in sizes.items()}
+            batch = batches(step, unet.window_size(step, done)).to(self.ready)
             with self.autocast():
-                cond = unet.conditioning(engine, texts, sizes)
-                return unet.loss_of(engine, self.ready(z), self.ready(weights), cond)
+                return unet.loss_of(engine, batch)
 
         course = self.course("unet", 1e-3 if self.start is None else 8e-4, 0.999)
         return course.run(trainable, trainable.used(), loss_of, self.stop)
@@ -218,11 +216,9 @@ class Family:
 
         def loss_of(step: int, done: float) -> Tensor:
             number = refiner.FIRST_STEP + step
-            z, weights, texts, sizes = batches(number, unet.window_size(step, done))
-            sizes = {name: self.ready(value) for name, value in sizes.items()}
-            z, weights = self.ready(z), self.ready(weights)
+            batch = batches(number, unet.window_size(step, done)).to(self.ready)
             with self.autocast():
-                return refiner.loss_of(teacher, student, z, weights, texts, sizes)
+                return refiner.loss_of(teacher, student, batch)
 
         course = self.course("refiner", 5e-4, 0.995)
         return course.run(trainable, trainable.used(), loss_of, self.stop)

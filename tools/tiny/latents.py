@@ -1,4 +1,7 @@
-"""The data set of UNet and decoder: latents of whole scenes, in files of `SHARD` each."""
+"""The data set of UNet and decoder: latents of whole scenes, in files of `SHARD` each.
+
+Beside each lie the latents of the same scene without the object whose turn it is.
+"""
 
 import logging
 import os
@@ -12,7 +15,8 @@ from torch import Tensor
 
 from sgm.models.autoencoder import AutoencoderKL
 from tools.tiny.checkpoints import read, write
-from tools.tiny.practice import HELD_OUT_SEED, SIZE, practice_scene
+from tools.tiny.layout import Scene
+from tools.tiny.practice import HELD_OUT_SEED, SIZE, bare_scene, practice_scene
 from tools.tiny.scenes import render
 
 logger = logging.getLogger(__name__)
@@ -21,9 +25,9 @@ SCALE_FACTOR = 0.13025  # as in the configuration: scaled latents have about uni
 SHARD = 140  # scenes a file: a whole number of turns of the objects
 
 
-def drawn(seed: int) -> np.ndarray:
+def drawn(seed: int, scene_of: Callable[[int], Scene] = practice_scene) -> np.ndarray:
     """The picture of a training seed, uint8 [256, 512, 3]."""
-    return np.array(render(practice_scene(seed), *SIZE))
+    return np.array(render(scene_of(seed), *SIZE))
 
 
 def to_input(pictures: np.ndarray) -> Tensor:
@@ -69,6 +73,12 @@ def normalise(vae: AutoencoderKL, count: int = 196) -> None:
     post.weight /= gain[None, :, None, None]
 
 
+def encoded(vae: AutoencoderKL, pictures: list[np.ndarray]) -> Tensor:
+    """Scaled latents [N, 4, 32, 64] float16 of pictures [256, 512, 3]."""
+    x = to_input(np.stack(pictures)).to(vae.quant_conv.weight.device)
+    return (vae.posterior(x).mode() * SCALE_FACTOR).half().cpu()
+
+
 def shards(folder: Path) -> list[Path]:
     """The files of a data set, in order."""
     return sorted(folder.glob("*.safetensors"))
@@ -84,32 +94,34 @@ def extend(
     batch: int = 1,
 ) -> None:
     """Encode more scenes, until there are `scenes` or `stop()` holds. What is there stays."""
-    device = vae.quant_conv.weight.device
     for start in range(SHARD * len(shards(folder)), scenes, SHARD):
         if stop():
             return
-        latents = []
+        latents, bare = [], []
         for seeds in torch.arange(start, start + SHARD).split(batch):
-            x = to_input(np.stack([pictures(seed) for seed in seeds.tolist()])).to(device)
-            latents.append((vae.posterior(x).mode() * SCALE_FACTOR).half().cpu())
-        write(folder / f"{start:06d}.safetensors", {"latents": torch.cat(latents)}, {})
+            latents.append(encoded(vae, [pictures(seed) for seed in seeds.tolist()]))
+            bare.append(encoded(vae, [drawn(seed, bare_scene) for seed in seeds.tolist()]))
+        tensors = {"latents": torch.cat(latents), "bare": torch.cat(bare)}
+        write(folder / f"{start:06d}.safetensors", tensors, {})
         logger.info("%d scenes encoded", start + SHARD)
 
 
 class LatentScenes:
-    """Scaled latents [N, 4, 32, 64] float16 by training seed; `refresh` adds what is new."""
+    """Scaled latents by training seed, as they are and without the object whose turn it is;
+    `refresh` adds what is new."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.parts = folder, []
+        self.folder = folder
+        self.parts: list[dict[str, Tensor]] = []
         self.refresh()
 
     def refresh(self) -> None:
-        for path in shards(self.folder)[len(self.parts) :]:
-            self.parts.append(read(path)[0]["latents"])
+        self.parts += [read(path)[0] for path in shards(self.folder)[len(self.parts) :]]
 
     def __len__(self) -> int:
         return SHARD * len(self.parts)
 
-    def __getitem__(self, seed: int) -> Tensor:
-        """The latents of a scene, [4, 32, 64] float32."""
-        return self.parts[seed // SHARD][seed % SHARD].float()
+    def __getitem__(self, seed: int) -> tuple[Tensor, Tensor]:
+        """The latents of a scene with and without the object, [4, 32, 64] float32 each."""
+        part = self.parts[seed // SHARD]
+        return part["latents"][seed % SHARD].float(), part["bare"][seed % SHARD].float()

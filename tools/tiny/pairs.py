@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from tools.tiny.captions import NOUNS, counted, join
+from tools.tiny.crude import draw_crude
 from tools.tiny.layout import PlacedObject, Scene
 from tools.tiny.scenes import (
     NATIVE_HEIGHT,
     NATIVE_WIDTH,
     clear_of,
-    draw_crude,
     object_box,
     place,
     render,

@@ -33,11 +33,13 @@ class Practice:
         region: (top, left, bottom, right) within the window, in latents: where the object is that
             the caption names, with some of what surrounds it. All of the window where no object is.
         text: the caption.
+        named: whether it names the object whose turn it is, which is in the window.
     """
 
     window: tuple[int, int, int, int]
     region: tuple[int, int, int, int]
     text: str
+    named: bool
 
 
 @lru_cache(maxsize=20_000)
@@ -54,6 +56,12 @@ def practice_scene(seed: int) -> Scene:
         scene = sample_scene(rng)
         if any(obj.name == NOUNS[seed % len(NOUNS)] for obj in scene.objects):
             return scene
+
+
+def bare_scene(seed: int) -> Scene:
+    """The scene of a training seed without the object whose turn it is."""
+    scene, name = practice_scene(seed), NOUNS[seed % len(NOUNS)]
+    return replace(scene, objects=tuple(obj for obj in scene.objects if obj.name != name))
 
 
 def practise(seed: int, size: tuple[int, int], rng: np.random.Generator) -> Practice:
@@ -75,8 +83,10 @@ def practise(seed: int, size: tuple[int, int], rng: np.random.Generator) -> Prac
             min(size[1], -(-box[3] // FACTOR) - left + grown[3]),
         )
     there = any(obj.name == name for obj in seen.objects)
-    text = caption(seen, rng, name if target is not None and there else None)
-    return Practice((top, left, top + size[0], left + size[1]), region, text)
+    shows = target is not None and there
+    text = caption(seen, rng, name if shows else None)
+    named = shows and name in text
+    return Practice((top, left, top + size[0], left + size[1]), region, text, named)
 
 
 def corner(

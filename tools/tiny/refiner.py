@@ -15,10 +15,9 @@ from sgm.inference.networks import AESTHETIC_SCORE
 from sgm.models.diffusion import DiffusionEngine
 from tools.tiny.checkpoints import read
 from tools.tiny.shrink import narrowed
-from tools.tiny.unet import random_levels
+from tools.tiny.unet import Batch, conditioning, random_levels
 
 FIRST_STEP = 500_000_000  # of the batches' numbers, so that they differ from the base's training
-TEXT_DROPOUT = 0.1
 
 
 def load_engine(config: str, path: Path) -> DiffusionEngine:
@@ -40,38 +39,27 @@ def build_student(config: str, teacher: DiffusionEngine) -> DiffusionEngine:
 
 
 def conditions(
-    teacher: DiffusionEngine, student: DiffusionEngine, texts: list[str], sizes: dict[str, Tensor]
+    teacher: DiffusionEngine, student: DiffusionEngine, batch: Batch
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the two are told of a batch. A part of the texts is dropped: zeroed for the base, as in
-    its training, and empty for the refiner, whose unconditional text is not zeroed."""
-    keep = torch.rand(len(texts)) >= TEXT_DROPOUT
+    """What the two are told of a batch. A dropped text is zeroed for the base, as in its training,
+    and empty for the refiner, whose unconditional text is not zeroed."""
     with torch.no_grad():
-        told = teacher.conditioner({"txt": texts} | sizes)
-        blank = teacher.conditioner({"txt": texts} | sizes, force_zero_embeddings=["txt"])
-        keep = keep.to(told["vector"].device)
-        chosen = {
-            key: torch.where(keep.view(-1, *[1] * (value.ndim - 1)), value, blank[key])
-            for key, value in told.items()
-        }
-    shown = [text if kept else "" for text, kept in zip(texts, keep.tolist(), strict=True)]
-    score = torch.full((len(texts), 1), AESTHETIC_SCORE, device=keep.device)
-    return chosen, student.conditioner({"txt": shown, "aesthetic_score": score} | sizes)
+        told = conditioning(teacher, batch)
+    shown = [
+        text if kept else "" for text, kept in zip(batch.texts, batch.kept.tolist(), strict=True)
+    ]
+    score = torch.full((len(shown), 1), AESTHETIC_SCORE, device=batch.z.device)
+    return told, student.conditioner({"txt": shown, "aesthetic_score": score} | batch.sizes)
 
 
-def loss_of(
-    teacher: DiffusionEngine,
-    student: DiffusionEngine,
-    z: Tensor,
-    weights: Tensor,
-    texts: list[str],
-    sizes: dict[str, Tensor],
-) -> Tensor:
+def loss_of(teacher: DiffusionEngine, student: DiffusionEngine, batch: Batch) -> Tensor:
     """Difference of the two noise predictions at random levels (distillation, Hinton et al., 2015):
     a far less noisy target than the noise itself."""
-    levels = random_levels(len(z)).to(z.device)
-    sigma = teacher.denoiser.sigmas.to(z.device)[levels][:, None, None, None]
-    scaled = (z + sigma * torch.randn(z.shape).to(z)) / (sigma**2 + 1).sqrt()
-    told, shown = conditions(teacher, student, texts, sizes)
+    levels = random_levels(len(batch.z)).to(batch.z.device)
+    sigma = teacher.denoiser.sigmas.to(batch.z.device)[levels][:, None, None, None]
+    scaled, _ = batch.noised(sigma, torch.randn(batch.z.shape).to(batch.z))
+    told, shown = conditions(teacher, student, batch)
     with torch.no_grad():
         target = teacher.model(scaled, levels, told).float()
-    return (weights * (student.model(scaled, levels, shown).float() - target) ** 2).mean()
+    difference = student.model(scaled, levels, shown).float() - target
+    return (batch.weights * difference**2).mean()

@@ -26,7 +26,8 @@ from torch import Tensor
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser, Network
 from sgm.modules.diffusionmodules.guiders import Conditioning, Guider
 from sgm.modules.diffusionmodules.schedules import Discretization, Schedule, schedule_of
-from sgm.specs import Sampler, SamplingParams, Turbo
+from sgm.specs import SamplingParams, Turbo
+from sgm.words import Sampler
 
 # (x [B, ...], sigma [B] float32) -> guided denoised estimate [B, ...]
 Denoise = Callable[[Tensor, Tensor], Tensor]

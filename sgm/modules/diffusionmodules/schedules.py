@@ -7,15 +7,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from sgm.specs import (
-    DEFAULT_STEPS,
-    LCM_STEPS,
-    TURBO_STEPS,
-    Sampler,
-    SamplingParams,
-    Spacing,
-    Turbo,
-)
+from sgm.specs import DEFAULT_STEPS, LCM_STEPS, TURBO_STEPS, SamplingParams, Turbo
+from sgm.words import Sampler, Spacing
 
 # (number of steps) -> sigmas [steps + 1], float32, descending, ending in 0
 Discretization = Callable[[int], Tensor]

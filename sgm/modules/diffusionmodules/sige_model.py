@@ -14,6 +14,7 @@ from sgm.modules.diffusionmodules.model import (
 )
 from sgm.modules.sige_attention import attend_unfused
 from sgm.sparse.active import CONV1X1, CONV3X3, VAE_DOWN
+from sgm.sparse.backends.base import Prologue
 from sgm.sparse.modules import (
     Residual,
     as_map,
@@ -27,7 +28,6 @@ from sgm.sparse.modules import (
 )
 from sgm.sparse.network import SparseModule
 from sgm.sparse.norm import group_norm_affine
-from sgm.sparse.ops import Prologue
 
 
 class SIGEResnetBlock(SparseModule, ResnetBlock):

@@ -44,11 +44,11 @@ from sgm.sparse.layers import (
     rows_as_map,
     update_kv_cache,
 )
+from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.modules import PLAIN, as_map, as_rows
 from sgm.sparse.network import SparseModule, SparseRoot
 from sgm.sparse.pixels import PIXELS, PixelGeometry
 from sgm.sparse.sparsify import Rule, Table
-from sgm.sparse.state import SparseStateError
 
 # Processors that all compute plain attention, in different amounts of memory.
 PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
