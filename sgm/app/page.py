@@ -73,10 +73,10 @@ class Page:
             "api_visibility": "private",
         }
         results = [on.compare, on.gallery, on.chosen, on.status]
-        everything = [*results, *on.canvases.values(), on.save]
-        on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)
+        everything = [*results, *on.canvases.values()]
+        moves = [on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)]
         for button, path in on.examples.items():
-            button.click(self._opener(path), on.steps, everything, **rules)
+            moves.append(button.click(self._opener(path), on.steps, everything, **rules))
         words = [on.prompt, on.negative, on.strength, on.steps, on.count, on.seed, on.others]
         for task, button in on.generate.items():
             canvas, shown = on.canvases[task], [*results, on.seed]
@@ -85,8 +85,10 @@ class Page:
             on.tabs[task].select(self._opened_tab(task), None, by_task, **rules)
         on.stop.click(self._stop, None, on.status, **rules)
         on.gallery.select(self._pick, None, [on.chosen, on.compare], **rules)
-        on.accept.click(self._accept, on.chosen, everything, **rules)
-        on.undo.click(self._undo, None, everything, **rules)
+        moves.append(on.accept.click(self._accept, on.chosen, everything, **rules))
+        moves.append(on.undo.click(self._undo, None, everything, **rules))
+        for move in moves:
+            move.then(self._saved, None, on.save, **rules)
 
     def _seat(self, request: gr.Request) -> Seat:
         """That of a browser's page; a new one at its first click."""
@@ -159,9 +161,14 @@ class Page:
                 update[self.on.canvases[seat.task]] = canvas_of(event.picture)
                 update |= {self.on.gallery: [], self.on.chosen: 0}
                 update[self.on.compare] = (event.picture, event.picture)
-                saved = await asyncio.to_thread(seat.desk.save, Path(seat.folder.name))
-                update[self.on.save] = str(saved)
             yield update
+
+    async def _saved(self, request: gr.Request) -> Any:
+        """The file that Save gives; nothing new where no photo is open."""
+        seat = self._seat(request)
+        if seat.desk.picture is None:
+            return gr.skip()
+        return str(await asyncio.to_thread(seat.desk.save, Path(seat.folder.name)))
 
     def _generator(self, task: Task) -> Callable[..., AsyncIterator[Update]]:
         async def generated(
