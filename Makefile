@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo app test lint clean
 
 help:
 	@echo "make demo   edit the shipped pictures with the tiny model; results in outputs/"
+	@echo "make app    a page to paint edits in; ARGS=\"--checkpoint ...\" for more (docs/app.md)"
 	@echo "make test   lint, then the whole test suite"
 	@echo "make lint   ruff: rules and formatting"
 	@echo "make clean  remove .venv and caches; pictures in outputs/ stay"
@@ -17,6 +18,9 @@ help:
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tools.demo
+
+app: $(VENV)/.installed-app
+	$(BIN)/python -m sgm.app $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest
@@ -40,7 +44,12 @@ $(VENV)/.installed: requirements.txt
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-diffusers.txt $(VENV)/.installed
+$(VENV)/.installed-app: requirements-app.txt $(VENV)/.installed
+	@echo "Installing requirements-app.txt ..."
+	@$(PIP) -r requirements-app.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt requirements-diffusers.txt requirements-app.txt $(VENV)/.installed
 	@echo "Installing requirements-dev.txt ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

@@ -29,6 +29,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.{}~$/-])/(?:work|root|home|Users|mnt|media)/
 
 # The layer of a module: the first row whose pattern matches its dotted name.
 LAYERS: dict[str, str] = {
+    r"sgm\.app\b.*": "app",
     r"sgm\.batch\b.*": "batch",
     r"sgm\.cli\b.*": "cli",
     r"sgm\.inference\b.*": "inference",
@@ -70,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "modules", "base", "io", "sparse.rules"} | SPARSE,
     "profiling": {"inference", "models", "modules", "base"} | SPARSE,
     "cli": {"inference", "profiling", "io", "base", "sparse data", "sparse"},
+    "app": {"top", "cli", "inference", "io", "base", "sparse data"},
     "batch": {"cli", "inference", "io", "base"},
     "api": {"inference", "io", "base"},
     "diffusers": {"api", "inference", "io", "base"} | SPARSE,  # of their pipelines
@@ -98,8 +100,9 @@ KEYWORD_DATA = {
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by hand, if at all: each is asked for with `find_spec` or inside `try`.
-# `diffusers` has requirements of its own (`requirements-diffusers.txt`).
-OPTIONAL = {"triton", "sige", "diffusers", "ray", "lpips"}
+# `diffusers` has requirements of its own (`requirements-diffusers.txt`), and so have `gradio` (the
+# page, `requirements-app.txt`) and `playwright` (its tests and pictures).
+OPTIONAL = {"triton", "sige", "diffusers", "ray", "lpips", "gradio", "playwright"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

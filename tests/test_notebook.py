@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 PATH = ROOT / "notebooks" / "sdxl_sige.ipynb"
 NEEDED = ("run.py", "sgm", "tools", "configs", "assets", "pretrained", "requirements.txt")
-SMALL = 'STEPS, TIMING, DOWNLOAD = 2, "--macs_only", False'
+SMALL = 'STEPS, TIMING, DOWNLOAD, OPEN_PAGE = 2, "--macs_only", False, False'
 
 
 @pytest.fixture
@@ -40,9 +40,10 @@ def test_it_runs_on_the_tiny_family(
     resources = {"metadata": {"path": str(tmp_path)}}
     done = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
     shown = json.dumps([cell.get("outputs") for cell in done.execute().cells])
-    # The mask, inpainting, a drawing and its SDEdit, a recording; a table and the last line.
-    assert shown.count('"image/png"') == 5 and shown.count('"text/markdown"') == 2
+    # The mask, inpainting, a drawing and its SDEdit, a recording; a table and the two last lines.
+    assert shown.count('"image/png"') == 5 and shown.count('"text/markdown"') == 3
     assert "| unet" in shown and "| decoder" in shown and "Not asked for" in shown
+    assert "Not opened" in shown
 
 
 def test_it_finds_the_repository(

@@ -68,11 +68,14 @@ def test_the_command_edits_from_any_folder(installed: Path, tmp_path: Path) -> N
 
 def test_needs_what_the_requirements_files_say(installed: Path) -> None:
     (found,) = importlib.metadata.distributions(path=[str(installed)])
-    needed: dict[str, set[tuple[str, str]]] = {"": set(), "diffusers": set(), "ray": set()}
+    needed: dict[str, set[tuple[str, str]]] = {
+        extra: set() for extra in ("", "app", "diffusers", "ray")
+    }
     for requirement in map(Requirement, found.requires or []):
         marker = requirement.marker
         [extra] = [e for e in needed if marker is None or marker.evaluate({"extra": e})][:1]
         needed[extra].add((requirement.name, str(requirement.specifier)))
     assert needed[""] == listed("requirements.txt")
+    assert needed["app"] == listed("requirements-app.txt")
     assert needed["diffusers"] == listed("requirements-diffusers.txt")
     assert needed["ray"] == listed("requirements-ray.txt")

@@ -26,7 +26,7 @@ from sgm.words import Precision, RecordingMemory
 __all__ = ["build_parser", "checked", "main", "parse", "run"]
 
 # Programs of their own, by their word after `sdxl-sige`.
-PROGRAMS = {"batch": "sgm.batch"}
+PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
 
 
 def parse(argv: Sequence[str]) -> RunOptions:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions
-from sgm.words import Sampler, Task
+from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions, SamplingParams
+from sgm.words import Preset, RunType, Sampler, Task
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,24 +121,40 @@ def say_what_changed(path: Path, change: Change) -> None:
 
 
 def parameters(options: RunOptions, size: Sequence[int]) -> str:
+    """How a picture of a run was made.
+
+    Args:
+        size: (width, height) of the picture.
+    """
+    o = options
+    return described(o.sampling, size, o.model, o.task, o.run_type, o.preset)
+
+
+def described(
+    params: SamplingParams,
+    size: Sequence[int],
+    model: str,
+    task: Task,
+    run_type: RunType,
+    preset: Preset,
+) -> str:
     """How a picture was made, in the words that other tools read.
 
     Args:
         size: (width, height) of the picture.
     """
-    params = options.sampling
-    steps = params.steps or (TURBO_STEPS if options.run_type.turbo else DEFAULT_STEPS)
+    steps = params.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
     facts: Mapping[str, object] = {
         "Steps": steps,
         "Sampler": SAMPLERS[params.sampler],
         "CFG scale": params.scale,
         "Seed": params.seed,
         "Size": f"{size[0]}x{size[1]}",
-        "Model": options.model,
-        **({"Denoising strength": params.strength} if options.task is Task.SDEDIT else {}),
-        "Task": options.task,
-        "Run type": options.run_type,
-        "Preset": options.preset,
+        "Model": model,
+        **({"Denoising strength": params.strength} if task is Task.SDEDIT else {}),
+        "Task": task,
+        "Run type": run_type,
+        "Preset": preset,
     }
     negative = f"Negative prompt: {params.negative_prompt}\n" if params.negative_prompt else ""
     return f"{params.prompt}\n{negative}" + ", ".join(f"{k}: {v}" for k, v in facts.items())

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sgm.inference.networks import sparse
+from sgm.inference.progress import each
 from sgm.inference.region import REGION
 from sgm.inference.track import DECODER, ENCODER, LATENTS
 from sgm.sparse.masks import MaskPyramid, cover
@@ -48,7 +48,7 @@ def bring_up_to_date(session: "EditSession", picture: Tensor, changed: Tensor) -
             continue
         updated |= {track.name_of_latents, *map(track.name_of, track.made)}
         unedited = track.unedited(session.z, session.noise, denoise, session.solver)
-        for step in tqdm(track.made, desc="updating", disable=not session.progress):
+        for step in each(track.made, "updating", session.progress):
             update(track.name_of(step), networks.unet, partial(unedited.full_pass, step))
         store.put(track.name_of_latents, track.kept_latents(unedited))
     session.put_latents()

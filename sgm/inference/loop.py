@@ -28,8 +28,8 @@ from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import Sparse, handle_of
 
-# Called as (step number, latents) after every sampler step.
-OnStep = Callable[[int, Tensor], None]
+# Called as (step number, latents, estimate of those at the end) after every sampler step.
+OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 class Source(Enum):
@@ -154,7 +154,7 @@ def run(
             handle_of(networks.unet).use(recordings(i, masks))
         with sparse(networks.unet, masks):
             x, state = solver.step(denoise, x, i, sigmas, state)
-        on_step(i, x)
+        on_step(i, x, state.denoised)
     end = None if unedited is None else unedited.result()
     # The decoder records the unedited picture as it has become (published).
     return replace(plan, x=_put_back(plan, x, end), unedited=plan.unedited if end is None else end)

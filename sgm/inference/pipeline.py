@@ -1,16 +1,14 @@
 """A loaded model that edits pictures: load once, then inpaint and sdedit any number of times."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sgm import runtime
 from sgm.errors import UserError
@@ -22,6 +20,7 @@ from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import Networks, NonFiniteError, table_of_preset
 from sgm.inference.noise import Noise, by_level, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
+from sgm.inference.progress import Progress, Stopwatch, told
 from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
@@ -47,27 +46,6 @@ class EditResult:
     image: Tensor
     seconds: dict[str, float]
     edit_ratio: float | None
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage, summed, with the device synchronised at the edges."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._synchronise()
-        began = time.perf_counter()
-        yield
-        self._synchronise()
-        elapsed = time.perf_counter() - began
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class Pipeline:
@@ -225,7 +203,7 @@ class Pipeline:
         size: tuple[int, int],
         noise: Noise,
         stage: Stopwatch,
-        progress: bool,
+        progress: Progress,
     ) -> Plan:
         """Condition on the prompt and run the sampling loop; inside `scope`.
 
@@ -246,12 +224,12 @@ class Pipeline:
             logger.warning("No sampler step is left at strength %g; take more.", params.strength)
         with (
             stage("sample"),
-            tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar,
+            told("sampling", count, progress) as told_step,
         ):
 
-            def on_step(i: int, x: Tensor) -> None:
+            def on_step(i: int, x: Tensor, estimate: Tensor) -> None:
                 watch(i, x)
-                bar.update()
+                told_step(estimate)
 
             done = loop.run(plan, networks, denoise, solver, noise, on_step)
         watch.check(self.precision)
@@ -262,14 +240,14 @@ class Pipeline:
         edit: Edit,
         params: SamplingParams,
         noise: Noise = sequential_noise,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> EditResult:
         """Make an edit.
 
         Args:
             params: its `strength` plays no part; an `SDEdit` holds its own.
             noise: source of the random draws; by default the published order of draws.
-            progress: show a bar on stderr.
+            progress: show a bar on stderr, or what to call after every step.
 
         Raises:
             ValueError: there is nothing to edit, or a sparse SDEdit lacks the unedited picture.

@@ -11,6 +11,7 @@ from torch import Tensor
 from sgm.inference.interpolate import combine
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording
+from sgm.inference.progress import Progress, each
 from sgm.inference.region import Region
 from sgm.inference.stores import Store
 from sgm.inference.track import Track
@@ -28,6 +29,7 @@ def record_shift(
     denoise: Denoise,
     watch: NanCheck,
     region: Region | None,
+    progress: Progress = False,
 ) -> None:
     """Keep what a prompt changes in some recordings of a track.
 
@@ -39,14 +41,15 @@ def record_shift(
         denoise: under the new prompt.
         watch: sees every estimate.
         region: what the store has recorded; None for the whole picture.
+        progress: show a bar on stderr, or what to call after every pass.
     """
-    for step, name in names.items():
+    for step in each(list(names), "recording", progress):
         x = unedited.latents(step)
         assert isinstance(x, Tensor)  # it was recorded there
         with recording(unet) as found:
             watch(step, denoise(x, track.sigmas[step].to(x.device).expand(len(x))))
         if region is not None:  # elsewhere the store has zeros, so nothing has changed
-            found = region.only_read(name, found)
+            found = region.only_read(names[step], found)
         both = [found, store.get(track.name_of(step))]
         difference = combine(both, [1.0, -1.0], room_for(found))
-        store.put(name, narrow(difference, track.recorded.dtype))
+        store.put(names[step], narrow(difference, track.recorded.dtype))

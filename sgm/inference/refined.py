@@ -9,7 +9,8 @@ from sgm import runtime
 from sgm.inference.edit import Edit
 from sgm.inference.loop import Plan
 from sgm.inference.noise import Noise, sequential_noise
-from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
+from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.progress import Stopwatch
 from sgm.specs import SamplingParams
 
 # Called with False for the base (or turbo) model and then with True for the refiner.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sgm import runtime
 from sgm.inference.accept import bring_up_to_date
@@ -17,8 +16,9 @@ from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording, with_mask
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
-from sgm.inference.pipeline import EditResult, Pipeline, Stopwatch
+from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prefetch import kept_of
+from sgm.inference.progress import Progress, Stopwatch, each
 from sgm.inference.prompt_shift import record_shift
 from sgm.inference.region import (
     REGION,
@@ -60,19 +60,17 @@ class EditSession:
 
     The recordings are made once, under the base prompt of `params` and one noise, at a few steps of
     the schedule; those of the other steps are interpolated. Inpainting and every strength of SDEdit
-    have recordings of their own (see `sgm.inference.track`), which are made when first needed. An
-    edit has its own prompt: the text's keys and values are computed for it, and a few full passes
-    say how everything else would have been recorded under it (see `sgm.inference.prompt_shift`).
+    have recordings of their own, which are made when first needed. An edit has its own prompt: the
+    text's keys and values are computed for it, and a few full passes say how all else would change.
 
     Args:
         pipeline: sparse, with preset `fast`; used by one thing at a time.
         picture: [3, H, W] in [-1, 1], sides multiples of 64.
         params: base prompt, seed, steps and scale of every edit, and the strength of `task`.
         task: for which recordings are made at once.
-        make_store: chooses where recordings are kept, given their size in bytes (see
-            `sgm.inference.choose_store`); by default on the device.
+        make_store: where recordings are kept, given their size in bytes; by default the device.
         noise: source of the session's noise; by default named noise of the seed.
-        progress: show bars on stderr.
+        progress: show bars on stderr, or call this after every step; may be set anew at any time.
         region: where edits may be, bool [H, W], so that less has to be kept; None for anywhere.
 
     Raises:
@@ -89,7 +87,7 @@ class EditSession:
         task: Task = Task.INPAINTING,
         make_store: MakeStore = lambda size: DeviceStore(),
         noise: Noise | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         region: Tensor | None = None,
     ) -> None:
         self._set(pipeline, picture, params, noise, progress)
@@ -123,7 +121,7 @@ class EditSession:
         params: SamplingParams,
         store: Store,
         noise: Noise | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> "EditSession":
         """A session whose recordings are in a store already; arguments as those of the class."""
         session = cls.__new__(cls)
@@ -141,7 +139,7 @@ class EditSession:
         picture: Tensor,
         params: SamplingParams,
         noise: Noise | None,
-        progress: bool,
+        progress: Progress,
     ) -> None:
         check_sizes({"picture": picture})
         if not pipeline.sparse or not pipeline.recipe.hold:
@@ -201,7 +199,7 @@ class EditSession:
         handle, size = handle_of(self.networks.unet), 0
         unedited = track.unedited(self.z, self.noise, self.denoiser(self.params), self.solver)
         watch = NanCheck(self.networks.device)
-        for step in tqdm(track.made, desc="recording", unit="step", disable=not self.progress):
+        for step in each(track.made, "recording", self.progress):
             with handle.recording(dtype=track.recorded.dtype) as record:
                 watch(step, unedited.full_pass(step))
             if not size:
@@ -254,7 +252,9 @@ class EditSession:
             latents = track.latents_of(self.store.get(track.name_of_latents))
             unedited = latents or track.unedited(self.z, self.noise, denoise, self.solver)
             unet = self.networks.unet
-            record_shift(track, names, self.store, unet, unedited, denoise, watch, self.region)
+            record_shift(
+                track, names, self.store, unet, unedited, denoise, watch, self.region, self.progress
+            )
             watch.check(self.pipeline.precision)
         return names
 

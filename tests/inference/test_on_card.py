@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sgm.inference import loop
 from sgm.inference.nan_check import NanCheck
-from sgm.inference.pipeline import Pipeline, Stopwatch
+from sgm.inference.pipeline import Pipeline
+from sgm.inference.progress import Stopwatch
 from sgm.inference.session import EditSession
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import MODELS, SamplingParams

@@ -1,0 +1,142 @@
+"""What the page adds to an edit: seconds from a click to a seen result, beside Python's.
+
+`python -m benchmarks.page` needs gradio, playwright and a Chromium. All in one process and on one
+machine: the example is opened and edited for the first time, then warm edits of one variant are
+made in turn by a click and by `EditSession.inpaint`.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import sgm
+from benchmarks.common import RESULTS, machine, write_results
+from sgm.app.desk import Desk, Wish
+from sgm.app.page import Page, launch
+from sgm.app.studio import Studio
+from sgm.app.worker import Emit, Ended, Job
+from sgm.cli.program import start
+from sgm.io import imageio
+from sgm.specs import MODELS, SamplingParams
+from sgm.words import Task
+from tools.browser import Visitor, browser
+
+PROMPT = "a photograph of a horse on a grassland"
+STROKES = [((0.40, y), (0.60, y)) for y in (0.52, 0.58, 0.64)]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--edits", type=int, default=5, help="warm ones, by click and by Python")
+    parser.add_argument("--output", type=Path, default=RESULTS / "page.json")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the figures, print the table."""
+    values = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    tempfile.tempdir = tempfile.mkdtemp()  # where gradio keeps what it serves
+    height, width = MODELS["tiny"].trained_size
+    pipeline = sgm.load("tiny").pipeline
+    studio = Studio(pipeline, SamplingParams(""), "tiny", 4 * 10**9, height * width)
+    page = Page(studio, values.steps)
+    address = launch(page, None, False, 2**26)
+    with browser() as started:
+        visitor = Visitor(started, address, few_frames=False)
+        began = time.perf_counter()
+        visitor.page.get_by_role("button", name="Example: a grassland").click()
+        visitor.wait_for_status("recorded")
+        recorded = time.perf_counter() - began
+        for stroke in STROKES:
+            visitor.paint(Task.INPAINTING, *stroke)
+        visitor.set("count", 1)
+        first = click(visitor)
+        visitor.wait(lambda: studio.dense_seconds((height, width), values.steps) is not None)
+        (desk,) = (seat.desk for seat in page.seats.values())
+        painted = Painted(desk)
+        pairs = [(click(visitor), alone(desk, painted)) for _ in range(values.edits)]
+    page.blocks.close()
+    clicked, python = (statistics.median(times) for times in zip(*pairs, strict=True))
+    figures = {
+        **{"machine": machine(), "threads": torch.get_num_threads(), "steps": values.steps},
+        "seconds": {"open and record": recorded, "first edit": first},
+        "warm": {"click": clicked, "python": python, "added": clicked - python},
+        "edits": pairs,
+    }
+    write_results(values.output, figures, table)
+    return 0
+
+
+class Painted:
+    """Listens to what a desk is asked for, and keeps the paint."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.mask: Tensor | None = None
+        self._generate = desk.generate
+        desk.generate = self._heard  # type: ignore[method-assign]
+
+    def _heard(self, task: Task, paint: Image.Image | None, wish: Wish, emit: Emit) -> Job:
+        assert paint is not None
+        self.mask = imageio.pad_to_multiple(torch.from_numpy(np.array(paint)[..., 3] > 0))
+        return self._generate(task, paint, wish, emit)
+
+
+def click(visitor: Visitor) -> float:
+    """Seconds from the click on Generate to the seen variant."""
+    seeds = visitor.captions()
+    began = time.perf_counter()
+    visitor.ask(Task.INPAINTING, PROMPT)
+
+    def seen() -> bool:
+        captions = visitor.captions()
+        return captions != seeds and len(captions) == 1 and "(dense" in captions[0]
+
+    visitor.wait(seen)
+    elapsed = time.perf_counter() - began
+    visitor.wait_for_status("accept one")
+    return elapsed
+
+
+def alone(desk: Desk, painted: Painted) -> float:
+    """Seconds of the same edit by Python, on the worker's thread."""
+    took: list[float] = []
+    over: list[object] = []
+
+    def work(job: Job) -> None:
+        session = desk.studio.budget.get(desk)
+        assert session is not None
+        assert painted.mask is not None
+        session.progress = False
+        began = time.perf_counter()
+        result = session.inpaint(PROMPT, painted.mask, "", 1)
+        imageio.to_picture(result.image)
+        took.append(time.perf_counter() - began)
+
+    desk.studio.worker.submit(work, over.append)
+    while not any(isinstance(event, Ended) for event in over):
+        time.sleep(0.01)
+    return took[0]
+
+
+def table(figures: Mapping[str, object]) -> str:
+    """The figures as Markdown."""
+    seconds, warm = figures["seconds"], figures["warm"]
+    assert isinstance(seconds, Mapping) and isinstance(warm, Mapping)
+    rows = {**seconds, **{f"warm edit, {name}": value for name, value in warm.items()}}
+    lines = [f"| {name} | {value:.2f} |" for name, value in rows.items()]
+    return "\n".join(["| what | seconds |", "| --- | ---: |", *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    start("page", main)

@@ -1,0 +1,300 @@
+"""The page: what is seen of a desk, by gradio. What happens is in `sgm.app.desk`."""
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from sgm.app.desk import Desk, Wish
+from sgm.app.events import Preview, Recording, Shown, Variant
+from sgm.app.layout import CSS, Layout, canvas_of, said
+from sgm.app.studio import Studio
+from sgm.app.worker import Emit, Ended, Waiting
+from sgm.errors import UserError
+from sgm.words import Task
+
+# Component -> its new value or properties.
+Update = dict[Any, Any]
+KEPT = 3600.0  # seconds that a page that was left is kept
+
+
+@dataclass
+class Seat:
+    """What belongs to one page of a browser.
+
+    Attributes:
+        desk: the photo and its edits.
+        folder: for what is saved.
+        task: which tab is open.
+        stale: the tasks whose canvas does not show the picture as it is now. A canvas that is not
+            seen cannot be painted by gradio, so it is brought up to date when its tab is opened.
+        left: when the browser went away; None while it is there. A telephone that slept comes back.
+    """
+
+    desk: Desk
+    folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    task: Task = Task.INPAINTING
+    stale: set[Task] = field(default_factory=set)
+    left: float | None = None
+
+
+class Page:
+    """The components, and what their events do.
+
+    Args:
+        studio: what the page works with.
+        steps: sampler steps to begin with.
+    """
+
+    def __init__(self, studio: Studio, steps: int) -> None:
+        self.studio = studio
+        self.seats: dict[str, Seat] = {}
+        with gr.Blocks(title="SDXL-SIGE", analytics_enabled=False, delete_cache=(600, 86400)) as b:
+            self.on = Layout(steps)
+            self._connect(self.on)
+            b.unload(self._leave)
+        self.blocks = b
+
+    def _connect(self, on: Layout) -> None:
+        """What a click does."""
+        # Jobs wait in the worker's line, not in gradio's, so that none keeps a person's own next
+        # click waiting.
+        rules: dict[str, Any] = {
+            "concurrency_limit": None,
+            "show_progress": "hidden",
+            "trigger_mode": "multiple",
+            "api_visibility": "private",
+        }
+        results = [on.compare, on.gallery, on.chosen, on.status]
+        everything = [*results, *on.canvases.values()]
+        moves = [on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)]
+        for button, path in on.examples.items():
+            moves.append(button.click(self._opener(path), on.steps, everything, **rules))
+        words = [on.prompt, on.negative, on.strength, on.steps, on.count, on.seed, on.others]
+        for task, button in on.generate.items():
+            canvas, shown = on.canvases[task], [*results, on.seed]
+            button.click(self._generator(task), [canvas, *words], shown, **rules)
+            by_task = [canvas, *on.generate.values(), on.strength]
+            on.tabs[task].select(self._opened_tab(task), None, by_task, **rules)
+        on.stop.click(self._stop, None, on.status, **rules)
+        on.gallery.select(self._pick, None, [on.chosen, on.compare], **rules)
+        moves.append(on.accept.click(self._accept, on.chosen, everything, **rules))
+        moves.append(on.undo.click(self._undo, None, everything, **rules))
+        for move in moves:
+            move.then(self._saved, None, on.save, **rules)
+
+    def _seat(self, request: gr.Request) -> Seat:
+        """That of a browser's page; a new one at its first click."""
+        key = str(request.session_hash)
+        if key not in self.seats:
+            self.seats[key] = Seat(Desk(self.studio))
+        self.seats[key].left = None
+        return self.seats[key]
+
+    def _leave(self, request: gr.Request) -> None:
+        """A page was closed, or loaded anew, or sleeps: its edit ends, its recordings are freed,
+        and in time all of it is forgotten."""
+        now, gone = time.monotonic(), self.seats.get(str(request.session_hash))
+        if gone is not None:
+            gone.desk.close()
+            gone.left = now
+        for key, seat in list(self.seats.items()):
+            if seat.left is not None and now - seat.left > KEPT:
+                del self.seats[key]
+                seat.folder.cleanup()
+
+    def _opened_tab(self, task: Task) -> Callable[[gr.Request], Awaitable[Update]]:
+        async def opened(request: gr.Request) -> Update:
+            seat = self._seat(request)
+            seat.task = task
+            buttons = self.on.generate.items()
+            update: Update = {button: gr.update(visible=of is task) for of, button in buttons}
+            update[self.on.strength] = gr.update(visible=task is Task.SDEDIT)
+            if task in seat.stale and seat.desk.picture is not None:
+                seat.stale.discard(task)
+                update[self.on.canvases[task]] = canvas_of(seat.desk.picture)
+            return update
+
+        return opened
+
+    async def _open(self, path: str, steps: int, request: gr.Request) -> AsyncIterator[Update]:
+        async for update in self._moved(
+            request, lambda desk, emit: desk.open(Path(path), steps, emit)
+        ):
+            yield update
+
+    def _opener(self, path: Path) -> Callable[..., AsyncIterator[Update]]:
+        async def opened(steps: int, request: gr.Request) -> AsyncIterator[Update]:
+            async for update in self._open(str(path), steps, request):
+                yield update
+
+        return opened
+
+    async def _accept(self, chosen: int, request: gr.Request) -> AsyncIterator[Update]:
+        def ask(desk: Desk, emit: Emit) -> object:
+            seeds = list(desk.variants)
+            return desk.accept(seeds[chosen] if chosen < len(seeds) else -1, emit)
+
+        async for update in self._moved(request, ask):
+            yield update
+
+    async def _undo(self, request: gr.Request) -> AsyncIterator[Update]:
+        async for update in self._moved(request, lambda desk, emit: desk.undo(emit)):
+            yield update
+
+    async def _moved(
+        self, request: gr.Request, ask: Callable[[Desk, Emit], object]
+    ) -> AsyncIterator[Update]:
+        """What is seen of a job after which the picture is another."""
+        seat = self._seat(request)
+        async for event in _events(lambda emit: ask(seat.desk, emit)):
+            update = self._told(event, "The photo is recorded: paint, and generate.")
+            if isinstance(event, Shown):
+                seat.stale = set(Task) - {seat.task}
+                update[self.on.canvases[seat.task]] = canvas_of(event.picture)
+                update |= {self.on.gallery: [], self.on.chosen: 0}
+                update[self.on.compare] = (event.picture, event.picture)
+            yield update
+
+    async def _saved(self, request: gr.Request) -> Any:
+        """The file that Save gives; nothing new where no photo is open."""
+        seat = self._seat(request)
+        if seat.desk.picture is None:
+            return gr.skip()
+        return str(await asyncio.to_thread(seat.desk.save, Path(seat.folder.name)))
+
+    def _generator(self, task: Task) -> Callable[..., AsyncIterator[Update]]:
+        async def generated(
+            canvas: dict[str, Any] | None,
+            prompt: str,
+            negative: str | None,
+            strength: float,
+            steps: int,
+            count: int,
+            seed: int | None,
+            others: bool,
+            request: gr.Request,
+        ) -> AsyncIterator[Update]:
+            desk, first = self._seat(request).desk, int(seed or 0)
+            layers = canvas["layers"] if canvas else []
+            seeds = tuple(range(first, first + int(count)))
+            wish = Wish(prompt or "", negative or "", strength, int(steps), seeds)
+            done: list[tuple[Image.Image, str]] = []
+            async for event in _events(
+                lambda emit: desk.generate(task, layers[0] if layers else None, wish, emit)
+            ):
+                update = self._told(event, "Click a variant to compare it, and accept one.")
+                if isinstance(event, Preview):
+                    words = f"seed {event.seed}: step {event.number} of {event.count}"
+                    update[self.on.gallery] = [*done, (event.picture, words)]
+                elif isinstance(event, Variant):
+                    done.append((event.picture, _caption(event)))
+                    update[self.on.gallery] = done
+                    if len(done) == 1:
+                        update[self.on.compare] = (desk.picture, event.picture)
+                        update[self.on.chosen] = 0
+                elif event == Ended() and others:
+                    update[self.on.seed] = first + len(seeds)
+                yield update
+
+        return generated
+
+    async def _pick(self, request: gr.Request, event: gr.SelectData) -> Update:
+        """A click on a variant."""
+        desk = self._seat(request).desk
+        variants = list(desk.variants.values())
+        if event.index >= len(variants):  # a preview
+            return {self.on.compare: gr.skip()}
+        pictures = (desk.picture, variants[event.index].picture)
+        return {self.on.chosen: event.index, self.on.compare: pictures}
+
+    async def _stop(self, request: gr.Request) -> Update:
+        self._seat(request).desk.cancel()
+        return {self.on.status: said("Stopped.")}
+
+    def _told(self, event: object, end: str) -> Update:
+        """An event in words; `end` for a good end."""
+        if isinstance(event, Ended) and event.cancelled:
+            return {self.on.status: gr.skip()}  # somebody asked for something else, and sees that
+        match event:
+            case Waiting(place):
+                words = f"Waiting in line: {place} before you."
+            case Recording(number, count, seconds):
+                words = f"Recording the photo: step {number} of {count}, {seconds:.1f} s."
+            case Preview(seed, _, number, count):
+                words = f"Seed {seed}: step {number} of {count}."
+            case Variant(seed):
+                words = f"Seed {seed} is done."
+            case Shown(picture, before):
+                words = f"{picture.width} × {picture.height} pixels"
+                if before is not None:
+                    words += f", made smaller from {before[0]} × {before[1]}"
+                words = f"Your picture: {words}."
+            case Ended(error):
+                words = error or end
+            case _:
+                raise TypeError(event)
+        bad = isinstance(event, Ended) and event.error is not None
+        return {self.on.status: said(words, bad)}
+
+
+async def _events(ask: Callable[[Emit], object]) -> AsyncIterator[object]:
+    """What a job says, from its first word to `Ended`, heard in the page's event loop."""
+    loop, heard = asyncio.get_running_loop(), asyncio.Queue[object]()
+
+    def emit(event: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends
+            loop.call_soon_threadsafe(heard.put_nowait, event)
+
+    ask(emit)
+    event: object = None
+    while not isinstance(event, Ended):
+        event = await heard.get()
+        yield event
+
+
+def _caption(variant: Variant) -> str:
+    """A variant's seconds beside those of a dense run."""
+    dense = "dense: not measured yet" if variant.dense is None else f"dense: {variant.dense:.1f} s"
+    return f"seed {variant.seed}: {variant.seconds:.1f} s ({dense})"
+
+
+def launch(page: Page, port: int | None, share: bool, max_file: int) -> str:
+    """Serve a page from a thread of its own; its address.
+
+    Args:
+        port: None for the first that is free from 7860 on.
+        share: also at a public address.
+        max_file: bytes of an upload, at most.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    blocks = page.blocks.queue(api_open=False)
+    try:
+        _, local, public = blocks.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=share,
+            max_file_size=max_file,
+            prevent_thread_lock=True,
+            quiet=True,
+            inline=False,
+            footer_links=[],
+            enable_monitoring=False,
+            ssr_mode=False,
+            css=CSS,
+            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        )
+    except OSError as error:
+        raise UserError(
+            f"The page cannot be served at port {port}; choose another --port."
+        ) from error
+    return public or local
