@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT
 from tools.tiny import judge, pairs
 from tools.tiny.captions import NOUNS
 from tools.tiny.checkpoints import read
@@ -19,13 +18,6 @@ MASK = torch.zeros(8, 8, dtype=torch.bool)
 MASK[2:6, 3:7] = True
 
 
-BASE = ROOT / "pretrained" / "tiny_base.safetensors"
-
-
-def views_of(first: int, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return collect(first, scenes, judge.first_stage(BASE))
-
-
 def grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.repeat(values.astype(np.uint8)[..., None], 3, axis=2))
 
@@ -33,7 +25,7 @@ def grey(values: np.ndarray) -> Image.Image:
 def test_the_judge_knows_renders_that_it_has_not_seen() -> None:
     _, metadata = read(WEIGHTS)
     assert float(metadata["held_out_accuracy_all"]) > 0.9
-    shares = accuracy(load_judge(), *views_of(TEST_SEED + 10_000, 42))
+    shares = accuracy(load_judge(), *collect(TEST_SEED + 10_000, 42))
     assert shares["all"] > 0.85, shares
 
 
@@ -53,7 +45,7 @@ def test_the_judge_sees_whether_the_object_is_there() -> None:
 
 def test_examples_are_apart_from_every_other_scene() -> None:
     assert min(judge.TRAIN_SEED, TEST_SEED) > HELD_OUT + 1_000_000
-    views, labels = views_of(TEST_SEED, 14)
+    views, labels = collect(TEST_SEED, 14)
     assert views.shape[1:] == (4, judge.SIDE, judge.SIDE)
     for name in range(len(NOUNS)):
         assert (labels == name).sum() == 2

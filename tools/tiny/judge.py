@@ -1,15 +1,13 @@
 """The judge: which object stands in a region of a picture, as a person would say at a glance.
 
-A small network that is trained on rendered scenes, as they are and out of the tiny model's
-autoencoder, and on broken objects, which are "nothing": an object whose parts are at the wrong
-places, that ends halfway or has two fronts does not count.
+A small network that is trained on rendered scenes, and on broken objects, which are "nothing": an
+object whose parts are at the wrong places, that ends halfway or has two fronts does not count.
 `python -m tools.tiny.train judge` makes `judge.safetensors`; its accuracy on renders that it has
 not seen stands in the file's metadata.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -20,26 +18,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from sgm.models.autoencoder import AutoencoderKL
-from tools.tiny import autoencoder
 from tools.tiny.captions import NOUNS
-from tools.tiny.checkpoints import part, read, write
-from tools.tiny.latents import SCALE_FACTOR, to_input
-from tools.tiny.practice import FACTOR, SIZE
+from tools.tiny.checkpoints import read, write
+from tools.tiny.practice import SIZE
 from tools.tiny.scenes import object_box, render, sample_scene, without
 
 logger = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels, ends exclusive
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny-original.yaml"
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 NOTHING = len(NOUNS)  # the class after those of the objects
 SIDE = 64  # pixels of what it sees
 CONTEXT = 1.2  # times the region's longer side
 BREAKS = ("doubled", "cut above", "cut beside", "shifted", "upside down", "blurred")
-INEXACT = 0.3  # deviation of what is added to latents, whose own is 1, at most
-BEND = 0.1  # how far places move in a bent view, of half its side
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000  # apart from all seeds of the tiny model
 
 
@@ -127,51 +119,7 @@ def blurred(picture: Image.Image, radius: float) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(radius))
 
 
-@torch.inference_mode()
-def repainted(
-    vae: AutoencoderKL, picture: Image.Image, box: Box, rng: np.random.Generator
-) -> Image.Image:
-    """The picture, half of the time with the surroundings of a box out of the autoencoder, from
-    latents that are not exact: what an edit makes is blotched a little, and an object all the
-    same."""
-    if rng.random() < 0.5:
-        return picture
-    start = [max(0, n - 2 * FACTOR) // FACTOR * FACTOR for n in box[:2]]
-    end = [
-        min(size, (n + 3 * FACTOR) // FACTOR * FACTOR)
-        for n, size in zip(box[2:], SIZE, strict=True)
-    ]
-    pixels = np.array(picture)
-    part = pixels[start[0] : end[0], start[1] : end[1]]
-    z = vae.posterior(to_input(part[None])).mode() * SCALE_FACTOR
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    fine = torch.randn(z.shape, generator=generator)
-    coarse = F.interpolate(
-        torch.randn(1, 4, 5, 5, generator=generator), z.shape[2:], mode="bicubic"
-    )
-    z = z + rng.uniform(0, INEXACT) * fine + rng.uniform(0, INEXACT) * coarse
-    made = vae.decode(z / SCALE_FACTOR)[0].clamp(-1, 1)
-    made = ((made + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    pixels[start[0] : end[0], start[1] : end[1]] = made
-    return Image.fromarray(pixels)
-
-
-def softened(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture as a small autoencoder leaves it: softer, coarser, with ripples along edges. A
-    soft object is one all the same."""
-    picture = blurred(picture, float(rng.uniform(0, 2)))
-    if rng.random() < 0.5:
-        by = rng.uniform(1.5, 3.5)
-        small = picture.resize([round(n / by) for n in picture.size], Image.Resampling.BILINEAR)
-        picture = small.resize(picture.size, Image.Resampling.BICUBIC)
-    if rng.random() < 0.5:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=int(rng.integers(8, 50)))
-        picture = Image.open(file).convert("RGB")
-    return picture
-
-
-def examples(seed: int, vae: AutoencoderKL) -> list[tuple[Tensor, int]]:
+def examples(seed: int) -> list[tuple[Tensor, int]]:
     """Views of one scene and their classes: an object, the same place without it, and it broken."""
     rng = np.random.default_rng([17, seed])
     name = NOUNS[seed % len(NOUNS)]
@@ -188,8 +136,9 @@ def examples(seed: int, vae: AutoencoderKL) -> list[tuple[Tensor, int]]:
     seen = [(picture, NOUNS.index(name)), (Image.fromarray(made), NOTHING)]
     if not any(overlap(object_box(obj, *SIZE), box) > 0.1 for obj in rest.objects):
         seen.append((empty, NOTHING))
+    # The tiny model's pictures are a little soft.
     return [
-        (view(softened(repainted(vae, image, box, rng), rng), loosened(box, rng)), label)
+        (view(blurred(image, float(rng.uniform(0, 1.5))), loosened(box, rng)), label)
         for image, label in seen
     ]
 
@@ -201,33 +150,21 @@ def overlap(a: Box, b: Box) -> float:
     return height * width / ((b[2] - b[0]) * (b[3] - b[1]))
 
 
-def collect(first: int, scenes: int, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+def collect(first: int, scenes: int) -> tuple[Tensor, Tensor]:
     """Views uint8-like float16 [N, 4, 64, 64] and classes [N] of `scenes` scenes."""
-    found = [example for seed in range(first, first + scenes) for example in examples(seed, vae)]
+    found = [example for seed in range(first, first + scenes) for example in examples(seed)]
     views = torch.stack([seen for seen, _ in found]).half()
     return views, torch.tensor([label for _, label in found])
 
 
 def varied(views: Tensor) -> Tensor:
-    """Views bent a little, with other colours and brightness, some mirrored, all with a little
-    noise: a crooked house is a house."""
+    """Views with other colours and brightness, some mirrored, all with a little noise."""
     count = len(views)
-    bent = F.grid_sample(views, crooked(count), padding_mode="border", align_corners=True)
     gain = 1 + 0.15 * torch.randn(count, 1, 1, 1)
     shift = 0.1 * torch.randn(count, 3, 1, 1)
-    colours = bent[:, :3] * gain + shift + 0.04 * torch.randn(count, 3, SIDE, SIDE)
+    colours = views[:, :3] * gain + shift + 0.04 * torch.randn(count, 3, SIDE, SIDE)
     mixed = torch.cat([colours, views[:, 3:]], dim=1)
     return torch.where(torch.rand(count, 1, 1, 1) < 0.5, mixed, mixed.flip(3))
-
-
-def crooked(count: int) -> Tensor:
-    """Where each pixel of a bent view comes from, as `grid_sample` reads it, [count, 64, 64, 2]."""
-    line = torch.linspace(-1, 1, SIDE)
-    straight = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=2)
-    coarse = BEND * torch.randn(count, 2, 6, 6) * torch.rand(count, 1, 1, 1)
-    moved = F.interpolate(coarse, (SIDE, SIDE), mode="bicubic", align_corners=True)
-    stretch = 1 + 0.1 * torch.randn(count, 1, 1, 2)
-    return straight * stretch + moved.permute(0, 2, 3, 1)
 
 
 @torch.inference_mode()
@@ -241,23 +178,10 @@ def accuracy(judge: Judge, views: Tensor, labels: Tensor) -> dict[str, float]:
     return result
 
 
-def first_stage(base: Path) -> AutoencoderKL:
-    """The autoencoder of a tiny base."""
-    vae = autoencoder.build(str(CONFIG))
-    tensors = part(read(base)[0], "first_stage_model")
-    vae.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return vae.eval()
-
-
-def train(scenes: int, epochs: int, base: Path, seed: int = 0) -> None:
-    """Train a judge and write it, with its accuracy on scenes that it has not seen.
-
-    Args:
-        base: the tiny model's file, for its autoencoder.
-    """
+def train(scenes: int, epochs: int, seed: int = 0) -> None:
+    """Train a judge and write it, with its accuracy on scenes that it has not seen."""
     torch.manual_seed(seed)
-    vae = first_stage(base)
-    views, labels = collect(TRAIN_SEED, scenes, vae)
+    views, labels = collect(TRAIN_SEED, scenes)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     size, step = 64, 0
@@ -272,7 +196,7 @@ def train(scenes: int, epochs: int, base: Path, seed: int = 0) -> None:
             optimizer.step()
             step += 1
         logger.info("judge epoch %d of %d, loss %.3f", epoch + 1, epochs, loss.item())
-    shares = accuracy(judge.eval(), *collect(TEST_SEED, 700, vae))
+    shares = accuracy(judge.eval(), *collect(TEST_SEED, 700))
     logger.info("judge, accuracy on held-out renders: %s", shares)
     metadata = {"made_by": "python -m tools.tiny.train judge", "scenes": str(scenes)}
     metadata |= {f"held_out_accuracy_{name}": f"{value:.3f}" for name, value in shares.items()}

@@ -47,12 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
     judging = stages.add_parser("judge", help="train the judge of what stands in a picture")
     judging.add_argument("--scenes", type=int, default=2400)
     judging.add_argument("--epochs", type=int, default=8)
-    judging.add_argument(
-        "--base",
-        type=Path,
-        default=Path("pretrained/tiny_base.safetensors"),
-        help="the tiny model, for its autoencoder",
-    )
     return parser
 
 
@@ -62,7 +56,7 @@ def main() -> None:
     args = build_parser().parse_args()
     torch.set_num_threads(args.threads)
     if args.stage == "judge":
-        judge.train(args.scenes, args.epochs, args.base)
+        judge.train(args.scenes, args.epochs)
     elif args.stage == "export":
         logging.info("wrote %s", export(args.work, args.part, args.folder, args.note))
     else:
