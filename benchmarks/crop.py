@@ -102,7 +102,7 @@ def cropped(edit: Edit, window: Window) -> Cropped:
 
 def edited_in_crop(dense: Pipeline, edit: Edit, crop: str, steps: int) -> Made:
     """Make an edit in a crop."""
-    params = SamplingParams(edit.prompt, seed=edit.seed, steps=steps)
+    params = SamplingParams(edit.prompt, seed=edit.seed, steps=steps, scale=edit.scale)
     wanted = cropped(edit, window_of(edit.mask, crop))
     result = dense.edit(wanted, params, fixed_noise(NamedNoise(edit.seed)))
     return Made(result.image, sum(result.seconds.values()))

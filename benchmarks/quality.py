@@ -43,6 +43,7 @@ from sgm.sparse.masks import SDEDIT_DILATION, dilate
 from sgm.specs import MODELS, RecordingSettings, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType, Task
 from tools.compare import (
+    TINY_SCALE,
     Edit,
     inpainting_edit,
     likeness,
@@ -125,9 +126,11 @@ def make_edit(task: Task, number: int) -> Edit:
     seed = HELD_OUT + number
     if task is Task.INPAINTING:
         image, mask, prompt = inpainting_pair(seed)
-        return inpainting_edit(to_tensor(image), torch.from_numpy(mask), prompt, seed)
-    image, edited, prompt = sdedit_pair(seed)
-    return sdedit_edit(to_tensor(image), to_tensor(edited), prompt, seed)
+        edit = inpainting_edit(to_tensor(image), torch.from_numpy(mask), prompt, seed)
+    else:
+        image, edited, prompt = sdedit_pair(seed)
+        edit = sdedit_edit(to_tensor(image), to_tensor(edited), prompt, seed)
+    return replace(edit, scale=TINY_SCALE)
 
 
 def load(weight_path: Path, device: torch.device, precision: Precision) -> dict[str, Pipeline]:
@@ -198,7 +201,7 @@ def judged(judge: Judge, edit: Edit, dense: Tensor, picture: Tensor) -> dict[str
 
 def warm(fast: Pipeline, edit: Edit, steps: int, noise: Noise) -> Tensor:
     """The edit from a session that recorded the picture without a prompt: [3, H, W] in [0, 1]."""
-    params = SamplingParams("", seed=edit.seed, steps=steps)
+    params = SamplingParams("", seed=edit.seed, steps=steps, scale=edit.scale)
     session = EditSession(fast, edit.image, params, edit.task, noise=noise)
     if edit.edited is None:
         return session.inpaint(edit.prompt, edit.mask).image

@@ -33,6 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN_TYPES = (RunType.ORIGINAL, RunType.SIGE)
 
 
+# The guidance of edits that the tiny model makes: the published 6 overdoes what it learned.
+TINY_SCALE = 3.0
+
+
 @dataclass(frozen=True, eq=False)
 class Edit:
     """One edit of one picture.
@@ -44,6 +48,7 @@ class Edit:
         mask: bool [H, W], True where it is edited: where to repaint, or where it was drawn on.
         edited: the picture that was drawn on [3, H, W] in [-1, 1]; None for inpainting.
         strength: SDEdit: share of the schedule that is run.
+        scale: classifier-free guidance.
     """
 
     task: Task
@@ -53,6 +58,7 @@ class Edit:
     mask: Tensor
     edited: Tensor | None = None
     strength: float = 0.8
+    scale: float = 6.0
 
     def request(self, blend: Blend | None = None) -> Inpainting | SDEdit:
         """What a pipeline is asked for."""
@@ -111,7 +117,8 @@ def run_edit(
             same for every pipeline.
     """
     noise = NamedNoise(edit.seed) if noise is None else noise
-    common = {"seed": edit.seed, "steps": steps, "progress": progress, "noise": noise}
+    common = {"seed": edit.seed, "steps": steps, "scale": edit.scale}
+    common |= {"progress": progress, "noise": noise}
     if edit.edited is None:
         return pipeline.inpaint(edit.image, edit.mask, edit.prompt, **common)
     return pipeline.sdedit(edit.image, edit.edited, edit.prompt, strength=edit.strength, **common)

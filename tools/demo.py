@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from sgm.specs import MODELS
 from sgm.words import Precision, Task
 from tools.compare import (
     ROOT,
+    TINY_SCALE,
     Edit,
     inpainting_edit,
     likeness,
@@ -121,7 +122,7 @@ def shipped_edits() -> list[Edit]:
     for number, prompt in enumerate(SDEDIT_PROMPTS):
         pictures = [tensor(f"img2img/{kind}/{number}.png") for kind in ("original", "edited")]
         edits.append(sdedit_edit(*pictures, prompt, SEED, STRENGTH))
-    return edits
+    return [replace(edit, scale=TINY_SCALE) for edit in edits]
 
 
 def base_prompt(edit: Edit) -> str:

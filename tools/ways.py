@@ -85,7 +85,9 @@ def record(
     Args:
         base_prompt: what the unedited picture shows.
     """
-    params = SamplingParams(base_prompt, seed=edit.seed, steps=steps, strength=edit.strength)
+    params = SamplingParams(
+        base_prompt, seed=edit.seed, steps=steps, scale=edit.scale, strength=edit.strength
+    )
     noise = fixed_noise(NamedNoise(edit.seed))
     session = EditSession(fast, edit.image, params, edit.task, noise=noise)
     return session, sum(session.report.seconds.values())
