@@ -36,7 +36,8 @@ from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
 from sgm.io.files import check_writable
-from sgm.specs import Precision, SamplingParams, Task
+from sgm.specs import SamplingParams
+from sgm.words import Precision, Task
 from tools.compare import Edit, markdown_table, run_edit
 from tools.tiny.judge import Judge, load_judge
 from tools.tiny.looks import percent

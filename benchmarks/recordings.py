@@ -21,16 +21,8 @@ from sgm.cli.program import start
 from sgm.inference.presets import FAST
 from sgm.inference.session_size import session_size, shapes_of
 from sgm.io.files import check_writable
-from sgm.specs import (
-    MODELS,
-    Precision,
-    Preset,
-    RecordingPrecision,
-    RecordingSettings,
-    RunType,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import MODELS, RecordingSettings, SamplingParams
+from sgm.words import Precision, Preset, RecordingPrecision, RunType, Task
 from tools.compare import markdown_table
 
 REGIONS = (0.1, 0.25, 0.5)  # shares of the picture, where recordings are bounded

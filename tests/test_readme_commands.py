@@ -43,7 +43,6 @@ NOT_RUN = {
     "nice python -m tools.tiny.train": "hours of training too",
     "python -m tools.tiny.train": "hours of training; the arguments are checked in test_readme.py",
     "python -m tools.install_sige": "downloads and compiles; tests/tools has its options",
-    "python -m sgm.app": "serves until it is stopped; tests/app has its parts, and a browser",
     "python -m sgm.batch": "tests/batch/test_docs.py runs them, one after the other",
     "python -m tools.layout_edits": "the same",
     "pip install -r requirements-ray.txt": "downloads",

@@ -45,6 +45,8 @@ def where_drawn(init: Tensor, edited: Tensor, blended: bool) -> Tensor:
     if not blended:
         return different
     drawing = find_drawing(init, edited)
+    if not drawing.any():  # nothing stands out, so all that differs was meant
+        return different
     all_of_it, found = different.float().mean().item(), drawing.float().mean().item()
     if all_of_it > found + OTHER_DIFFERENCES:
         logger.warning(

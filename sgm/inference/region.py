@@ -14,7 +14,7 @@ from sgm.inference.track import DECODER, ENCODER
 from sgm.sparse.bounds import bounded, read_by, unbounded
 from sgm.sparse.masks import MaskPyramid, dilate
 from sgm.sparse.recording import Recording
-from sgm.specs import RecordingMemory, Task
+from sgm.words import RecordingMemory, Task
 
 REGION = "region"  # store key of its mask
 MASK = ("", "mask")  # in the recording of that name

@@ -13,15 +13,8 @@ from sgm.inference.presets import Recipe
 from sgm.inference.region import Region, size_kept
 from sgm.inference.track import DECODER, ENCODER, Track
 from sgm.io.checkpoint import build_model
-from sgm.specs import (
-    LATENT_CHANNELS,
-    LATENT_FACTOR,
-    Precision,
-    Preset,
-    SamplingParams,
-    Task,
-    Turbo,
-)
+from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, SamplingParams, Turbo
+from sgm.words import Precision, Preset, Task
 
 TEXT_TOKENS = 77
 

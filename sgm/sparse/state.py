@@ -201,8 +201,8 @@ class SparseState:
         values = recording.by_layer()
         device = next(t.device for v in recording.values.values() for t in tensors_of(v))
         for one in masks:
-            for name, layer in self.layers.items():
-                for key in layer.sets(values.get(name, {})):
+            for name, found in values.items():  # a layer that did not run needs none
+                for key in self.layers[name].sets(found):
                     self._sets_of(one).get(key, device)
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:

@@ -110,8 +110,12 @@ def test_a_whole_session(
         assert saved.info["parameters"].count("Steps: 2") == 2
     visitor.press("undo", RECORDED)
     assert np.array_equal(np.asarray(desk.picture), second)
-    with Image.open(visitor.save(tmp_path / "saved.png")) as saved:
-        assert np.array_equal(np.asarray(saved), second)
+
+    def gives_the_second() -> bool:  # a moment after the status, when its file is written
+        with Image.open(visitor.save(tmp_path / "saved.png")) as saved:
+            return np.array_equal(np.asarray(saved), second)
+
+    visitor.wait(gives_the_second)
 
     outside = [url for url in visitor.requests if not url.startswith((address, "data:", "blob:"))]
     assert not outside  # neither fonts nor scripts of another server

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks import border
 from sgm.inference.composite import opacity
-from sgm.specs import Task
+from sgm.words import Task
 from tools.compare import Edit
 
 SIZE, DRIFT = (64, 128), 0.08

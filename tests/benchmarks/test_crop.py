@@ -11,7 +11,8 @@ from benchmarks import crop
 from benchmarks.common import ROOT
 from benchmarks.quality import make_edit
 from sgm.io.checkpoint import build_model
-from sgm.specs import MODELS, RunType, Task
+from sgm.specs import MODELS
+from sgm.words import RunType, Task
 from tests.conftest import tiny_weights
 
 SPEC = MODELS["tiny"]

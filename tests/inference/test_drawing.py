@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgm.inference.border import blur
-from sgm.inference.drawing import find_drawing
+from sgm.inference.drawing import find_drawing, where_drawn
 from sgm.io.imageio import to_tensor
 from sgm.sparse.masks import difference_mask, dilate
 
@@ -82,3 +82,12 @@ def test_compression_alone_is_no_drawing(quality: int) -> None:
     after = stored(pixels, f"JPEG {quality}")
     assert difference_mask(before, after).float().mean() > 0.1
     assert find_drawing(before, after).float().mean() < 0.002
+
+
+def test_where_nothing_stands_out_every_difference_counts() -> None:
+    before = torch.zeros(3, 16, 16)
+    after = before.clone()
+    after[:, 4, 4] = after[:, 10, 3] = 0.5  # two specks, and nothing else
+    assert not find_drawing(before, after).any()
+    found = where_drawn(before, after, blended=True)
+    assert torch.equal(found, difference_mask(before, after)) and found.sum() == 2

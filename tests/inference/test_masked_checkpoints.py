@@ -187,7 +187,7 @@ def test_equal_to_diffusers_inpainting_pipeline(
         plan = pipe.prepare(edit, NOISE)
         c, uc = networks.condition(PARAMS.prompt, "", SIZE)
         denoise, solver = pipe.denoiser(PARAMS, SIZE, plan.concat), pipe.solver(PARAMS)
-        ours = loop.run(plan, networks, denoise, solver, NOISE, lambda i, x: None).result
+        ours = loop.run(plan, networks, denoise, solver, NOISE, lambda i, x, estimate: None).result
         theirs = rival(tensors)(
             image=picture()[None] / 2 + 0.5,
             mask_image=mask[None, None].float(),

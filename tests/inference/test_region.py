@@ -13,13 +13,8 @@ from sgm.inference.stores import DeviceStore
 from sgm.inference.track import ENCODER
 from sgm.sparse.bounds import read_by
 from sgm.sparse.masks import cover
-from sgm.specs import (
-    Precision,
-    RecordingPrecision,
-    RecordingSettings,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import RecordingSettings, SamplingParams
+from sgm.words import Precision, RecordingPrecision, Task
 from tests.inference.test_edits import drawn_on, networks_of, picture
 
 SIZE = (128, 256)

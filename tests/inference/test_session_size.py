@@ -8,16 +8,8 @@ from sgm.inference.presets import FAST
 from sgm.inference.session import EditSession
 from sgm.inference.session_size import session_size, shapes_of
 from sgm.inference.stores import DeviceStore
-from sgm.specs import (
-    MODELS,
-    Precision,
-    Preset,
-    RecordingPrecision,
-    RecordingSettings,
-    RunType,
-    SamplingParams,
-    Task,
-)
+from sgm.specs import MODELS, RecordingSettings, SamplingParams
+from sgm.words import Precision, Preset, RecordingPrecision, RunType, Task
 from tests.conftest import ROOT
 from tests.inference.test_edits import networks_of, picture
 
