@@ -1,6 +1,7 @@
 # Needs GNU make and Python >= 3.11; everything else is installed into .venv.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -14,6 +15,7 @@ help:
 	@echo "make test   lint, then the whole test suite"
 	@echo "make lint   ruff: rules and formatting"
 	@echo "make clean  remove .venv and caches; pictures in outputs/ stay"
+	@echo "WORKERS=N   processes of make test, about 1 GB each (now: $(WORKERS))"
 	@echo "PYTHON=...  the interpreter that .venv is made from (now: $(PYTHON))"
 
 demo: $(VENV)/.installed
@@ -23,7 +25,7 @@ app: $(VENV)/.installed-app
 	$(BIN)/python -m sgm.app $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
