@@ -144,27 +144,3 @@ def test_two_people_at_once(
         with Image.open(visitor.save(tmp_path / "saved.png")) as saved:
             assert np.asarray(saved)[:8].reshape(-1, 3).mean(0).argmax() == channel
         visitor.page.context.close()
-
-
-def test_a_page_that_is_loaded_anew_in_an_edit(
-    served: tuple[Page, str], studio: Studio, chrome: Browser, red: Path
-) -> None:
-    page, address = served
-    visitor = Visitor(chrome, address, TELEPHONE)
-    visitor.wait(lambda: not desks(page))  # those of the tests before are gone
-    visitor.open(red)
-    visitor.paint(Task.INPAINTING, *ACROSS)
-    visitor.set("steps", 100)
-    visitor.ask(Task.INPAINTING, "a horse")
-    visitor.wait_for_status("Recording")
-    (before,) = desks(page)
-    visitor.page.reload()
-    visitor.wait(lambda: before not in desks(page) and not studio.budget.owners())
-    assert not before.variants
-    visitor.wait_for_status("Open a photo")
-    visitor.open(red)
-    visitor.paint(Task.INPAINTING, *ACROSS)
-    visitor.set("count", 1)
-    visitor.generate(Task.INPAINTING, "a horse")
-    assert len(visitor.captions()) == 1
-    visitor.page.context.close()
