@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from sgm.cli.option_types import Parser, braces, member, number, one_of, parsed, weighted, whole
+from sgm.cli.option_types import Parser, braces, member, number, one_of, parsed, whole
+from sgm.cli.shared_options import add_adaptions, add_folders, add_sampler
 from sgm.specs import DEFAULT_RECORDING_PRECISION, MODELS
-from sgm.words import Precision, Prediction, RecordingPrecision, Sampler, Spacing
+from sgm.words import Precision, RecordingPrecision
 
 DESCRIPTION = """\
 A page to edit photos in: open one, paint where it should change, say what should be there. It is
@@ -57,22 +58,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--checkpoint", metavar="FILE|FOLDER", help="any SDXL checkpoint")
     group.add_argument("--vae", metavar="FILE", help="another autoencoder")
-    group.add_argument(
-        "--lora",
-        metavar="FILE[:WEIGHT]",
-        action="append",
-        type=weighted,
-        default=[],
-        help="a LoRA to merge, and how much of it (default: 1); may be given several times",
-    )
-    group.add_argument(
-        "--prediction",
-        metavar=braces(Prediction),
-        type=member(Prediction),
-        help="what the network predicts (default: what the checkpoint says, else epsilon)",
-    )
-    for flag, folder in (("--config_path", "configs"), ("--weight_path", "pretrained")):
-        group.add_argument(flag, metavar="FOLDER", default=folder, help="default: %(default)s")
+    add_adaptions(group)
+    add_folders(group)
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:<number> or mps")
     group.add_argument("--precision", metavar=braces(Precision), type=member(Precision))
 
@@ -93,17 +80,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=6.0,
         help="classifier-free guidance (default: %(default)s)",
     )
-    for flag, kind, default in (
-        ("--sampler", Sampler, Sampler.DPMPP2M),
-        ("--spacing", Spacing, Spacing.PUBLISHED),
-    ):
-        group.add_argument(
-            flag,
-            metavar=braces(kind),
-            type=member(kind),
-            default=default,
-            help="default: %(default)s",
-        )
+    add_sampler(group)
 
 
 def _add_page(parser: argparse.ArgumentParser) -> None:

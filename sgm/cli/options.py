@@ -6,7 +6,6 @@ means together with others is checked in `sgm.cli.checks`.
 
 import argparse
 from collections.abc import Sequence
-from enum import StrEnum
 
 from sgm.cli.option_types import (
     Parser,
@@ -17,10 +16,10 @@ from sgm.cli.option_types import (
     only,
     parsed,
     truth,
-    weighted,
     whole,
 )
 from sgm.cli.photo_options import add_photos
+from sgm.cli.shared_options import add_adaptions, add_folders, add_names, add_sampler
 from sgm.errors import UserError
 from sgm.specs import (
     DEFAULT_RECORDED,
@@ -35,13 +34,10 @@ from sgm.words import (
     Backend,
     Mode,
     Precision,
-    Prediction,
     Preset,
     RecordingMemory,
     RecordingPrecision,
     RunType,
-    Sampler,
-    Spacing,
     Task,
 )
 
@@ -99,13 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to do")
-    _add_names(group, "--task", Task, Task.INPAINTING, "how the edit is described")
-    _add_names(
+    add_names(group, "--task", Task, Task.INPAINTING, "how the edit is described")
+    add_names(
         group, "--run_type", RunType, RunType.ORIGINAL, "dense or sparse, base or few-step model"
     )
-    _add_names(
-        group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network"
-    )
+    add_names(group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network")
     group.add_argument("--prompt", metavar="TEXT", help="what the edit should show (required)")
     group.add_argument(
         "--negative_prompt",
@@ -185,10 +179,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=0.8,
         help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
     )
-    text = "how a step is made; euler and lcm are for few-step models"
-    _add_names(group, "--sampler", Sampler, Sampler.DPMPP2M, text)
-    text = "which noise levels are visited; trailing is for few-step models"
-    _add_names(group, "--spacing", Spacing, Spacing.PUBLISHED, text)
+    add_sampler(group)
     group.add_argument(
         "--ddim_eta",
         metavar="0",
@@ -200,7 +191,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("computation")
-    _add_names(group, "--preset", Preset, Preset.PUBLISHED, "how sparse a sparse run is")
+    add_names(group, "--preset", Preset, Preset.PUBLISHED, "how sparse a sparse run is")
     group.add_argument(
         "--precision",
         metavar=braces(Precision),
@@ -208,7 +199,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="numbers that the networks compute with; fp32 is strict (default: fp32; with --preset "
         "fast on a CUDA device bf16, or fp16 where the card has no bf16)",
     )
-    _add_names(group, "--backend", Backend, Backend.AUTO, "implementation of the sparse operators")
+    add_names(group, "--backend", Backend, Backend.AUTO, "implementation of the sparse operators")
     group.add_argument(
         "--device",
         metavar="NAME",
@@ -256,7 +247,7 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         help="edit from what --record left there: no pass over the unedited picture",
     )
     text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
-    _add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
+    add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -268,16 +259,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         default="sdxl",
         help="the published checkpoints, or the small one that comes along (default: %(default)s)",
     )
-    for flag, folder, content in (
-        ("--config_path", "configs", "YAML files"),
-        ("--weight_path", "pretrained", "checkpoints"),
-    ):
-        group.add_argument(
-            flag,
-            metavar="FOLDER",
-            default=folder,
-            help=f"folder of the {content} (default: %(default)s)",
-        )
+    add_folders(group)
     for flag, value, meaning in (
         ("--C", LATENT_CHANNELS, "latent channels"),
         ("--f", LATENT_FACTOR, "pixels per latent position"),
@@ -295,20 +277,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         ("--vae", "FILE", "another autoencoder"),
     ):
         group.add_argument(flag, metavar=metavar, help=f"{text} (default: the model's own)")
-    group.add_argument(
-        "--lora",
-        metavar="FILE[:WEIGHT]",
-        action="append",
-        type=weighted,
-        default=[],
-        help="a LoRA to merge, and how much of it (default: 1); may be given several times",
-    )
-    group.add_argument(
-        "--prediction",
-        metavar=braces(Prediction),
-        type=member(Prediction),
-        help="what the network predicts (default: what the checkpoint says, else epsilon)",
-    )
+    add_adaptions(group)
     group.add_argument(
         "--json",
         metavar="FILE",
@@ -333,17 +302,4 @@ def _add_profiling(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="sparse run types: measure the dense pass too (default: yes)",
-    )
-
-
-def _add_names(
-    group: argparse._ArgumentGroup, flag: str, kind: type[StrEnum], default: StrEnum, text: str
-) -> None:
-    """Add an option that takes one word of an enum."""
-    group.add_argument(
-        flag,
-        metavar=braces(kind),
-        type=member(kind),
-        default=default,
-        help=f"{text} (default: %(default)s)",
     )
