@@ -120,6 +120,15 @@ def test_a_bare_scene_lacks_the_object_alone() -> None:
         assert not changed.any()
 
 
+def test_pictures_drawn_beforehand_are_those_drawn_when_asked_for() -> None:
+    for scene_of in (practice_scene, bare_scene):
+        beforehand, asked = latents.Pictures(2, scene_of), latents.Pictures(0, scene_of)
+        assert (beforehand.seeds, asked.seeds) == (2, HELD_OUT_SEED)
+        for seed in range(2):
+            assert np.array_equal(beforehand(seed), drawn(seed, scene_of))
+            assert np.array_equal(asked(seed), drawn(seed, scene_of))
+
+
 def test_windows_grow_from_objects_to_whole_scenes() -> None:
     seen = [{window_size(step, done) for step in (6, 7)} for done in (0.0, 0.5, 0.9)]
     assert seen == [{CLOSE, HALF}, {HALF, GRID}, {GRID}]

@@ -16,6 +16,7 @@ from tools.tiny.checkpoints import part, read, write
 from tools.tiny.course import Course
 from tools.tiny.export import export
 from tools.tiny.latents import LatentScenes, Pictures, extend, normalise
+from tools.tiny.practice import bare_scene
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ class Family:
 
         batch = 28 if self.scale.drawn else 1
         if not (self.work / "unet.safetensors").exists():
-            extend(folder, self.first_stage(), self.pictures, self.scale.scenes, stop, batch)
+            both = self.pictures, Pictures(self.scale.drawn, bare_scene)
+            extend(folder, self.first_stage(), *both, self.scale.scenes, stop, batch)
         return len(LatentScenes(folder)) >= FEWEST_SCENES
 
     def train_unet(self) -> bool:

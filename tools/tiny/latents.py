@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from sgm.models.autoencoder import AutoencoderKL
 from tools.tiny.checkpoints import read, write
 from tools.tiny.layout import Scene
-from tools.tiny.practice import HELD_OUT_SEED, SIZE, bare_scene, practice_scene
+from tools.tiny.practice import HELD_OUT_SEED, SIZE, practice_scene
 from tools.tiny.scenes import render
 
 logger = logging.getLogger(__name__)
@@ -39,20 +40,24 @@ class Pictures:
     """The pictures of training seeds: drawn when asked for, or `count` of them beforehand by all
     cores, and then only those.
 
+    Args:
+        scene_of: what a seed shows.
+
     Attributes:
         seeds: how many there are, from 0 on.
     """
 
-    def __init__(self, count: int = 0) -> None:
-        self.seeds = count or HELD_OUT_SEED
+    def __init__(self, count: int = 0, scene_of: Callable[[int], Scene] = practice_scene) -> None:
+        self.seeds, self.scene_of = count or HELD_OUT_SEED, scene_of
         self.kept: list[np.ndarray] = []
         if count:
             with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                self.kept = list(pool.map(drawn, range(count), chunksize=32))
+                draw = partial(drawn, scene_of=scene_of)
+                self.kept = list(pool.map(draw, range(count), chunksize=32))
 
     def __call__(self, seed: int) -> np.ndarray:
         """uint8 [256, 512, 3]"""
-        return self.kept[seed] if self.kept else drawn(seed)
+        return self.kept[seed] if self.kept else drawn(seed, self.scene_of)
 
 
 @torch.no_grad()
@@ -89,19 +94,23 @@ def extend(
     folder: Path,
     vae: AutoencoderKL,
     pictures: Pictures,
+    bare: Pictures,
     scenes: int,
     stop: Callable[[], bool],
     batch: int = 1,
 ) -> None:
-    """Encode more scenes, until there are `scenes` or `stop()` holds. What is there stays."""
+    """Encode more scenes, until there are `scenes` or `stop()` holds. What is there stays.
+
+    Args:
+        pictures, bare: of the scenes as they are, and without the object whose turn it is.
+    """
     for start in range(SHARD * len(shards(folder)), scenes, SHARD):
         if stop():
             return
-        latents, bare = [], []
-        for seeds in torch.arange(start, start + SHARD).split(batch):
-            latents.append(encoded(vae, [pictures(seed) for seed in seeds.tolist()]))
-            bare.append(encoded(vae, [drawn(seed, bare_scene) for seed in seeds.tolist()]))
-        tensors = {"latents": torch.cat(latents), "bare": torch.cat(bare)}
+        tensors = {}
+        for name, shown in (("latents", pictures), ("bare", bare)):
+            groups = torch.arange(start, start + SHARD).split(batch)
+            tensors[name] = torch.cat([encoded(vae, [*map(shown, g.tolist())]) for g in groups])
         write(folder / f"{start:06d}.safetensors", tensors, {})
         logger.info("%d scenes encoded", start + SHARD)
 
