@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sgm.cli import outputs, report
 from sgm.cli.inputs import Inputs, advise_on_size
-from sgm.cli.record import edits_recorded, record
+from sgm.cli.record import edits_recorded, recipe_of, record
 from sgm.cli.requests import is_cropped, notices, request
 from sgm.io import files
 from sgm.specs import RunOptions
@@ -140,12 +140,11 @@ def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = T
         options.backend,
         options.preset,
         refiner,
-        recordings=options.recordings,
         progress=progress,
         weights=weights_of(options, refiner),
         graphs=options.graphs,
     )
-    return pipe.with_recipe(replace(pipe.recipe, blend=options.photo.blend))
+    return pipe.with_recipe(recipe_of(options))
 
 
 def backend_of(options: RunOptions) -> str | None:

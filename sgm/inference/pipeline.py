@@ -25,7 +25,7 @@ from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of
-from sgm.specs import ModelSpec, RecordingSettings, SamplingParams, Turbo
+from sgm.specs import ModelSpec, SamplingParams, Turbo
 from sgm.weights import Weights
 from sgm.words import Backend, Precision, Preset, RunType
 
@@ -85,7 +85,6 @@ class Pipeline:
         backend: Backend = Backend.AUTO,
         preset: Preset = Preset.PUBLISHED,
         refiner: bool = False,
-        recordings: RecordingSettings | None = None,
         progress: bool = True,
         weights: Weights | None = None,
         graphs: bool | None = None,
@@ -95,7 +94,6 @@ class Pipeline:
         Args:
             config_path, weight_path: the folders of YAML files and of checkpoints.
             refiner: the refiner instead of the base or turbo model; always the whole schedule.
-            recordings: how the unedited picture is recorded; None for as the preset says.
             progress: show a bar on stderr.
             weights: the files to load; None for the family's own in `weight_path`.
             graphs: whether sparse UNet passes run as CUDA graphs; None for the device's own way.
@@ -117,10 +115,7 @@ class Pipeline:
         networks = Networks(engine.eval(), table_of_preset(preset) if run_type.sparse else None)
         networks.set_backend(backend.value, graphs)
         turbo = spec.turbo if run_type.turbo and not refiner else None
-        recipe = RECIPES[preset]
-        if recordings is not None:
-            recipe = recipe.with_recordings(recordings)
-        return cls(networks, precision, run_type.sparse, turbo, recipe)
+        return cls(networks, precision, run_type.sparse, turbo, RECIPES[preset])
 
     def with_recipe(self, recipe: Recipe) -> "Pipeline":
         """The same networks, run by another recipe."""
