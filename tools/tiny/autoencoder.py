@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,9 +14,10 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock, Upsample
-from tools.tiny.latents import SCALE_FACTOR, LatentScenes, Pictures, to_input
+from tools.tiny.latents import SCALE_FACTOR, LatentScenes, drawn, sent, to_input
 from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practise
 from tools.tiny.scenes import render, sample_scene
+from tools.tiny.workers import Ahead
 
 PIXELS = 2**16  # a step of the whole autoencoder
 KL_WEIGHT = 1e-4
@@ -65,19 +70,19 @@ def crop_size(done: float) -> tuple[int, int]:
     return (64, 64) if done < 0.5 else (128, 128) if done < 0.8 else SIZE
 
 
-def crop_batch(pictures: Pictures, step: int, size: tuple[int, int], factor: int = 1) -> Tensor:
-    """Crops [N, 3, *size] of scenes, about PIXELS * factor in all, most of them around objects."""
+def crops(step: int, size: tuple[int, int], factor: int = 1) -> np.ndarray:
+    """Crops of scenes, uint8 [N, *size, 3], PIXELS * factor in all, most of them around objects."""
     rng = np.random.default_rng([7, step])
     count = factor * max(1, PIXELS // (size[0] * size[1]))
     window = (size[0] // FACTOR, size[1] // FACTOR)
-    crops: list[np.ndarray] = []
-    while len(crops) < count:
-        seed = int(rng.integers(pictures.seeds))
-        picture = pictures(seed)
-        for _ in range(min(4, count - len(crops))):
+    made: list[np.ndarray] = []
+    while len(made) < count:
+        seed = int(rng.integers(HELD_OUT_SEED))
+        picture = drawn(seed)
+        for _ in range(min(4, count - len(made))):
             top, left, bottom, right = (FACTOR * n for n in practise(seed, window, rng).window)
-            crops.append(picture[top:bottom, left:right])
-    return to_input(np.stack(crops))
+            made.append(picture[top:bottom, left:right])
+    return np.stack(made)
 
 
 def loss_of(vae: AutoencoderKL, x: Tensor) -> Tensor:
@@ -92,21 +97,54 @@ def difference(made: Tensor, x: Tensor) -> Tensor:
     return F.l1_loss(made, x) + 2 * F.mse_loss(made, x)
 
 
-def decoder_batch(
-    data: LatentScenes, pictures: Pictures, step: int, done: float, factor: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Unscaled latents [N, 4, h, w] and the pictures of them [N, 3, 8 h, 8 w]: halves of scenes,
-    and whole ones in every third step and at the end."""
+def decoder_crops(
+    step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A window of `size` latents of each of the scenes with these rows and seeds.
+
+    Returns:
+        The rows; (top, left) in latents, int64 [N, 2]; the pictures, uint8 [N, 8 h, 8 w, 3].
+    """
     rng = np.random.default_rng([19, step])
-    size = GRID if step % 3 == 2 or done > 0.85 else HALF
-    latents, crops = [], []
-    for seed in rng.integers(0, len(data), factor * GRID[1] // size[1]):
-        top, left, bottom, right = practise(int(seed), size, rng).window
-        latents.append(data[seed][0][:, top:bottom, left:right])
-        rows, columns = (slice(FACTOR * a, FACTOR * b) for a, b in ((top, bottom), (left, right)))
-        crops.append(pictures(int(seed))[rows, columns])
-    z = torch.stack(latents)
-    return (z + LATENT_NOISE * torch.randn(z.shape)) / SCALE_FACTOR, to_input(np.stack(crops))
+    windows = [practise(seed, size, rng).window for seed in seeds.tolist()]
+    pictures = [
+        drawn(seed)[FACTOR * top : FACTOR * bottom, FACTOR * left : FACTOR * right]
+        for seed, (top, left, bottom, right) in zip(seeds.tolist(), windows, strict=True)
+    ]
+    return rows, np.array([window[:2] for window in windows]), np.stack(pictures)
+
+
+class DecoderBatches:
+    """Latents and their pictures: halves of scenes, and whole ones in every third step and at the
+    end.
+
+    Args:
+        factor: whole scenes in a step; of halves there are twice as many.
+        pool: worker processes that draw ahead; None to draw when needed.
+    """
+
+    def __init__(
+        self, data: LatentScenes, factor: int = 1, pool: ProcessPoolExecutor | None = None
+    ) -> None:
+        self.data, self.factor = data, factor
+        self.drawn = Ahead(pool, self.task)
+
+    def task(
+        self, step: int, done: float
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The call that draws the pictures of a step, with a part `done` of the course."""
+        size = GRID if step % 3 == 2 or done > 0.85 else HALF
+        count = self.factor * GRID[1] // size[1]
+        rows = np.random.default_rng([23, step]).integers(0, len(self.data), count)
+        return partial(decoder_crops, step, size, rows, self.data.seeds[rows])
+
+    def __call__(self, step: int, done: float) -> tuple[Tensor, Tensor]:
+        """Unscaled latents [N, 4, h, w] and pictures [N, 3, 8 h, 8 w] of a step."""
+        rows, corners, pictures = self.drawn(step, done)
+        size = pictures.shape[1] // FACTOR, pictures.shape[2] // FACTOR
+        z, _ = self.data.windows(rows, corners, size)
+        z = z + LATENT_NOISE * torch.randn_like(z)
+        return z / SCALE_FACTOR, to_input(sent(pictures, z.device))
 
 
 @torch.inference_mode()
@@ -115,7 +153,7 @@ def held_out_psnr(vae: AutoencoderKL, count: int = 8) -> float:
     device, values = vae.quant_conv.weight.device, []
     for index in range(count):
         scene = sample_scene(np.random.default_rng(HELD_OUT_SEED + index))
-        x = to_input(np.array(render(scene, *SIZE))[None]).to(device)
+        x = to_input(torch.from_numpy(np.array(render(scene, *SIZE)))[None]).to(device)
         made = vae.decode(vae.posterior(x).mode()).clamp(-1, 1)
         values.append(10 * torch.log10(4 / F.mse_loss(made, x)).item())
     return float(np.mean(values))

@@ -15,22 +15,19 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {k: v.detach().clone() for k, v in module.named_parameters()}
+        self.live = {k: v.detach() for k, v in module.named_parameters()}
+        self.values = {k: v.clone() for k, v in self.live.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         decay = min(self.decay, (step + 1) / (step + 10))
-        live = dict(module.named_parameters())
-        names = list(self.values)
-        torch._foreach_lerp_(
-            [self.values[n] for n in names], [live[n].detach() for n in names], 1 - decay
-        )
+        torch._foreach_lerp_(list(self.values.values()), list(self.live.values()), 1 - decay)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # others may be at the same file
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
     os.replace(temporary, path)
 
@@ -73,8 +70,12 @@ class TrainingState:
         for name, value in part(tensors, "ema").items():
             self.ema.values[name].copy_(value)
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = self.optimizer.param_groups[0]["params"]
         for key, value in part(tensors, "adam").items():
             index, name = key.split(".")
+            parameter = parameters[int(index)]
+            if value.ndim:  # a moment, laid out as its parameter is: the fused optimiser needs it
+                value = torch.empty_like(parameter).copy_(value)
             state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,30 +1,44 @@
 """The training of the tiny family, from nothing or from an older one: all stages in their order."""
 
 import logging
+import os
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sgm.models.autoencoder import AutoencoderKL
-from tools.tiny import autoencoder, refiner, unet
+from tools.tiny import autoencoder, refiner, unet, workers
 from tools.tiny.checkpoints import part, read, write
 from tools.tiny.course import Course
-from tools.tiny.export import export
-from tools.tiny.latents import LatentScenes, Pictures, extend, normalise
-from tools.tiny.practice import bare_scene
+from tools.tiny.export import NETWORKS, export
+from tools.tiny.latents import (
+    CONFIG,
+    SHARD,
+    LatentScenes,
+    extend,
+    load_first_stage,
+    normalise,
+    sent,
+    shards,
+    to_input,
+)
 
 logger = logging.getLogger(__name__)
 
-BASE_CONFIG, REFINER_CONFIG = "configs/tiny-original.yaml", "configs/tiny-refiner.yaml"
+REFINER_CONFIG = "configs/tiny-refiner.yaml"
 # Of the time, in the order in which they run. Encoding has no more than its share, and no less
 # than the fewest scenes.
 SHARES = {"autoencoder": 0.22, "latents": 0.08, "unet": 0.5, "decoder": 0.1, "refiner": 0.1}
-STARTED_SHARES = {"latents": 0.06, "unet": 0.76, "decoder": 0.08, "refiner": 0.1}  # from a family
+STARTED_SHARES = {"latents": 0.04, "unet": 0.71, "decoder": 0.09, "refiner": 0.16}  # from a family
 FEWEST_SCENES = 280
 
 
@@ -39,20 +53,61 @@ class Scale:
     """How much of a machine to use.
 
     Attributes:
-        factor: batches are as many times larger.
+        factor: batches of the networks in latents are as many times larger.
+        pictures: those of the autoencoder and its decoder are.
         scenes: of which latents are made, at most.
-        drawn: pictures that are drawn beforehand, by all cores; 0 to draw each when it is needed.
+        workers: processes that make batches and latents ahead; 0 to make them when needed.
+        lr: learning rates are as many times higher.
         half: whether networks run in bfloat16 where that is safe.
     """
 
     factor: int
+    pictures: int
     scenes: int
-    drawn: int
+    workers: int
+    lr: float
     half: bool
 
 
-CPU = Scale(factor=1, scenes=7_000, drawn=0, half=False)
-GPU = Scale(factor=8, scenes=14_000, drawn=14_000, half=True)
+CPU = Scale(factor=1, pictures=1, scenes=7_000, workers=0, lr=1.0, half=False)
+# A step of each window size is about a TFLOP, so that arithmetic takes longer than the start of the
+# 3000 kernels that it is made of. Rates grow by less than the root of the factor: to be safe.
+GPU = Scale(factor=32, pictures=8, scenes=14_000, workers=14, lr=2.0, half=True)
+
+
+def scale_of(device: str) -> Scale:
+    """What a device is used with; of the cores two are left to the process that trains."""
+    spare = max(1, len(os.sched_getaffinity(0)) - 2)
+    return replace(GPU, workers=spare) if device.startswith("cuda") else CPU
+
+
+def autocast(device: str, half: bool) -> AbstractContextManager[object]:
+    """The context in which networks run."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if half else nullcontext()
+
+
+def take_first_stage(base: Path, path: Path) -> None:
+    """Write the autoencoder of a family that is there as a training state."""
+    tensors, metadata = read(base)
+    spent = {"step": metadata["autoencoder_steps"], "seconds": metadata["autoencoder_seconds"]}
+    write(path, part(tensors, "first_stage_model"), spent)
+
+
+def make_latents(
+    work: Path, start: Path, device: str, scenes: int, count: int, minutes: float
+) -> None:
+    """Make latents of scenes beforehand, with `count` worker processes and for so many minutes. It
+    may be stopped at any moment, and goes on from the files that are there."""
+    first_stage = work / "first_stage.safetensors"
+    if not first_stage.exists():
+        take_first_stage(start, first_stage)
+    latest = time.monotonic() + 60 * minutes
+    pool = workers.start(count)
+    try:
+        folder = work / "latents"
+        extend(folder, first_stage, device, scenes, pool, lambda: time.monotonic() > latest)
+    finally:
+        workers.abandon(pool)
 
 
 class Family:
@@ -80,7 +135,7 @@ class Family:
         shares = SHARES if start is None else STARTED_SHARES
         self.seconds = {name: 60 * minutes * share for name, share in shares.items()}
         self.deadline = None if sitting is None else time.monotonic() + 60 * sitting
-        self.pictures = Pictures(scale.drawn)
+        self.pool: ProcessPoolExecutor | None = None
         self.clock = processor_time if device == "cpu" else time.monotonic
         self.interrupted = False
 
@@ -100,50 +155,55 @@ class Family:
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
+        self.pool = workers.start(self.scale.workers) if self.scale.workers else None
+        try:
+            return self.run_stages(folder, note)
+        finally:
+            if self.pool is not None:
+                workers.abandon(self.pool)
+
+    def run_stages(self, folder: Path, note: str) -> bool:
+        """As `train`."""
         stages = (self.train_autoencoder, self.encode, self.train_unet, self.train_decoder)
         done = all(stage() for stage in stages)
-        if (self.work / "unet.safetensors").exists():
-            logger.info("wrote %s", export(self.work, "base", folder, note))
-        if done and (done := self.train_refiner(folder / "tiny_base.safetensors")):
-            logger.info("wrote %s", export(self.work, "refiner", folder, note))
+        self.export("base", folder, note)
+        if done:
+            done = self.train_refiner(folder / "tiny_base.safetensors")
+        self.export("refiner", folder, note)
         return done
 
-    def ready(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, pictures and latents with their channels last."""
-        tensor = tensor.to(self.device, non_blocking=True)
-        return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-    def autocast(self) -> AbstractContextManager[object]:
-        half = self.scale.half
-        return torch.autocast(self.device, torch.bfloat16) if half else nullcontext()
+    def export(self, name: str, folder: Path, note: str) -> None:
+        """Write a file of the family, if its network has been trained."""
+        if (self.work / f"{NETWORKS[name]}.safetensors").exists():
+            logger.info("wrote %s", export(self.work, name, folder, note))
 
     def course(self, name: str, lr: float, decay: float) -> Course:
-        return Course(self.work / f"{name}.safetensors", self.seconds[name], lr, decay, self.clock)
+        path, seconds = self.work / f"{name}.safetensors", self.seconds[name]
+        return Course(path, seconds, lr * self.scale.lr, decay, self.clock)
 
     def first_stage(self) -> AutoencoderKL:
         """The autoencoder whose latents the UNet learns, on the device."""
-        vae = autoencoder.build(BASE_CONFIG)
-        vae.load_state_dict(read(self.work / "first_stage.safetensors")[0])
-        return vae.eval().to(self.device, memory_format=torch.channels_last)
+        return load_first_stage(self.work / "first_stage.safetensors", self.device)
 
     def train_autoencoder(self) -> bool:
         """All of the autoencoder; or that of the family to start from."""
         path = self.work / "first_stage.safetensors"
+        if not path.exists() and self.start is not None:
+            take_first_stage(self.start, path)
         if path.exists():
             return True
-        vae = autoencoder.build(BASE_CONFIG)
-        if self.start is not None:
-            tensors, metadata = read(self.start)
-            steps, seconds = metadata["autoencoder_steps"], metadata["autoencoder_seconds"]
-            kept = {"step": steps, "seconds": seconds}
-            write(path, part(tensors, "first_stage_model"), kept)
-            return True
+        vae = autoencoder.build(CONFIG)
         vae.to(self.device, memory_format=torch.channels_last)
 
-        def loss_of(step: int, done: float) -> Tensor:
+        def task(step: int, done: float) -> Callable[[], np.ndarray]:
             size = autoencoder.crop_size(done)
-            x = autoencoder.crop_batch(self.pictures, step, size, self.scale.factor)
-            return autoencoder.loss_of(vae, self.ready(x))
+            return partial(autoencoder.crops, step, size, self.scale.pictures)
+
+        crops = workers.Ahead(self.pool, task)
+
+        def loss_of(step: int, done: float) -> Tensor:
+            x = to_input(sent(crops(step, done), torch.device(self.device)))
+            return autoencoder.loss_of(vae, x)
 
         course = self.course("autoencoder", 2e-3, 0.998)
         if not course.run(vae, list(vae.parameters()), loss_of, self.stop):
@@ -157,30 +217,29 @@ class Family:
     def encode(self) -> bool:
         """Latents of scenes."""
         latest = self.clock() + self.seconds["latents"]
-        folder = self.work / "latents"
+        folder, scale = self.work / "latents", self.scale
 
         def stop() -> bool:
-            enough = len(LatentScenes(folder)) >= FEWEST_SCENES
+            enough = SHARD * len(shards(folder)) >= FEWEST_SCENES
             return self.stop() or (enough and self.clock() > latest)
 
-        batch = 28 if self.scale.drawn else 1
         if not (self.work / "unet.safetensors").exists():
-            both = self.pictures, Pictures(self.scale.drawn, bare_scene)
-            extend(folder, self.first_stage(), *both, self.scale.scenes, stop, batch)
-        return len(LatentScenes(folder)) >= FEWEST_SCENES
+            first_stage = self.work / "first_stage.safetensors"
+            extend(folder, first_stage, self.device, scale.scenes, self.pool, stop)
+        return SHARD * len(shards(folder)) >= FEWEST_SCENES
 
     def train_unet(self) -> bool:
         """The UNet and its text towers."""
-        engine = unet.build(BASE_CONFIG)
+        engine = unet.build(CONFIG)
         if self.start is not None:
-            engine = refiner.load_engine(BASE_CONFIG, self.start)
+            engine = refiner.load_engine(CONFIG, self.start)
         trainable = unet.Trainable(engine).to(self.device, memory_format=torch.channels_last)
-        data = LatentScenes(self.work / "latents")
-        batches = unet.Batches(data, self.scale.factor)
+        data = LatentScenes(self.work / "latents", self.device)
+        batches = unet.Batches(data, self.scale.factor, self.pool)
 
         def loss_of(step: int, done: float) -> Tensor:
-            batch = batches(step, unet.window_size(step, done)).to(self.ready)
-            with self.autocast():
+            batch = batches(step, done)
+            with autocast(self.device, self.scale.half):
                 return unet.loss_of(engine, batch)
 
         course = self.course("unet", 1e-3 if self.start is None else 8e-4, 0.999)
@@ -188,13 +247,15 @@ class Family:
 
     def train_decoder(self) -> bool:
         """More of the decoder, on the latents that are in use."""
-        data, vae = LatentScenes(self.work / "latents"), self.first_stage()
+        data, vae = LatentScenes(self.work / "latents", self.device), self.first_stage()
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
 
+        batches = autoencoder.DecoderBatches(data, self.scale.pictures, self.pool)
+
         def loss_of(step: int, done: float) -> Tensor:
-            z, x = autoencoder.decoder_batch(data, self.pictures, step, done, self.scale.factor)
-            return autoencoder.difference(vae.decode(self.ready(z)), self.ready(x))
+            z, x = batches(step, done)
+            return autoencoder.difference(vae.decode(z), x)
 
         trained = [p for p in vae.parameters() if p.requires_grad]
         done = self.course("decoder", 1e-3, 0.998).run(vae, trained, loss_of, self.stop)
@@ -210,16 +271,16 @@ class Family:
 
     def train_refiner(self, base: Path) -> bool:
         """The refiner, taught by the exported base."""
-        teacher = refiner.load_engine(BASE_CONFIG, base).eval().requires_grad_(False)
+        teacher = refiner.load_engine(CONFIG, base).eval().requires_grad_(False)
         student = refiner.build_student(REFINER_CONFIG, teacher)
         teacher.to(self.device, memory_format=torch.channels_last)
         trainable = unet.Trainable(student).to(self.device, memory_format=torch.channels_last)
-        batches = unet.Batches(LatentScenes(self.work / "latents"), self.scale.factor)
+        data = LatentScenes(self.work / "latents", self.device)
+        batches = unet.Batches(data, self.scale.factor, self.pool, refiner.FIRST_STEP)
 
         def loss_of(step: int, done: float) -> Tensor:
-            number = refiner.FIRST_STEP + step
-            batch = batches(number, unet.window_size(step, done)).to(self.ready)
-            with self.autocast():
+            batch = batches(step, done)
+            with autocast(self.device, self.scale.half):
                 return refiner.loss_of(teacher, student, batch)
 
         course = self.course("refiner", 5e-4, 0.995)

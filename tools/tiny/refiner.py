@@ -13,9 +13,10 @@ from torch import Tensor
 from sgm.config import instantiate_from_config, load_config
 from sgm.inference.networks import AESTHETIC_SCORE
 from sgm.models.diffusion import DiffusionEngine
+from sgm.modules.encoders.tokenizer import tokenize
 from tools.tiny.checkpoints import read
 from tools.tiny.shrink import narrowed
-from tools.tiny.unet import Batch, conditioning, random_levels
+from tools.tiny.unet import UNPADDED, Batch, conditioning, random_levels
 
 FIRST_STEP = 500_000_000  # of the batches' numbers, so that they differ from the base's training
 
@@ -45,9 +46,8 @@ def conditions(
     and empty for the refiner, whose unconditional text is not zeroed."""
     with torch.no_grad():
         told = conditioning(teacher, batch)
-    shown = [
-        text if kept else "" for text, kept in zip(batch.texts, batch.kept.tolist(), strict=True)
-    ]
+    empty = tokenize([""], UNPADDED).to(batch.tokens.device)
+    shown = torch.where(batch.kept[:, None], batch.tokens, empty)
     score = torch.full((len(shown), 1), AESTHETIC_SCORE, device=batch.z.device)
     return told, student.conditioner({"txt": shown, "aesthetic_score": score} | batch.sizes)
 
@@ -55,9 +55,9 @@ def conditions(
 def loss_of(teacher: DiffusionEngine, student: DiffusionEngine, batch: Batch) -> Tensor:
     """Difference of the two noise predictions at random levels (distillation, Hinton et al., 2015):
     a far less noisy target than the noise itself."""
-    levels = random_levels(len(batch.z)).to(batch.z.device)
-    sigma = teacher.denoiser.sigmas.to(batch.z.device)[levels][:, None, None, None]
-    scaled, _ = batch.noised(sigma, torch.randn(batch.z.shape).to(batch.z))
+    levels = random_levels(len(batch.z), batch.z.device)
+    sigma = teacher.denoiser.idx_to_sigma(levels)[:, None, None, None]
+    scaled, _ = batch.noised(sigma, torch.randn_like(batch.z))
     told, shown = conditions(teacher, student, batch)
     with torch.no_grad():
         target = teacher.model(scaled, levels, told).float()

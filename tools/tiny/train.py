@@ -2,13 +2,16 @@
 
 import argparse
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from tools.tiny import judge
 from tools.tiny.export import NETWORKS, export
-from tools.tiny.family import CPU, GPU, Family
+from tools.tiny.family import Family, Scale, make_latents, scale_of
+from tools.tiny.speed import say_speed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,18 +30,34 @@ def build_parser() -> argparse.ArgumentParser:
     everything.add_argument(
         "--start", type=Path, help="a base to go on from; its latents stay what they are"
     )
-    everything.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    everything.add_argument(
+        "--factor", type=int, help="batches are as many times larger than on a CPU"
+    )
+
+    made = stages.add_parser("latents", help="make latents of scenes beforehand, on many cores")
+    made.add_argument("--minutes", type=float, required=True, help="minutes after which to stop")
+    made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    made.add_argument("--scenes", type=int, default=14_000, help="of which to make them, at most")
+
+    speed = stages.add_parser("speed", help="say how fast steps and batches are, and train nothing")
+    speed.add_argument("--factor", type=int, help="as for `all`")
+
+    for stage in (made, speed):
+        stage.add_argument("--start", type=Path, default=Path("pretrained/tiny_base.safetensors"))
 
     part = stages.add_parser("export", help="write a file from the states as they are")
     part.add_argument("--part", choices=tuple(NETWORKS), default="base")
 
-    for stage in (everything, part):
+    for stage in (everything, made, speed):
+        stage.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for stage in (everything, made, speed, part):
         stage.add_argument(
             "--work",
             type=Path,
             default=Path("tools/tiny/work"),
             help="folder of the training states",
         )
+    for stage in (everything, part):
         stage.add_argument(
             "--folder", type=Path, default=Path("pretrained"), help="folder of the files to write"
         )
@@ -59,12 +78,23 @@ def main() -> None:
         judge.train(args.scenes, args.epochs)
     elif args.stage == "export":
         logging.info("wrote %s", export(args.work, args.part, args.folder, args.note))
+    elif args.stage == "latents":
+        make_latents(args.work, args.start, args.device, args.scenes, args.workers, args.minutes)
+    elif args.stage == "speed":
+        torch.manual_seed(0)
+        say_speed(args.work, args.start, args.device, scaled(args.device, args.factor))
     else:
         torch.manual_seed(0)
-        scale = GPU if args.device.startswith("cuda") else CPU
+        scale = scaled(args.device, args.factor)
         family = Family(args.work, args.minutes, args.device, scale, args.sitting, args.start)
         done = family.train(args.folder, args.note)
         logging.info("done" if done else "to be continued: give the command again")
+
+
+def scaled(device: str, factor: int | None) -> Scale:
+    """The scale of a device, with another factor if one is given."""
+    scale = scale_of(device)
+    return scale if factor is None else replace(scale, factor=factor)
 
 
 if __name__ == "__main__":

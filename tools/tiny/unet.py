@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,11 +12,14 @@ from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.diffusion import DiffusionEngine
-from tools.tiny.latents import LatentScenes
+from sgm.modules.encoders.tokenizer import tokenize
+from tools.tiny.latents import LatentScenes, sent
 from tools.tiny.practice import FACTOR, GRID, practise
+from tools.tiny.workers import Ahead
 
 TEXT_DROPOUT = 0.1
-ORIGINAL_SIZE = (1024, 1024)  # the constant that inference gives
+UNPADDED = -1  # the mark of a token that each text tower pads with its own
+ORIGINAL_SIZE = 1024  # height and width: the constant that inference gives
 TEXT_WIDTH_OF_VECTOR = 32
 # Windows in latents, and samples a step: around an object, half a scene, and whole ones, as an edit
 # has. Of the smaller ones there are more for the time.
@@ -75,6 +80,50 @@ def build(config: str) -> DiffusionEngine:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Which windows of which scenes a batch shows, and what is said of them: all of a batch but
+    its latents.
+
+    Attributes:
+        size: of the windows, in latents.
+        rows: of the scenes in the data set, int64 [B].
+        corners: (top, left) of the windows in latents, int64 [B, 2].
+        regions: (top, left, bottom, right) of what matters within the window, int64 [B, 4].
+        missing: the share of the named object that is missing, float32 [B].
+        kept: bool [B], False where the text is dropped.
+        tokens: of the captions, int64 [B, 77], -1 after the end mark.
+    """
+
+    size: tuple[int, int]
+    rows: np.ndarray
+    corners: np.ndarray
+    regions: np.ndarray
+    missing: np.ndarray
+    kept: np.ndarray
+    tokens: np.ndarray
+
+
+def views(step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray) -> Views:
+    """The views of a step, of windows of `size` latents of the scenes with these rows and seeds."""
+    rng = np.random.default_rng([17, step])
+    kept = rng.random(len(rows)) >= TEXT_DROPOUT
+    seen = [practise(seed, size, rng) for seed in seeds.tolist()]
+    missing = [
+        missing_share(rng, keeps) * one.named
+        for one, keeps in zip(seen, kept.tolist(), strict=True)
+    ]
+    return Views(
+        size,
+        rows,
+        np.array([one.window[:2] for one in seen]),
+        np.array([one.region for one in seen]),
+        np.array(missing, np.float32),
+        kept,
+        tokenize([one.text for one in seen], UNPADDED).numpy(),
+    )
+
+
+@dataclass(frozen=True)
 class Batch:
     """Windows of scenes.
 
@@ -83,7 +132,7 @@ class Batch:
         absence: what they change by without the object that the caption names, times the share of
             it that is missing (below 0: that there is too much of); [B, 4, h, w].
         weights: of the error, [B, 1, h, w].
-        texts: captions.
+        tokens: of the captions, int64 [B, 77], -1 after the end mark.
         kept: bool [B], False where the text is dropped.
         sizes: size conditioning, int64 [B, 2] each.
     """
@@ -91,15 +140,9 @@ class Batch:
     z: Tensor
     absence: Tensor
     weights: Tensor
-    texts: list[str]
+    tokens: Tensor
     kept: Tensor
     sizes: dict[str, Tensor]
-
-    def to(self, ready: Callable[[Tensor], Tensor]) -> "Batch":
-        """With all tensors passed through a function."""
-        tensors = (ready(value) for value in (self.z, self.absence, self.weights))
-        sizes = {name: ready(value) for name, value in self.sizes.items()}
-        return Batch(*tensors, self.texts, ready(self.kept), sizes)
 
     def noised(self, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given at noise levels `sigma` [B, 1, 1, 1], and the noise that it is
@@ -119,43 +162,65 @@ def missing_share(rng: np.random.Generator, kept: bool) -> float:
     return 1.0 if kept and nothing < NOTHING_SHARE else float(share if kept else share / 2)
 
 
+def batch_of(data: LatentScenes, seen: Views) -> Batch:
+    """The batch of views, on the device of the data."""
+    device, (height, width) = data.latents.device, seen.size
+    z, bare = data.windows(seen.rows, seen.corners, seen.size)
+    numbers = seen.corners, seen.regions, seen.missing, seen.kept, seen.tokens
+    corners, regions, missing, kept, tokens = (sent(array, device) for array in numbers)
+    top, left, bottom, right = regions[:, :, None].unbind(1)
+    down, along = torch.arange(height, device=device), torch.arange(width, device=device)
+    rows, columns = (top <= down) & (down < bottom), (left <= along) & (along < right)
+    inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+    weights = 1 + (REGION_WEIGHT - 1) * inside.float()
+    ones = torch.ones_like(corners)
+    target = torch.stack([FACTOR * height * ones[:, 0], FACTOR * width * ones[:, 1]], 1)
+    sizes = {
+        "original_size_as_tuple": ORIGINAL_SIZE * ones,
+        "crop_coords_top_left": FACTOR * corners,
+        "target_size_as_tuple": target,
+    }
+    weights = weights / weights.mean((1, 2, 3), keepdim=True)
+    return Batch(z, (bare - z) * missing[:, None, None, None], weights, tokens, kept, sizes)
+
+
 class Batches:
-    """Batches of windows of scenes, each a function of its number (and of the scenes there are)."""
+    """Batches of windows of scenes, each a function of its number (and of the scenes there are).
 
-    def __init__(self, data: LatentScenes, factor: int = 1) -> None:
-        self.data, self.factor = data, factor
+    Args:
+        factor: how many times larger they are than `BATCH`.
+        pool: worker processes that make their views ahead; None to make them when needed.
+        first: the number of the batch of step 0.
+    """
 
-    def __call__(self, step: int, size: tuple[int, int]) -> Batch:
-        """The batch of a step, of windows of `size` latents."""
-        if step % REFRESH == 0:
+    def __init__(
+        self,
+        data: LatentScenes,
+        factor: int = 1,
+        pool: ProcessPoolExecutor | None = None,
+        first: int = 0,
+    ) -> None:
+        self.data, self.factor, self.first = data, factor, first
+        self.views = Ahead(pool, self.task)
+
+    def task(self, step: int, done: float) -> Callable[[], Views]:
+        """The call that makes the views of a step, with a part `done` of the course."""
+        number = self.first + step
+        if number % REFRESH == 0:
             self.data.refresh()
-        rng = np.random.default_rng([11, step])
+        size = window_size(number, done)
         count = self.factor * BATCH[size]
-        crops, absences, texts, corners = [], [], [], []
-        weights = torch.ones(count, 1, *size)
-        kept = torch.from_numpy(rng.random(count) >= TEXT_DROPOUT)
-        for row, seed in enumerate(rng.integers(0, len(self.data), count)):
-            seen = practise(int(seed), size, rng)
-            top, left, bottom, right = seen.window
-            z, bare = (part[:, top:bottom, left:right] for part in self.data[seed])
-            crops.append(z)
-            absences.append((bare - z) * missing_share(rng, bool(kept[row])) * seen.named)
-            corners.append((top * FACTOR, left * FACTOR))
-            top, left, bottom, right = seen.region
-            weights[row, :, top:bottom, left:right] = REGION_WEIGHT
-            texts.append(seen.text)
-        sizes = {
-            "original_size_as_tuple": torch.tensor([ORIGINAL_SIZE] * count),
-            "crop_coords_top_left": torch.tensor(corners),
-            "target_size_as_tuple": torch.tensor([[n * FACTOR for n in size]] * count),
-        }
-        weights = weights / weights.mean((1, 2, 3), keepdim=True)
-        return Batch(torch.stack(crops), torch.stack(absences), weights, texts, kept, sizes)
+        rows = np.random.default_rng([11, number]).integers(0, len(self.data), count)
+        return partial(views, number, size, rows, self.data.seeds[rows])
+
+    def __call__(self, step: int, done: float) -> Batch:
+        """The batch of a step; steps are asked for one after the other."""
+        return batch_of(self.data, self.views(step, done))
 
 
 def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
     """Conditioning with the text zeroed where it is dropped."""
-    told = engine.conditioner({"txt": batch.texts} | batch.sizes)
+    told = engine.conditioner({"txt": batch.tokens} | batch.sizes)
     keep = batch.kept.to(told["vector"])[:, None]
     pooled, rest = told["vector"].tensor_split([TEXT_WIDTH_OF_VECTOR], dim=1)
     return {
@@ -164,17 +229,18 @@ def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def random_levels(count: int) -> Tensor:
+def random_levels(count: int, device: torch.device) -> Tensor:
     """Noise levels, int64 [count], one in each of as many equal parts of the 1000-step table."""
-    return ((torch.arange(count) + torch.rand(count)) * 1000 / count).long().clamp(max=999)
+    places = torch.arange(count, device=device) + torch.rand(count, device=device)
+    return (places * 1000 / count).long().clamp(max=999)
 
 
 def loss_of(engine: DiffusionEngine, batch: Batch) -> Tensor:
     """Noise prediction error (Ho et al., 2020), weighted by the level: between that of the noise
     and that of the picture, whose square is the noise's times its variance."""
-    levels = random_levels(len(batch.z)).to(batch.z.device)
-    sigma = engine.denoiser.sigmas.to(batch.z.device)[levels][:, None, None, None]
-    scaled, noise = batch.noised(sigma, torch.randn(batch.z.shape).to(batch.z))
+    levels = random_levels(len(batch.z), batch.z.device)
+    sigma = engine.denoiser.idx_to_sigma(levels)[:, None, None, None]
+    scaled, noise = batch.noised(sigma, torch.randn_like(batch.z))
     predicted = engine.model(scaled, levels, conditioning(engine, batch)).float()
     weights = batch.weights * sigma.clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
     return (weights * (predicted - noise) ** 2).mean()

@@ -13,7 +13,8 @@ from torch import Tensor
 from sgm.modules.encoders.prompts import WeightedPrompt
 from sgm.modules.encoders.tokenizer import END_TOKEN, START_TOKEN, tokenize
 
-Prompts = Sequence[str] | Sequence[WeightedPrompt]
+# Or token ids, int64 [B, L], below 0 after the end mark: there each tower pads in its own way.
+Prompts = Sequence[str] | Sequence[WeightedPrompt] | Tensor
 # From token ids [B, L] to states [B, L, C], and whatever else a tower returns for each row.
 States = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -23,13 +24,16 @@ def embedded(states: States, texts: Prompts, pad_token: int, length: int) -> tup
 
     Args:
         states: the tower.
-        texts: B strings, cut where they are too long; or B weighted prompts of equally many chunks.
+        texts: B strings, cut where they are too long; B weighted prompts of equally many chunks; or
+            token ids [B, length] with marks, below 0 where padding is to be.
         pad_token: id after the end mark.
         length: tokens of a row, marks included.
 
     Returns:
         States [B, n * L, C] for n chunks, and of what else the tower returns the first chunk's.
     """
+    if isinstance(texts, Tensor):
+        return states(texts.masked_fill(texts < 0, pad_token))
     prompts = [text for text in texts if isinstance(text, WeightedPrompt)]
     if not prompts:
         return states(tokenize(texts, pad_token, length))
