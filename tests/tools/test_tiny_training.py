@@ -1,7 +1,9 @@
 """The training of the tiny family: what is practised, courses that resume, all stages in turn."""
 
 import itertools
+import os
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -248,3 +250,31 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     same = part(before, "first_stage_model.encoder")
     assert all(torch.equal(same[k], v) for k, v in part(after, "first_stage_model.encoder").items())
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_sitting_that_is_ended_early_leaves_a_base(tmp_path: Path, monkeypatch) -> None:
+    """A signal ends it after a step; what has been trained is written, and nothing else."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(family.unet, "BATCH", {CLOSE: 1, HALF: 1, GRID: 1})
+    work, folder = tmp_path / "work", tmp_path / "weights"
+    for first in (0, 140):
+        parts = {name: torch.zeros(140, 4, *GRID) for name in ("latents", "bare")}
+        latents.write(work / f"latents/{first:06d}.safetensors", parts, {})
+    first_stage = family.autoencoder.build(latents.CONFIG).state_dict()
+    latents.write(work / "first_stage.safetensors", first_stage, {"step": "1", "seconds": "1"})
+    scale = Scale(factor=1, pictures=1, scenes=2, workers=0, lr=1.0, half=False)
+    sitting = Family(work, 1000.0, "cpu", scale)
+
+    def step(*args: object, real=family.unet.loss_of) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(family.unet, "loss_of", step)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert not sitting.train(folder, "")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert [path.name for path in folder.iterdir()] == ["tiny_base.safetensors"]
+    assert read(folder / "tiny_base.safetensors")[1]["unet_steps"] == "1"

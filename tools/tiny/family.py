@@ -57,7 +57,7 @@ class Scale:
         pictures: those of the autoencoder and its decoder are.
         scenes: of which latents are made, at most.
         workers: processes that make batches and latents ahead; 0 to make them when needed.
-        lr: learning rates are as many times higher.
+        lr: learning rates of those networks are as many times higher.
         half: whether networks run in bfloat16 where that is safe.
     """
 
@@ -179,7 +179,7 @@ class Family:
 
     def course(self, name: str, lr: float, decay: float) -> Course:
         path, seconds = self.work / f"{name}.safetensors", self.seconds[name]
-        return Course(path, seconds, lr * self.scale.lr, decay, self.clock)
+        return Course(path, seconds, lr, decay, self.clock)
 
     def first_stage(self) -> AutoencoderKL:
         """The autoencoder whose latents the UNet learns, on the device."""
@@ -242,7 +242,8 @@ class Family:
             with autocast(self.device, self.scale.half):
                 return unet.loss_of(engine, batch)
 
-        course = self.course("unet", 1e-3 if self.start is None else 8e-4, 0.999)
+        lr = self.scale.lr * (1e-3 if self.start is None else 8e-4)
+        course = self.course("unet", lr, 0.999)
         return course.run(trainable, trainable.used(), loss_of, self.stop)
 
     def train_decoder(self) -> bool:
@@ -283,5 +284,5 @@ class Family:
             with autocast(self.device, self.scale.half):
                 return refiner.loss_of(teacher, student, batch)
 
-        course = self.course("refiner", 5e-4, 0.995)
+        course = self.course("refiner", self.scale.lr * 5e-4, 0.995)
         return course.run(trainable, trainable.used(), loss_of, self.stop)

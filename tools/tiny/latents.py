@@ -83,7 +83,7 @@ def missing(folder: Path, scenes: int) -> list[Path]:
 def make_shard(path: Path, vae: AutoencoderKL, count: int) -> None:
     """Draw and encode `count` scenes, from the seed that the file is named after on."""
     first = int(path.stem)
-    group = 1 if vae.quant_conv.weight.device.type == "cpu" else 35
+    group = 1 if vae.quant_conv.weight.device.type == "cpu" else 14
     tensors = {}
     for name, scene_of in (("latents", practice_scene), ("bare", bare_scene)):
         groups = torch.arange(first, first + count).split(group)
