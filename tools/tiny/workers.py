@@ -1,4 +1,4 @@
-"""Worker processes of the training: on a GPU, batches and latents are made by all other cores.
+"""Worker processes of the training: where there is a GPU, all other cores make what it needs.
 
 They are started afresh, not forked: a copy of a process that has threads or a GPU may hang.
 """
