@@ -63,6 +63,12 @@ def test_batches_of_workers_are_those_of_this_process(data: LatentScenes, pool) 
         assert all(map(torch.equal, made, here(step, 0.0)))
 
 
+def test_signals_to_the_workers_do_not_stop_the_training(pool) -> None:
+    """Those of a terminal or of `timeout` reach them too; the training ends after its step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert pool.submit(signal.raise_signal, number).result() is None
+
+
 def test_a_batch_shows_the_scenes_that_its_captions_describe(data: LatentScenes) -> None:
     step, size = 4, CLOSE
     batch, rng = Batches(data)(step, 0.0), np.random.default_rng([17, step])
@@ -136,8 +142,11 @@ def test_latents_made_by_workers_that_are_killed_and_go_on(tmp_path: Path) -> No
         time.sleep(0.05)
     os.killpg(first.pid, signal.SIGTERM)  # as `timeout` does: the workers get it too
     assert first.wait(10) == -signal.SIGTERM
+    time.sleep(1)  # the workers see the end of their parent
     made = {path: path.read_bytes() for path in latents.shards(folder)}
     assert made and len(made) < 20
+    time.sleep(4)
+    assert latents.shards(folder) == list(made)
     for path in list(made)[1:]:
         path.unlink()
     subprocess.run(latents_command(tmp_path, 9), cwd=ROOT, check=True, timeout=120)
