@@ -101,19 +101,33 @@ def test_tokens_are_told_as_their_captions_are() -> None:
     assert all(torch.equal(told[name], same[name]) for name in told)
 
 
+class Odd(nn.Module):
+    """A layer whose gradient is laid out otherwise than its parameter, along an axis of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 1, 100))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[10, 2, 100] -> [2, 10, 1]"""
+        return torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
+
+
 def test_moments_and_gradients_lie_as_their_parameters_do(tmp_path: Path) -> None:
     """The fused optimiser of a GPU refuses others."""
-    module = nn.Sequential(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 1, 3)).to(
-        memory_format=torch.channels_last
-    )
+    convolutions = nn.Sequential(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 1, 3))
+    module = nn.ModuleList([convolutions.to(memory_format=torch.channels_last), Odd()])
     parameters = list(module.parameters())
-    x = torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last)
+    x, y = torch.randn(2, 4, 5, 5), torch.randn(10, 2, 100)
+    module[1](y).sum().backward()
+    assert module[1].weight.grad.stride() != module[1].weight.stride()
     for _ in range(2):  # the second time as it was saved
         optimizer = adam(parameters, 0.1)
         state = TrainingState(tmp_path / "s.safetensors", module, optimizer, Ema(module, 0.9))
         state.resume()
         for _ in range(2):
-            descend(module(x).square().mean(), parameters, optimizer)
+            loss = module[0](x).square().mean() + module[1](y).square().mean()
+            descend(loss, parameters, optimizer)
         for parameter in parameters:
             moments = optimizer.state[parameter]
             for tensor in (parameter.grad, moments["exp_avg"], moments["exp_avg_sq"]):
@@ -147,10 +161,13 @@ def test_latents_made_by_workers_that_are_killed_and_go_on(tmp_path: Path) -> No
     assert made and len(made) < 20
     time.sleep(4)
     assert latents.shards(folder) == list(made)
-    for path in list(made)[1:]:
+    kept, *others = made
+    for path in others:
         path.unlink()
+    written = kept.stat().st_mtime_ns
     subprocess.run(latents_command(tmp_path, 9), cwd=ROOT, check=True, timeout=120)
     assert [path.stem for path in latents.shards(folder)] == ["000000", "000003", "000006"]
+    assert kept.stat().st_mtime_ns == written
     for path in latents.shards(folder):
         assert path.read_bytes() == made.get(path, path.read_bytes())
         latents.make_shard(tmp_path / path.name, vae, 3)
