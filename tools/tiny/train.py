@@ -30,17 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
     everything.add_argument(
         "--start", type=Path, help="a base to go on from; its latents stay what they are"
     )
-    everything.add_argument(
-        "--factor", type=int, help="batches are as many times larger than on a CPU"
-    )
-
     made = stages.add_parser("latents", help="make latents of scenes beforehand, on many cores")
     made.add_argument("--minutes", type=float, required=True, help="minutes after which to stop")
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     made.add_argument("--scenes", type=int, default=14_000, help="of which to make them, at most")
 
     speed = stages.add_parser("speed", help="say how fast steps and batches are, and train nothing")
-    speed.add_argument("--factor", type=int, help="as for `all`")
+    for stage in (everything, speed):
+        stage.add_argument("--factor", type=int, help="batches are as many times a CPU's")
+        stage.add_argument("--workers", type=int, help="processes that make batches; 0 for none")
 
     for stage in (made, speed):
         stage.add_argument("--start", type=Path, default=Path("pretrained/tiny_base.safetensors"))
@@ -82,19 +80,19 @@ def main() -> None:
         make_latents(args.work, args.start, args.device, args.scenes, args.workers, args.minutes)
     elif args.stage == "speed":
         torch.manual_seed(0)
-        say_speed(args.work, args.start, args.device, scaled(args.device, args.factor))
+        say_speed(args.work, args.start, args.device, scale_for(args))
     else:
         torch.manual_seed(0)
-        scale = scaled(args.device, args.factor)
+        scale = scale_for(args)
         family = Family(args.work, args.minutes, args.device, scale, args.sitting, args.start)
         done = family.train(args.folder, args.note)
         logging.info("done" if done else "to be continued: give the command again")
 
 
-def scaled(device: str, factor: int | None) -> Scale:
-    """The scale of a device, with another factor if one is given."""
-    scale = scale_of(device)
-    return scale if factor is None else replace(scale, factor=factor)
+def scale_for(args: argparse.Namespace) -> Scale:
+    """The scale of a device, with what the command line has in place of it."""
+    given = {name: getattr(args, name) for name in ("factor", "workers")}
+    return replace(scale_of(args.device), **{k: v for k, v in given.items() if v is not None})
 
 
 if __name__ == "__main__":
