@@ -5,8 +5,8 @@ printed and written at once, so the file is whole whenever this is stopped; a pa
 so and does not stop the others. Weights and inputs are random: times do not depend on them.
 
     kernels    each operator against torch, at real shapes
-    passes     the UNet in bf16 at 512x1024: dense, published, fast; as they are and as graphs
-    longest    the kernels of a graph's launch: how many, and the longest
+    passes     the UNet in bf16 at 512x1024: dense, published, fast; as they are and as graphs; then
+               the kernels of a graph's launch: how many, and the longest
     edits      whole edits in bf16: dense, cold, warm; seconds and peak memory
     compiled   the dense UNet compiled, which takes minutes
     coders     encoder and decoder
@@ -55,7 +55,8 @@ from sgm.words import Precision, Task
 from tools.compare import Edit, run_edit
 
 UNET, CODERS = "unet", ("decoder", "encoder")
-LONGEST = 25
+EXAMPLES = ("mask", "0", "1")
+LONGEST, RUNS = 25, 20
 SMALL = (128, 256)  # of a dry run: an edit neither fills such a picture nor is lost in it
 Size = tuple[int, int]
 
@@ -131,29 +132,75 @@ class Bench512:
         example: str,
         precision: str = "bf16",
         size: Size | None = None,
-        only: Sequence[str] = ("dense", "dense graph", "published", "fast", "fast graph"),
+        presets: Sequence[str] = ("published", "fast"),
+        graphs: bool = True,
+        longest: bool = False,
     ) -> None:
-        """Milliseconds of the passes of an example, in turns, and each as a result."""
+        """Milliseconds of the passes of an example, in turns, and each as a result.
+
+        Args:
+            presets: which ones besides dense.
+            graphs: also of dense and `fast` as graphs.
+            longest: also of the kernels of the graph of `fast`, the longest first.
+        """
         gc.collect()  # networks are in cycles with their hooks
-        with ExitStack() as scopes:
-            precision = "fp32" if self.dry else precision  # CPUs emulate bf16
-            scopes.enter_context(runtime.precision_scope(Precision(precision), self.device))
-            calls = {}
-            for name in only:
-                kind, _, graph = name.partition(" ")
-                dense = kind == "dense"
-                preset = "published" if dense else kind
-                one = self.caught(network, example, preset, precision, size, dense)
-                if graph and not dense:
-                    handle_of(one.network).use_graphs()
-                scopes.enter_context(one.with_recording())
-                calls[name] = one.run if not (graph and dense) else self.as_graph(one.run)
-            found = latency.measure(calls, self.device, 1 if self.dry else None)
+        precision = "fp32" if self.dry else precision  # CPUs emulate bf16
+        known = {"network": network, "example": example, "precision": precision}
+        known |= {"size": size} if size else {}
+        runs = 1 if self.dry else RUNS
+        with runtime.precision_scope(Precision(precision), self.device):
+            dense = self.caught(network, example, "published", precision, size, True)
+            sparse = {
+                preset: self.caught(network, example, preset, precision, size, False)
+                for preset in presets
+            }
+            with ExitStack() as scopes:
+                for one in sparse.values():
+                    scopes.enter_context(one.with_recording())
+                    handle_of(one.network).ops.prepare(one.run)
+                calls = {"dense": dense.run, **{name: one.run for name, one in sparse.items()}}
+                found = latency.measure(calls, self.device, runs)
+            self.add_times(part, known, found, found["dense"])
+            if not graphs:
+                return
+            fast = sparse["fast"]
+            handle_of(fast.network).use_graphs()
+            with fast.with_recording():
+                calls = {"dense graph": self.as_graph(dense.run), "fast graph": fast.run}
+                self.add_times(part, known, latency.measure(calls, self.device, runs), found["dense"])
+                if longest:
+                    self.longest(part, known, fast)
+
+    def add_times(
+        self,
+        part: str,
+        known: Mapping[str, object],
+        found: Mapping[str, latency.Latency],
+        dense: latency.Latency,
+    ) -> None:
+        """Latencies as results, beside that of the dense pass as it is."""
         for name, took in found.items():
-            faster = {"than_dense": found["dense"].median / took.median} if "dense" in found else {}
-            where = {"network": network, "example": example, "precision": precision}
-            known = {"size": size} if size else {}
-            self.report.add(part, name, **where, **known, ms=took.figures(), **faster)
+            faster = dense.median / took.median
+            self.report.add(part, name, **known, ms=took.figures(), than_dense=faster)
+
+    def longest(self, part: str, known: Mapping[str, object], one: Pass) -> None:
+        """How many kernels a launch of a pass's graph has, and the longest."""
+        from torch.profiler import ProfilerActivity, profile
+
+        cuda = self.device.type == "cuda"
+        activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+        with profile(activities=[activity]) as seen:
+            one.run()
+            latency.synchronise(self.device)
+        own = "self_device_time_total" if cuda else "self_cpu_time_total"
+        events = sorted(seen.key_averages(), key=lambda e: getattr(e, own), reverse=True)
+        total = sum(getattr(event, own) for event in events)
+        counts = {"us": total, "launches": sum(e.count for e in events)}
+        self.report.add(part, "all kernels", **known, **counts)
+        for event in events[:LONGEST]:
+            us = getattr(event, own)
+            told = {"us": us, "count": event.count, "share": us / total}
+            self.report.add(part, event.key[:90], **known, **told)
 
     def as_graph(self, step: Callable[[], Tensor]) -> Callable[[], None]:
         """A pass as a CUDA graph."""
@@ -174,41 +221,8 @@ def measure_kernels(bench: Bench512) -> None:
 
 def measure_passes(bench: Bench512) -> None:
     """The UNet in bf16, for every example."""
-    bench.times("passes", UNET, "mask")
-    for example in ("0", "1"):
-        bench.times("passes", UNET, example, only=("dense", "published", "fast", "fast graph"))
-
-
-def measure_longest(bench: Bench512) -> None:
-    """How many kernels a launch of the graph of preset `fast` has, and the longest, for every
-    example."""
-    for example in ("mask", "0", "1"):
-        measure_kernels_of(bench, example)
-
-
-def measure_kernels_of(bench: Bench512, example: str) -> None:
-    """The kernels of one example's pass."""
-    from torch.profiler import ProfilerActivity, profile
-
-    one = bench.caught(UNET, example, "fast", "bf16", None, False)
-    handle_of(one.network).use_graphs()
-    cuda = bench.device.type == "cuda"
-    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-    with one.with_recording():
-        for _ in range(3):  # builds, captures, launches
-            one.run()
-        with profile(activities=[activity]) as seen:
-            one.run()
-            latency.synchronise(bench.device)
-    longest = "self_device_time_total" if cuda else "self_cpu_time_total"
-    events = sorted(seen.key_averages(), key=lambda e: getattr(e, longest), reverse=True)
-    total = sum(getattr(event, longest) for event in events)
-    counts = {"us": total, "launches": sum(e.count for e in events)}
-    bench.report.add("longest", "all", example=example, **counts)
-    for event in events[:LONGEST]:
-        us = getattr(event, longest)
-        told = {"us": us, "count": event.count, "share": us / total}
-        bench.report.add("longest", event.key[:90], example=example, **told)
+    for example in EXAMPLES:
+        bench.times("passes", UNET, example, longest=True)
 
 
 def measure_edits(bench: Bench512) -> None:
@@ -263,32 +277,30 @@ def measure_compiled(bench: Bench512) -> None:
 def measure_coders(bench: Bench512) -> None:
     """Decoder and encoder."""
     for network in CODERS:
-        for example in ("mask", "0", "1"):
-            kinds = ("dense", "dense graph", "published", "fast", "fast graph")
-            bench.times("coders", network, example, only=kinds)
+        for example in EXAMPLES:
+            bench.times("coders", network, example)
 
 
 def measure_precisions(bench: Bench512) -> None:
     """The UNet in fp32 and tf32, and what was published of an A100."""
     dense, *sparse = PUBLISHED["base", UNET, "sdedit"]
     mask = PUBLISHED["base", UNET, "inpainting"][1]
-    for example, figure in zip(("mask", "0", "1"), (mask, *sparse), strict=True):
+    for example, figure in zip(EXAMPLES, (mask, *sparse), strict=True):
         faster = dense.milliseconds / figure.milliseconds
         bench.report.add("precisions", "published on an A100", example=example, than_dense=faster)
         for precision in ("fp32", "tf32") if bench.device.type == "cuda" else ("fp32",):
-            bench.times("precisions", UNET, example, precision, only=("dense", "published", "fast"))
+            bench.times("precisions", UNET, example, precision, graphs=False)
 
 
 def measure_sizes(bench: Bench512) -> None:
     """Larger pictures."""
     for size in ((64, 64), (128, 128)) if bench.dry else ((1024, 1024), (2048, 2048)):
-        bench.times("sizes", UNET, "mask", size=size, only=("dense", "fast", "fast graph"))
+        bench.times("sizes", UNET, "mask", size=size, presets=("fast",))
 
 
 PARTS: dict[str, Callable[[Bench512], None]] = {
     "kernels": measure_kernels,
     "passes": measure_passes,
-    "longest": measure_longest,
     "edits": measure_edits,
     "compiled": measure_compiled,
     "coders": measure_coders,

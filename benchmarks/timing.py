@@ -38,7 +38,7 @@ def milliseconds(step: Callable[[], object], device: torch.device, repeats: int)
     import triton.testing
 
     step()  # compiles and tunes outside of the capture
-    return float(triton.testing.do_bench_cudagraph(step, rep=20 * repeats, return_mode="median"))
+    return float(triton.testing.do_bench_cudagraph(step, rep=4 * repeats, return_mode="median"))
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> Ceilings:

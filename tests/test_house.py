@@ -218,7 +218,7 @@ def test_the_programs_hand_over_at_once() -> None:
 def first_line(node: Function) -> int:
     """Where a function is counted from. A Triton kernel's arguments are pointers and numbers that
     no object can hold together, one a line, and are described one by one: counted is its body."""
-    kernel = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+    kernel = any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
     return node.body[1].lineno if kernel and ast.get_docstring(node) else node.lineno
 
 

@@ -101,6 +101,7 @@ class StepGraphs:
         named: Mapping[str, Any],
         version: Callable[[], int],
         kinds: Kinds,
+        prepare: Callable[[Step], None],
     ) -> Any:
         """`forward` of the arguments, by the graph of the last such call where there is one.
 
@@ -112,6 +113,7 @@ class StepGraphs:
                 dictionaries, are copied to where the graph reads them.
             version: of the memory that the step reads besides; when it changes, its graphs go.
             kinds: of steps with that memory; changed.
+            prepare: compiles what a step needs, which may run it.
         """
         if version() != kinds.version:
             kinds.seen, kinds.steps = set(), {}
@@ -119,6 +121,7 @@ class StepGraphs:
         kind = (str(layout), *map(_kind, leaves))
         known = kinds.steps.get(kind)
         if known is None and kind not in kinds.seen:
+            prepare(lambda: forward(*args, **named))
             out = forward(*args, **named)
             if version() != kinds.version:  # the first pass has built what it needs
                 kinds.seen, kinds.version = set(), version()

@@ -81,10 +81,8 @@ class SparseState:
 
         There is then one recording: a new one is written over it. Active sets are padded, and the
         memory of all this stays when `clear` forgets what is in it, as do the graphs: those of the
-        last two sizes of masks, since an SDEdit run has wider ones in its first steps.
-
-        Args:
-            capture: see `StepGraphs`.
+        last two sizes of masks, since an SDEdit run has wider ones in its first steps. `capture` is
+        how a step is kept; by default as a CUDA graph on CUDA, and elsewhere by being run anew.
         """
         self.clear()
         self.static, self.graphs, self._memories = StaticMemory(), StepGraphs(capture), {}
@@ -96,7 +94,8 @@ class SparseState:
         if self.graphs is None or self.static is None or self.mode is not Mode.SPARSE:
             return forward(*args, **named)
         both, kinds = (self.static, self._memory.static), self._memory.kinds
-        return self.graphs.run(forward, args, named, lambda: sum(s.version for s in both), kinds)
+        version, prepare = (lambda: sum(s.version for s in both)), self.ops.prepare
+        return self.graphs.run(forward, args, named, version, kinds, prepare)
 
     @contextmanager
     def _in_mode(self, mode: Mode) -> Iterator[None]:

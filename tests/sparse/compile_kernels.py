@@ -1,6 +1,7 @@
 """Compile the Triton kernels for cards that are not there.
 
-`python -m tests.sparse.compile_kernels 80 90` prints a JSON list, a row a kernel.
+`python -m tests.sparse.compile_kernels 80 90` prints a JSON object: a row a kernel; how many were
+launched while they were compiled beforehand; and how many were compiled afterwards.
 
 Runs the backend's own launchers, on CPU tensors, with a driver that compiles and launches nothing:
 so kernels are specialised exactly as on a card. A process of its own, since triton decides when it
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,14 @@ class NoCard:
 
 
 class NoLaunch:
-    """A launcher that launches nothing."""
+    """A launcher that launches nothing, but counts."""
+
+    count = 0
 
     def __init__(self, source: object, metadata: object) -> None: ...
 
-    def __call__(self, *arguments: object) -> None: ...
+    def __call__(self, *arguments: object) -> None:
+        NoLaunch.count += 1
 
 
 class CompileOnly:
@@ -168,6 +173,7 @@ def launch(newest: bool) -> None:
     tiles, bf16, fp32 = triton_tiles, torch.bfloat16, torch.float32
     if not newest:
         tiles.HALF_TILES, tiles.HALF_GATED_TILES = HALF_TILES[-1:], HALF_GATED_TILES[1:2]
+    torch.backends.cuda.matmul.allow_tf32 = False
     convolve(bf16, 100, 1280, 1280)  # in parts
     gate(bf16, 100, 1280)
     tiles.HALF_TILES, tiles.FLOAT_TILES = HALF_TILES[1:2], FLOAT_TILES[-1:]
@@ -222,16 +228,23 @@ def main() -> None:
     """Compile for the architectures named, the newest last, and print what came out."""
     triton.testing.do_bench = _once
     triton_tiles.multiprocessors = lambda device: 132
-    rows = []
+    rows: list[dict[str, object]] = []
+    launched = late = 0
     for arch in map(int, sys.argv[1:]):
         driver.set_active(CompileOnly(arch))
         triton_tiles._tuned.cache_clear()
         triton_tiles.HALF_TILES, triton_tiles.FLOAT_TILES = HALF_TILES, FLOAT_TILES
         triton_tiles.HALF_GATED_TILES = HALF_GATED_TILES
         triton_tiles.FLOAT_GATED_TILES = FLOAT_GATED_TILES
-        launch(newest=arch == int(sys.argv[-1]))
-        rows += compiled(arch)
-    json.dump(rows, sys.stdout)
+        step = partial(launch, newest=arch == int(sys.argv[-1]))
+        before = NoLaunch.count
+        TritonOps().prepare(step)
+        launched += NoLaunch.count - before
+        found = list(compiled(arch))
+        step()
+        late += sum(len(kernel.device_caches[arch][0]) for kernel in KERNELS.values()) - len(found)
+        rows += found
+    json.dump({"rows": rows, "launched": launched, "late": late}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A map [B, C, H, W] in channels-last memory is, without a copy, a matrix of rows 
 Everything the engine computes is: read some rows, multiply them, write some rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +42,11 @@ class SparseOps(Protocol):
 
     name: str
     memory_format: torch.memory_format
+
+    def prepare(self, step: Callable[[], object]) -> None:
+        """Have whatever the operators of a step need compiled, side by side. The step may be run
+        for it, with results that are of no use."""
+        ...
 
     def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
         """Rows at the active outputs of a map of the same size, through the prologue.

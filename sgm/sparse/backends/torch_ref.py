@@ -1,5 +1,7 @@
 """The plain PyTorch backend: any device, any dtype, and what other backends are tested against."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,9 @@ class TorchOps:
 
     name = "torch"
     memory_format = torch.channels_last
+
+    def prepare(self, step: Callable[[], object]) -> None:
+        pass  # nothing is compiled
 
     def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
         outputs, positions = active.written

@@ -69,7 +69,7 @@ def finish(
     tl.store(target, sums.to(out.dtype.element_ty), mask=writes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "samples", "size_class"))
 def conv_kernel(
     x: tl.tensor,
     table: tl.tensor,
@@ -180,7 +180,7 @@ def conv_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "samples"))
 def finish_kernel(
     partial: tl.tensor,
     bias: tl.tensor,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "size_class"))
 def gated_kernel(
     x: tl.tensor,
     weight: tl.tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
+from sgm.sparse.backends.triton_compile import call
 from sgm.sparse.backends.triton_conv import finish_kernel
 from sgm.sparse.backends.triton_norm import changes_kernel, group_norm_kernel
 from sgm.sparse.backends.triton_tiles import (
@@ -78,7 +79,7 @@ def launch_conv(
         return cdiv(batch * n, meta["BM"]), cdiv(wide, meta["BN"]), split
 
     sizes = (n, batch, next_power_of_2(batch * n), split, x.stride(0), x.stride(1))
-    kernel[tiles](
+    call(kernel, tiles)(
         *(x, table, _matrix(weight), *terms, partial, *sizes, *strides),
         TAPS=taps,
         C_IN=channels,
@@ -92,7 +93,7 @@ def launch_conv(
     if split > 1:
         tile = {"SPLIT": split, "BM": BLOCK_ROWS, "BC": BLOCK_CHANNELS}
         rows, columns, _ = grid(batch * n, wide, 1)
-        finish_kernel[rows, columns](
+        call(finish_kernel, (rows, columns))(
             *(partial, *terms, n, batch, *strides), C_OUT=wide, **ending, **tile
         )
 
@@ -117,7 +118,7 @@ def launch_group_norm(
     lanes = next_power_of_2(size)
     groups = max(1, NORM_CHANNELS // lanes)
     strides = rows.stride()[:2]
-    changes_kernel[parts, cdiv(channels, BLOCK_CHANNELS), batch](
+    call(changes_kernel, (parts, cdiv(channels, BLOCK_CHANNELS), batch))(
         *(rows, old, active.outputs32, sums, n, channels),
         *(*strides, *old.stride()[:2]),
         WHOLE=recorded.whole,
@@ -125,7 +126,7 @@ def launch_group_norm(
         BC=BLOCK_CHANNELS,
     )
     tiles = (cdiv(total, NORM_ROWS), cdiv(norm.num_groups, groups), batch)
-    group_norm_kernel[tiles](
+    call(group_norm_kernel, tiles)(
         *(rows, others, places, sums, recorded.moments.mean, recorded.moments.square),
         *(norm.weight, norm.bias, out, n, total, channels, parts),
         *(1 / recorded.pixels, norm.eps),

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n",))
 def changes_kernel(
     new: tl.tensor,
     old: tl.tensor,
@@ -113,7 +113,7 @@ def scale_and_shift(
     return scale, term - centre * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "rows", "parts"))
 def group_norm_kernel(
     new: tl.tensor,
     old: tl.tensor,

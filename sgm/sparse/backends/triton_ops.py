@@ -4,6 +4,8 @@ The interpreter (`TRITON_INTERPRET=1` before the first import of triton) is for 
 program after the other in numpy.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends import triton_norm, triton_rows
 from sgm.sparse.backends.base import PLAIN, Prologue
 from sgm.sparse.backends.torch_ref import ended
+from sgm.sparse.backends.triton_compile import call, compile_step
 from sgm.sparse.backends.triton_launch import grid, launch_conv, launch_group_norm, on, rows_of
 from sgm.sparse.backends.triton_tiles import (
     BLOCK_CHANNELS,
@@ -38,6 +41,10 @@ class TritonOps:
     def __init__(self, split: int | None = None) -> None:
         self.split = split
 
+    def prepare(self, step: Callable[[], object]) -> None:
+        if not INTERPRETED:
+            compile_step(step)
+
     def gather(self, x: Tensor, active: ActiveSet, prologue: Prologue) -> Tensor:
         return self._gather(x, active.outputs32, prologue)
 
@@ -49,7 +56,7 @@ class TritonOps:
         scale, shift = _affine_of(prologue, x)
         if out.numel():
             with on(x.device):
-                triton_rows.gather_kernel[grid(len(index), channels, batch)](
+                call(triton_rows.gather_kernel, grid(len(index), channels, batch))(
                     x,
                     index,
                     scale,
@@ -99,7 +106,7 @@ class TritonOps:
         added = rows if residual is None else rows_of(residual)
         if rows.numel():
             with on(rows.device):
-                triton_rows.scatter_kernel[grid(n, channels, batch)](
+                call(triton_rows.scatter_kernel, grid(n, channels, batch))(
                     rows,
                     active.outputs32,
                     added,
@@ -189,7 +196,7 @@ class TritonOps:
         if out.numel():
             wide = next_power_of_2(channels)
             with on(x.device):
-                triton_norm.layer_norm_kernel[(rows,)](
+                call(triton_norm.layer_norm_kernel, (rows,))(
                     *(x, added, norm.weight, norm.bias, total, out, channels, norm.eps),
                     BC=wide,
                     num_warps=min(8, max(1, wide // 256)),
@@ -207,7 +214,7 @@ class TritonOps:
 
         if out.numel():
             with on(x.device):
-                kernel[tiles](
+                call(kernel, tiles)(
                     *(flat, weight, bias, out, len(flat), next_power_of_2(len(flat))),
                     flat.stride(0),
                     C_IN=channels,

@@ -36,7 +36,7 @@ def through_prologue(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n",))
 def gather_kernel(
     x: tl.tensor,
     index: tl.tensor,
@@ -76,7 +76,7 @@ def gather_kernel(
     tl.store(target, values, mask=(row < n)[:, None] & inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n",))
 def scatter_kernel(
     rows: tl.tensor,
     index: tl.tensor,

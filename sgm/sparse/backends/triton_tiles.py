@@ -6,6 +6,7 @@ import torch
 import triton
 
 from sgm.sparse.backends import triton_conv, triton_gated
+from sgm.sparse.backends.triton_compile import Kernel
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -50,9 +51,6 @@ def _interpreted_tile(channels: int, out_channels: int) -> dict[str, int]:
         return min(128, max(16, next_power_of_2(length)))
 
     return {"BM": 32, "BN": side(out_channels), "BK": side(channels)}
-
-
-Kernel = triton.JITFunction | triton.runtime.Autotuner
 
 
 def conv_for(dtype: torch.dtype, channels: int, wide: int) -> tuple[Kernel, dict[str, int]]:
