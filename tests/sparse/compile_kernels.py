@@ -29,6 +29,7 @@ from triton.runtime.driver import driver
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends import (
+    triton_attention,
     triton_conv,
     triton_gated,
     triton_norm,
@@ -40,12 +41,14 @@ from sgm.sparse.backends.triton_ops import TritonOps
 from sgm.sparse.backends.triton_tiles import (
     FLOAT_GATED_TILES,
     FLOAT_TILES,
+    HALF_ATTENTION_TILES,
     HALF_GATED_TILES,
     HALF_TILES,
 )
 from sgm.sparse.norm import Affine, Moments, RecordedRows
 
 KERNELS = {
+    "attention": triton_attention.attention_kernel,
     "conv": triton_conv.conv_kernel,
     "finish": triton_conv.finish_kernel,
     "gated": triton_gated.gated_kernel,
@@ -161,6 +164,14 @@ def move(dtype: torch.dtype, n: int, channels: int) -> None:
     ops.scatter(x, active, rows, x.clone(), in_place=True)
 
 
+def attend(dtype: torch.dtype, n: int, channels: int) -> None:
+    """Attention of two samples to all pixels, whose keys and values lie side by side, and to a
+    text."""
+    ops, q, kv = TritonOps(), _empty(dtype, 2, n, channels), _empty(dtype, 2, 512, 2 * channels)
+    ops.attention(q, *kv.chunk(2, dim=-1), channels // 64)
+    ops.attention(q, *_empty(dtype, 2, 2, 77, channels), channels // 64)
+
+
 def gate(dtype: torch.dtype, n: int, channels: int) -> None:
     """The gated layer of a transformer block."""
     weight, bias = _empty(dtype, 8 * channels, channels), _empty(dtype, 8 * channels)
@@ -173,14 +184,17 @@ def launch(newest: bool) -> None:
     tiles, bf16, fp32 = triton_tiles, torch.bfloat16, torch.float32
     if not newest:
         tiles.HALF_TILES, tiles.HALF_GATED_TILES = HALF_TILES[-1:], HALF_GATED_TILES[1:2]
+        tiles.HALF_ATTENTION_TILES = HALF_ATTENTION_TILES[-1:]
     torch.backends.cuda.matmul.allow_tf32 = False
     convolve(bf16, 100, 1280, 1280)  # in parts
     gate(bf16, 100, 1280)
+    attend(bf16, 100, 1280)
     tiles.HALF_TILES, tiles.FLOAT_TILES = HALF_TILES[1:2], FLOAT_TILES[-1:]
     tiles.FLOAT_GATED_TILES = FLOAT_GATED_TILES[:1]
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         convolve(fp32, 100, 640, 1280)
+        attend(fp32, 100, 640)
     gate(fp32, 100, 640)
     convolve(bf16, 1216, 640, 320, ending=True)
     if newest:
@@ -235,6 +249,7 @@ def main() -> None:
         triton_tiles._tuned.cache_clear()
         triton_tiles.HALF_TILES, triton_tiles.FLOAT_TILES = HALF_TILES, FLOAT_TILES
         triton_tiles.HALF_GATED_TILES = HALF_GATED_TILES
+        triton_tiles.HALF_ATTENTION_TILES = HALF_ATTENTION_TILES
         triton_tiles.FLOAT_GATED_TILES = FLOAT_GATED_TILES
         step = partial(launch, newest=arch == int(sys.argv[-1]))
         before = NoLaunch.count

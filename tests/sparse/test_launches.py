@@ -61,6 +61,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
         conv, gated = Counted(card, "conv_kernel"), Counted(card, "gated_kernel")
         monkeypatch.setattr(triton_launch, "conv_for", lambda *rest: (conv, {}))
         monkeypatch.setattr(triton_ops, "gated_for", lambda *rest: (gated, {}))
+        attention = Counted(card, "attention_kernel")
+        monkeypatch.setattr(triton_ops, "attention_for", lambda *rest: (attention, {}))
         yield card
         triton_tiles.multiprocessors.cache_clear()
 

@@ -159,6 +159,17 @@ class SparseOps(Protocol):
         """`x + added`, and its layer norm; all [..., C]."""
         ...
 
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Multi-head scaled dot-product attention (Vaswani et al., 2017).
+
+        Args:
+            q: [B, n, heads * d]. k, v: [B, m, heads * d].
+
+        Returns:
+            [B, n, heads * d].
+        """
+        ...
+
     def gated(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A linear layer whose first half is gated by the GELU of its second (Shazeer, 2020).
 

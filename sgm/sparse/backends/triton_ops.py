@@ -4,6 +4,7 @@ The interpreter (`TRITON_INTERPRET=1` before the first import of triton) is for 
 program after the other in numpy.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends import triton_norm, triton_rows
 from sgm.sparse.backends.base import PLAIN, Prologue
-from sgm.sparse.backends.torch_ref import ended
+from sgm.sparse.backends.torch_ref import attend, ended
 from sgm.sparse.backends.triton_compile import call, compile_step
 from sgm.sparse.backends.triton_launch import grid, launch_conv, launch_group_norm, on, rows_of
 from sgm.sparse.backends.triton_tiles import (
     BLOCK_CHANNELS,
     BLOCK_ROWS,
     INTERPRETED,
+    attends,
+    attention_for,
     cdiv,
     gated_for,
     next_power_of_2,
@@ -202,6 +205,31 @@ class TritonOps:
                     num_warps=min(8, max(1, wide // 256)),
                 )
         return total, out
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        (batch, n, channels), keys = q.shape, k.shape[1]
+        width = channels // heads
+        if not (keys and attends(q.device, batch * heads, n, width)):
+            return attend(q, k, v, heads)
+        q, k, v = rows_of(q), rows_of(k), rows_of(v)
+        out = q.new_empty(q.shape)
+        kernel, fixed = attention_for(q.dtype)
+
+        def tiles(meta: dict[str, int]) -> tuple[int, int, int]:
+            return cdiv(n, meta["BM"]), heads, batch
+
+        if out.numel():
+            with on(q.device):
+                call(kernel, tiles)(
+                    *(q, k, v, out, n, keys, heads, next_power_of_2(n), next_power_of_2(keys)),
+                    *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
+                    math.log2(math.e) / width**0.5,
+                    WIDTH=width,
+                    PRECISION=precision(),
+                    WIDEN=INTERPRETED,
+                    **fixed,
+                )
+        return out
 
     def gated(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         channels, wide = x.shape[-1], len(weight) // 2

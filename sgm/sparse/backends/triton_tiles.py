@@ -5,7 +5,7 @@ import functools
 import torch
 import triton
 
-from sgm.sparse.backends import triton_conv, triton_gated
+from sgm.sparse.backends import triton_attention, triton_conv, triton_gated
 from sgm.sparse.backends.triton_compile import Kernel
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -21,6 +21,12 @@ FLOAT_TILES = ((64, 64, 32, 4, 4), (64, 128, 32, 4, 3), (128, 64, 16, 8, 4))
 # Of the gated product, which loads two matrices a step and keeps two tiles of sums.
 HALF_GATED_TILES = ((64, 64, 64, 4, 4), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3))
 FLOAT_GATED_TILES = ((64, 64, 32, 8, 3), (64, 32, 32, 4, 3))
+# Of attention: queries, keys, warps, steps loaded ahead; the widths of a head that it is for.
+HALF_ATTENTION_TILES = ((16, 128, 4, 3), (32, 64, 2, 4), (64, 64, 4, 4), (64, 128, 4, 3))
+FLOAT_ATTENTION_TILES = ((32, 32, 4, 2),)
+HEAD_WIDTHS = (16, 32, 64, 128)
+# Programs of 64 queries a multiprocessor from which torch's flash attention is taken.
+FLASH_ROWS, FLASH_PROGRAMS = 64, 4
 # The tile that the number of parts is worked out for, and the steps that make a part worth it.
 SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (64, 128, 64), 8, 8
 # Rows and channels of a tile that only moves rows; in half precision such a row is 256 bytes.
@@ -37,8 +43,10 @@ def _tuned(
     """A product kernel with a choice of tiles; timed once per value of the arguments named in
     `key`, and remembered on disk."""
     configs = [
-        triton.Config({"BM": m, "BN": n, "BK": k}, num_warps=warps, num_stages=stages)
-        for m, n, k, warps, stages in tiles
+        triton.Config(
+            dict(zip(("BM", "BN", "BK"), sides, strict=False)), num_warps=warps, num_stages=stages
+        )
+        for *sides, warps, stages in tiles
     ]
     timer = functools.partial(triton.testing.do_bench, warmup=5, rep=20)
     return triton.autotune(configs, key=list(key), do_bench=timer, cache_results=True)(kernel)
@@ -69,6 +77,21 @@ def gated_for(dtype: torch.dtype, channels: int, wide: int) -> tuple[Kernel, dic
     tiles = FLOAT_GATED_TILES if dtype == torch.float32 else HALF_GATED_TILES
     key = ("size_class", "C_IN", "C_OUT", "PRECISION")
     return _tuned(triton_gated.gated_kernel, tiles, key), {}
+
+
+def attention_for(dtype: torch.dtype) -> tuple[Kernel, dict[str, int]]:
+    """As `conv_for`, of attention."""
+    if INTERPRETED:
+        return triton_attention.attention_kernel, {"BM": 32, "BN": 64}
+    tiles = FLOAT_ATTENTION_TILES if dtype == torch.float32 else HALF_ATTENTION_TILES
+    key = ("size_class", "key_class", "heads", "WIDTH", "PRECISION")
+    return _tuned(triton_attention.attention_kernel, tiles, key), {}
+
+
+def attends(device: torch.device, maps: int, queries: int, width: int) -> bool:
+    """Whether our kernel is the one for `queries` of each of `maps` samples and heads."""
+    programs = maps * cdiv(queries, FLASH_ROWS)
+    return width in HEAD_WIDTHS and programs <= FLASH_PROGRAMS * multiprocessors(device)
 
 
 def precision() -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, FeedForward, GatedSelfAttentionDense
 from diffusers.models.attention_processor import (
     Attention,
@@ -173,12 +172,6 @@ class SparseTransformer2DModel(SparseModule, Transformer2DModel):
         return self.proj_out(as_map(hidden_states, (height, width))) + residual
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of tokens [B, N, D] to [B, M, D], as `AttnProcessor2_0` computes it."""
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
 class SparseSelfAttention(SparseModule, Attention):
     """Self-attention with queries at the active pixels; keys and values elsewhere are recorded.
 
@@ -200,7 +193,7 @@ class SparseSelfAttention(SparseModule, Attention):
         h = as_rows(h) if x.ndim == 4 else h
         kv = torch.cat([self.to_k(h), self.to_v(h)], dim=-1)
         k, v = update_kv_cache(self, kv).chunk(2, dim=-1)
-        out = self.to_out[0](attend(self.to_q(h), k, v, self.heads))
+        out = self.to_out[0](self.site.ops.attention(self.to_q(h), k, v, self.heads))
         out = as_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
         return (out + x if self.residual_connection else out) / self.rescale_output_factor
 
@@ -217,7 +210,7 @@ class SparseTextAttention(TextAttention, Attention):
         if rest or masked or not (self.site.state.is_sparse_pass and is_plain(self)):
             return self._dense(x, encoder_hidden_states, *rest, **named)
         k, v = self.text_keys(encoder_hidden_states)
-        return self.to_out[0](attend(self.to_q(x), k, v, self.heads))
+        return self.to_out[0](self.site.ops.attention(self.to_q(x), k, v, self.heads))
 
     def project_text(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.to_k(context), self.to_v(context)

@@ -8,7 +8,6 @@ from sgm.modules.attention import (
     BasicTransformerBlock,
     CrossAttention,
     SpatialTransformer,
-    attend,
 )
 from sgm.modules.diffusionmodules import model
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
@@ -160,7 +159,7 @@ class SparseSelfAttention(SparseModule, CrossAttention):
             width = self.to_q.out_features
             q, kv = F.linear(x, *whole).split([width, 2 * width], dim=-1)
         k, v = update_kv_cache(self, kv).chunk(2, dim=-1)
-        return self.to_out(attend(q, k, v, self.heads))
+        return self.to_out(self.site.ops.attention(q, k, v, self.heads))
 
 
 class SparseTextAttention(TextAttention, CrossAttention):
@@ -171,7 +170,7 @@ class SparseTextAttention(TextAttention, CrossAttention):
         if not self.site.state.is_sparse_pass:
             return self._dense(x, context)
         k, v = self.text_keys(context)
-        return self.to_out(attend(self.to_q(x), k, v, self.heads))
+        return self.to_out(self.site.ops.attention(self.to_q(x), k, v, self.heads))
 
     def project_text(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.to_k(context), self.to_v(context)
@@ -191,7 +190,7 @@ class SparseAttnBlock(SparseModule, model.AttnBlock):
         h = self.norm(x)
         q, k, v = (as_rows(layer(h)) for layer in (self.q, self.k, self.v))
         k, v = update_kv_cache(self, torch.cat([k, v], dim=-1)).chunk(2, dim=-1)
-        return attend(q, k, v, heads=1)
+        return self.site.ops.attention(q, k, v, heads=1)
 
 
 FAST = Table(
