@@ -46,6 +46,7 @@ SHAPES = [
 ]
 QUICK_SHAPES = [((8, 16), 20, 24)]
 HEAD = 64  # width of an attention head
+TEXT = 77  # tokens
 
 
 def triton_variants(quick: bool) -> dict[str, SparseOps]:
@@ -192,20 +193,32 @@ def bench_rows(bench: Bench, active: ActiveSet, channels: int) -> None:
     bench.add(f"scatter {where}", times, 3 * moved, moved, error)
 
 
-def bench_attention(bench: Bench, active: ActiveSet, channels: int) -> None:
-    """Scaled dot-product attention with queries at the active pixels and at all of them."""
-    pixels, heads = active.in_size[0] * active.in_size[1], max(1, channels // HEAD)
-    width = channels // heads
-    k, v, q = (bench.draw(BATCH, heads, pixels, width) for _ in range(3))
-    few = q[:, :, : active.count]
-    times = {
-        "active queries": bench.time(lambda c: F.scaled_dot_product_attention(few, k, v)),
-        "all queries": bench.time(lambda c: F.scaled_dot_product_attention(q, k, v)),
-    }
-    elements = 2 * BATCH * channels * (pixels + active.count)
-    operations = 4 * BATCH * channels * pixels * active.count
-    name = f"attention {channels} {active.count} of {pixels}"
-    bench.add(name, times, elements, operations, None)
+def bench_attention(bench: Bench, pixels: int, queries: int, channels: int) -> None:
+    """Attention from the active pixels to all pixels, whose keys and values lie side by side, and
+    to a text; and to all pixels from all."""
+    heads = max(1, channels // HEAD)
+    backends = {"triton": select_ops("triton", bench.device), "torch": TorchOps()}
+    q, whole = bench.draw(BATCH, queries, channels), bench.draw(BATCH, pixels, channels)
+    for kind, keys in (("self", pixels), ("cross", TEXT)):
+        pairs = [
+            bench.draw(BATCH, keys, 2 * channels).chunk(2, dim=-1) for _ in range(bench.copies)
+        ]
+        exact = TorchOps().attention(q.double(), *(t.double() for t in pairs[0]), heads)
+        backends["triton"].prepare(lambda p=pairs: backends["triton"].attention(q, *p[0], heads))
+        out = backends["triton"].attention(q, *pairs[0], heads)
+        times = {
+            name: bench.time(lambda c, o=ops, p=pairs: o.attention(q, *p[c], heads))
+            for name, ops in backends.items()
+        }
+        if kind == "self":
+            all_pairs = [(whole, *pair) for pair in pairs]
+            times["all queries"] = bench.time(
+                lambda c, p=all_pairs: TorchOps().attention(*p[c], heads)
+            )
+        elements = 2 * BATCH * channels * (keys + queries)
+        operations = 4 * BATCH * channels * keys * queries
+        name = f"attention {kind} {channels} {queries} to {keys}"
+        bench.add(name, times, elements, operations, relative_error(out, exact))
 
 
 def bench_all(bench: Bench, sizes: Iterable[tuple[Resolution, int, int]]) -> None:
@@ -227,7 +240,7 @@ def bench_all(bench: Bench, sizes: Iterable[tuple[Resolution, int, int]]) -> Non
             bench_blocks(bench, blocks.to(bench.device), channels)
             bench_gated(bench, active.count, channels)
             bench_rows(bench, active, wide)
-            bench_attention(bench, active, wide)
+            bench_attention(bench, pixels, active.count, wide)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ HALF_GATED_TILES = ((64, 64, 64, 4, 4), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3)
 FLOAT_GATED_TILES = ((64, 64, 32, 8, 3), (64, 32, 32, 4, 3))
 # Of attention: queries, keys, warps, steps loaded ahead; the widths of a head that it is for.
 HALF_ATTENTION_TILES = ((16, 128, 4, 3), (32, 64, 2, 4), (64, 64, 4, 4), (64, 128, 4, 3))
-FLOAT_ATTENTION_TILES = ((32, 32, 4, 2),)
+FLOAT_ATTENTION_TILES = ((32, 32, 8, 2), (64, 32, 8, 2))
 HEAD_WIDTHS = (16, 32, 64, 128)
 # Programs of 64 queries a multiprocessor from which torch's flash attention is taken.
 FLASH_ROWS, FLASH_PROGRAMS = 64, 4
