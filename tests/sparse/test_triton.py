@@ -225,9 +225,9 @@ def test_a_map_with_gaps_is_written_into_a_copy() -> None:
 
 def test_the_parts_of_a_product_fill_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_tiles, "multiprocessors", lambda device: 132)
-    # 200 outputs, 1280 -> 1280 channels: 40 tiles, so three parts and 120 programs.
-    assert triton_tiles.product_parts(DEVICE, 200, 1280, 1280, 9) == 3
-    assert triton_tiles.product_parts(DEVICE, 3200, 320, 320, 9) == 1  # 150 tiles
+    # 300 outputs, 1280 -> 1280 channels: 30 tiles, so four parts and 120 programs.
+    assert triton_tiles.product_parts(DEVICE, 300, 1280, 1280, 9) == 4
+    assert triton_tiles.product_parts(DEVICE, 3200, 320, 320, 9) == 1  # 75 tiles
     assert triton_tiles.product_parts(DEVICE, 64, 64, 64, 9) == 1  # nine steps are not worth it
 
 

@@ -6,8 +6,8 @@ rows of all samples lie on one axis, so that few outputs still fill a tile. A st
 loaded a step ahead, so that its rows can be loaded as far ahead as there is memory for. Bias, time
 embedding, residual and the indexed write happen in registers.
 
-Few outputs and many channels give too few tiles for a large card (200 rows and 1280 channels are
-40 tiles of 64 x 128, for 132 multiprocessors). Then the product's long axis is split: each part
+Few outputs and many channels give too few tiles for a large card (300 rows and 1280 channels are
+30 tiles of 128 x 128, for 132 multiprocessors). Then the product's long axis is split: each part
 stores float32 sums, and `finish_kernel` adds them in a fixed order, so that results repeat.
 """
 

@@ -36,6 +36,10 @@ def gated_kernel(
     source = x + row.to(tl.int64)[:, None] * x_row + lane[None, :]
     matrix = weight + channel[None, :] * C_IN + lane[:, None]
     has_row, has_channel = (row < rows)[:, None], (channel < C_OUT)[None, :]
+    # Loaded before they are needed, so that nothing waits for them at the end.
+    inside = channel < C_OUT
+    value_bias = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    gate_bias = tl.load(bias + C_OUT + channel, mask=inside, other=0.0).to(tl.float32)
     value = tl.zeros((BM, BN), dtype=tl.float32)
     gate = tl.zeros((BM, BN), dtype=tl.float32)
     for done in range(0, C_IN, BK):
@@ -44,16 +48,19 @@ def gated_kernel(
             reads = reads & (done + lane < C_IN)[None, :]
             within = within & (done + lane < C_IN)[:, None]
         left = tl.load(source + done, mask=reads, other=0.0)
-        right = tl.load(matrix + done, mask=within, other=0.0)
-        other = tl.load(matrix + C_OUT * C_IN + done, mask=within, other=0.0)
+        if C_IN % BK == 0 and C_OUT % BN == 0:
+            right = tl.load(matrix + done)
+            other = tl.load(matrix + C_OUT * C_IN + done)
+        else:
+            right = tl.load(matrix + done, mask=within, other=0.0)
+            other = tl.load(matrix + C_OUT * C_IN + done, mask=within, other=0.0)
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
             other = other.to(tl.float32)
         value = tl.dot(left, right, value, input_precision=PRECISION)
         gate = tl.dot(left, other, gate, input_precision=PRECISION)
-    inside = channel < C_OUT
-    value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    gate += tl.load(bias + C_OUT + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+    value += value_bias[None, :]
+    gate += gate_bias[None, :]
     value *= 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     target = out + row.to(tl.int64)[:, None] * C_OUT + channel[None, :]
     tl.store(target, value.to(out.dtype.element_ty), mask=has_row & has_channel)

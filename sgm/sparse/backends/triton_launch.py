@@ -112,7 +112,7 @@ def launch_group_norm(
     total, around = out.shape[1], old if recorded.around is None else recorded.around
     # Of whole maps the rows around come from the map; else they are the tensor `around`.
     places, others = (around, old) if recorded.whole else (rows, rows_of(around))
-    parts = max(1, min(MAX_PARTS, n // PART_ROWS))
+    parts = max(1, min(MAX_PARTS, cdiv(n, PART_ROWS)))
     sums = rows.new_empty(parts, 2, batch, channels, dtype=torch.float32)
     size = channels // norm.num_groups
     lanes = next_power_of_2(size)
@@ -122,7 +122,7 @@ def launch_group_norm(
         *(rows, old, active.outputs32, sums, n, channels),
         *(*strides, *old.stride()[:2]),
         WHOLE=recorded.whole,
-        BM=BLOCK_ROWS,
+        BM=PART_ROWS,
         BC=BLOCK_CHANNELS,
     )
     tiles = (cdiv(total, NORM_ROWS), cdiv(norm.num_groups, groups), batch)

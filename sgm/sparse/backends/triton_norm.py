@@ -45,15 +45,17 @@ def changes_kernel(
     squares = tl.zeros((BM, BC), dtype=tl.float32)
     for step in range(part * per_part, (part + 1) * per_part):
         row = step * BM + tl.arange(0, BM)
+        # No load but that of whole maps waits for the pixels; these are asked for first.
         pixel = tl.load(index + row, mask=row < n, other=-1)
-        counts = (pixel >= 0)[:, None] & (channel < channels)[None, :]
-        place = (pixel if WHOLE else row).to(tl.int64)[:, None]
+        inside = (row < n)[:, None] & (channel < channels)[None, :]
+        counts = (pixel >= 0)[:, None] & inside
         source = new + batch * new_batch + row.to(tl.int64)[:, None] * new_row + channel[None, :]
-        now = tl.load(source, mask=counts, other=0.0).to(tl.float32)
+        now = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+        place = (tl.maximum(pixel, 0) if WHOLE else row).to(tl.int64)[:, None]
         source = old + batch * old_batch + place * old_row + channel[None, :]
-        before = tl.load(source, mask=counts, other=0.0).to(tl.float32)
-        change += now - before
-        squares += (now - before) * (now + before)
+        before = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+        change += tl.where(counts, now - before, 0.0)
+        squares += tl.where(counts, (now - before) * (now + before), 0.0)
     samples = tl.num_programs(2)
     target = sums + (part * 2 * samples + batch) * channels + channel
     tl.store(target, tl.sum(change, axis=0), mask=channel < channels)
@@ -94,22 +96,25 @@ def scale_and_shift(
         channel, valid: [K], the lanes of GROUPS groups of SIZE channels each.
         PARTS: `parts` rounded up to a power of two.
     """
-    part = tl.arange(0, PARTS)[:, None]
     place = batch * channels + channel
+    scale = tl.load(weight + channel, mask=valid, other=0.0).to(tl.float32)
+    term = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
+    average = tl.load(mean + place, mask=valid, other=0.0)
+    power = tl.load(square + place, mask=valid, other=0.0)
+    part = tl.arange(0, PARTS)[:, None]
     source = sums + part * 2 * samples * channels + place[None, :]
     there = (part < parts) & valid[None, :]
-    change = tl.sum(tl.load(source, mask=there, other=0.0), axis=0)
-    squares = tl.sum(tl.load(source + samples * channels, mask=there, other=0.0), axis=0)
-    average = tl.load(mean + place, mask=valid, other=0.0) + change * share
-    power = tl.load(square + place, mask=valid, other=0.0) + squares * share
+    change = tl.load(source, mask=there, other=0.0)
+    squares = tl.load(source + samples * channels, mask=there, other=0.0)
+    average += tl.sum(change, axis=0) * share
+    power += tl.sum(squares, axis=0) * share
     # Within and between channels apart: less cancellation than one difference of large sums.
     centre = _per_group(average, valid, GROUPS) / SIZE
     apart = average - centre
     between = _per_group(apart * apart, valid, GROUPS) / SIZE
     within = _per_group(power - average * average, valid, GROUPS) / SIZE
     inverse = tl.rsqrt(tl.maximum(within + between, 0.0) + eps)
-    scale = tl.load(weight + channel, mask=valid, other=0.0).to(tl.float32) * inverse
-    term = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
+    scale *= inverse
     return scale, term - centre * scale
 
 
@@ -160,6 +165,17 @@ def group_norm_kernel(
     channel = (tl.program_id(1) * GROUPS + lane // LANES) * SIZE + lane % LANES
     valid = (lane % LANES < SIZE) & (channel < channels)
     batch = tl.program_id(2).to(tl.int64)
+    # Loaded before the statistics are worked out, so that nothing waits for them after.
+    source = new + batch * new_batch + row.to(tl.int64)[:, None] * new_row + channel[None, :]
+    values = tl.load(source, mask=(row < n)[:, None] & valid[None, :], other=0.0).to(tl.float32)
+    if AROUND:
+        others = (row >= n) & (row < rows)
+        place = (row - n).to(tl.int64)
+        if WHOLE:
+            place = tl.load(around + place, mask=others, other=0)
+        source = old + batch * old_batch + place[:, None] * old_row + channel[None, :]
+        more = tl.load(source, mask=others[:, None] & valid[None, :], other=0.0)
+        values += more.to(tl.float32)  # where the active rows have left zeros
     scale, shift = scale_and_shift(
         sums,
         mean,
@@ -178,16 +194,6 @@ def group_norm_kernel(
         SIZE,
         PARTS,
     )
-    source = new + batch * new_batch + row.to(tl.int64)[:, None] * new_row + channel[None, :]
-    values = tl.load(source, mask=(row < n)[:, None] & valid[None, :], other=0.0).to(tl.float32)
-    if AROUND:
-        others = (row >= n) & (row < rows)
-        place = (row - n).to(tl.int64)
-        if WHOLE:
-            place = tl.load(around + place, mask=others, other=0)
-        source = old + batch * old_batch + place[:, None] * old_row + channel[None, :]
-        more = tl.load(source, mask=others[:, None] & valid[None, :], other=0.0)
-        values += more.to(tl.float32)  # where the active rows have left zeros
     values = values * scale[None, :] + shift[None, :]
     if SILU:
         values = values * tl.sigmoid(values)
@@ -217,6 +223,8 @@ def layer_norm_kernel(
     channel = tl.arange(0, BC)
     valid = channel < channels
     first = tl.program_id(0).to(tl.int64) * channels
+    factor = tl.load(weight + channel, mask=valid, other=0.0).to(tl.float32)
+    term = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
     value = tl.load(x + first + channel, mask=valid, other=0.0).to(tl.float32)
     value += tl.load(added + first + channel, mask=valid, other=0.0).to(tl.float32)
     rounded = value.to(total.dtype.element_ty)
@@ -225,7 +233,5 @@ def layer_norm_kernel(
     mean = tl.sum(value, axis=0) / channels
     apart = tl.where(valid, value - mean, 0.0)
     inverse = tl.rsqrt(tl.sum(apart * apart, axis=0) / channels + eps)
-    factor = tl.load(weight + channel, mask=valid, other=0.0).to(tl.float32)
-    term = tl.load(bias + channel, mask=valid, other=0.0).to(tl.float32)
     normed = apart * inverse * factor + term
     tl.store(out + first + channel, normed.to(out.dtype.element_ty), mask=valid)

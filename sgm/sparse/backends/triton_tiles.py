@@ -14,12 +14,20 @@ INTERPRETED = triton.knobs.runtime.interpret
 HALF_TILES = (
     (64, 64, 64, 4, 4),
     (64, 128, 64, 4, 4),
+    (128, 64, 64, 4, 4),
     (128, 128, 64, 8, 4),
-    (64, 256, 64, 8, 4),
 )
 FLOAT_TILES = ((64, 64, 32, 4, 4), (64, 128, 32, 4, 3), (128, 64, 16, 8, 4))
-# Of the gated product, which loads two matrices a step and keeps two tiles of sums.
-HALF_GATED_TILES = ((64, 64, 64, 4, 4), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3))
+# Of the gated product, which loads two matrices a step and keeps two tiles of sums. The narrow ones
+# are for so few rows that weights are read once: two programs share a multiprocessor, and all of
+# these ask for weights.
+HALF_GATED_TILES = (
+    (64, 32, 64, 4, 6),
+    (64, 32, 128, 4, 3),
+    (64, 64, 64, 4, 4),
+    (128, 64, 64, 8, 3),
+    (128, 128, 64, 8, 3),
+)
 FLOAT_GATED_TILES = ((64, 64, 32, 8, 3), (64, 32, 32, 4, 3))
 # Of attention: queries, keys, warps, steps loaded ahead; the widths of a head that it is for.
 HALF_ATTENTION_TILES = ((16, 128, 4, 3), (32, 64, 2, 4), (64, 64, 4, 4), (64, 128, 4, 3))
@@ -27,13 +35,14 @@ FLOAT_ATTENTION_TILES = ((32, 32, 8, 2), (64, 32, 8, 2))
 HEAD_WIDTHS = (16, 32, 64, 128)
 # Programs of 64 queries a multiprocessor from which torch's flash attention is taken.
 FLASH_ROWS, FLASH_PROGRAMS = 64, 4
-# The tile that the number of parts is worked out for, and the steps that make a part worth it.
-SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (64, 128, 64), 8, 8
+# The tile that the number of parts is worked out for, and the steps that make a part worth it. It is
+# a large one: every row of tiles reads all weights, for which the second-level cache is too slow.
+SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (128, 128, 64), 8, 8
 # Rows and channels of a tile that only moves rows; in half precision such a row is 256 bytes.
 BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
-# Of the group norm's tiles, whose channels are whole groups; rows that make a part of its sums
-# worth a program, and the most parts.
-NORM_ROWS, NORM_CHANNELS, PART_ROWS, MAX_PARTS = 16, 128, 64, 16
+# Of the group norm's tiles, whose channels are whole groups; rows that a part of its sums adds up at
+# once, and the most parts, which each of its programs reads.
+NORM_ROWS, NORM_CHANNELS, PART_ROWS, MAX_PARTS = 16, 128, 32, 16
 
 
 @functools.cache
