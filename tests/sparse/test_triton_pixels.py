@@ -131,7 +131,7 @@ def test_a_group_norm_in_parts(size: tuple[int, int]) -> None:
     """Enough active pixels for several parts, the last of them short or empty."""
     case = NormCase(size, 2, 6, torch.float32)
     steps = cdiv(case.active.count, PART_ROWS)
-    assert 2 < steps and (steps > MAX_PARTS) == (size == (40, 50))
+    assert steps > 2 and (steps > MAX_PARTS) == (size == (40, 50))
     case.check(True, short=True, silu=True)
 
 

@@ -19,8 +19,8 @@ HALF_TILES = (
 )
 FLOAT_TILES = ((64, 64, 32, 4, 4), (64, 128, 32, 4, 3), (128, 64, 16, 8, 4))
 # Of the gated product, which loads two matrices a step and keeps two tiles of sums. The narrow ones
-# are for so few rows that weights are read once: two programs share a multiprocessor, and all of
-# these ask for weights.
+# are for so few rows that weights are read once: two programs fit on a multiprocessor, so that all
+# of a card's ask for weights.
 HALF_GATED_TILES = (
     (64, 32, 64, 4, 6),
     (64, 32, 128, 4, 3),
@@ -35,13 +35,14 @@ FLOAT_ATTENTION_TILES = ((32, 32, 8, 2), (64, 32, 8, 2))
 HEAD_WIDTHS = (16, 32, 64, 128)
 # Programs of 64 queries a multiprocessor from which torch's flash attention is taken.
 FLASH_ROWS, FLASH_PROGRAMS = 64, 4
-# The tile that the number of parts is worked out for, and the steps that make a part worth it. It is
-# a large one: every row of tiles reads all weights, for which the second-level cache is too slow.
+# The tile that the number of parts is worked out for, and the steps that make a part worth it. The
+# tile is large: every row of tiles reads all weights, and the second-level cache hands out a few
+# terabytes a second only.
 SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (128, 128, 64), 8, 8
 # Rows and channels of a tile that only moves rows; in half precision such a row is 256 bytes.
 BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
-# Of the group norm's tiles, whose channels are whole groups; rows that a part of its sums adds up at
-# once, and the most parts, which each of its programs reads.
+# Of the group norm's tiles, whose channels are whole groups; rows that a part of its sums adds up
+# at once, and the most parts, which each of its programs reads.
 NORM_ROWS, NORM_CHANNELS, PART_ROWS, MAX_PARTS = 16, 128, 32, 16
 
 
