@@ -227,7 +227,7 @@ def test_the_parts_of_a_product_fill_the_card(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(triton_tiles, "multiprocessors", lambda device: 132)
     # 300 outputs, 1280 -> 1280 channels: 30 tiles, so four parts and 120 programs.
     assert triton_tiles.product_parts(DEVICE, 300, 1280, 1280, 9) == 4
-    assert triton_tiles.product_parts(DEVICE, 3200, 320, 320, 9) == 1  # 75 tiles
+    assert triton_tiles.product_parts(DEVICE, 2740, 320, 320, 9) == 1  # 129 small tiles
     assert triton_tiles.product_parts(DEVICE, 64, 64, 64, 9) == 1  # nine steps are not worth it
 
 

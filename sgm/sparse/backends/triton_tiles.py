@@ -34,11 +34,12 @@ HALF_ATTENTION_TILES = ((16, 128, 4, 3), (32, 64, 2, 4), (64, 64, 4, 4), (64, 12
 FLOAT_ATTENTION_TILES = ((32, 32, 8, 2), (64, 32, 8, 2))
 HEAD_WIDTHS = (16, 32, 64, 128)
 # Programs of 64 queries a multiprocessor from which torch's flash attention is taken.
-FLASH_ROWS, FLASH_PROGRAMS = 64, 4
+FLASH_ROWS, FLASH_PROGRAMS = 64, 2
 # The tile that the number of parts is worked out for, and the steps that make a part worth it. The
 # tile is large: every row of tiles reads all weights, and the second-level cache hands out a few
 # terabytes a second only.
 SPLIT_TILE, MIN_STEPS, MAX_SPLIT = (128, 128, 64), 8, 8
+SMALL_TILE = (64, 128)
 # Rows and channels of a tile that only moves rows; in half precision such a row is 256 bytes.
 BLOCK_ROWS, BLOCK_CHANNELS = 16, 128
 # Of the group norm's tiles, whose channels are whole groups; rows that a part of its sums adds up
@@ -128,8 +129,11 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def product_parts(device: torch.device, rows: int, channels: int, wide: int, taps: int) -> int:
-    """Parts of a product's long axis that fill the card about once."""
+    """Parts of a product's long axis that fill the card about once; one where small tiles do."""
+    fit = multiprocessors(device)
+    if 2 * cdiv(rows, SMALL_TILE[0]) * cdiv(wide, SMALL_TILE[1]) > fit:
+        return 1
     high, broad, depth = SPLIT_TILE
     tiles = cdiv(rows, high) * cdiv(wide, broad)
     steps = taps * cdiv(channels, depth)
-    return max(1, min(MAX_SPLIT, multiprocessors(device) // tiles, steps // MIN_STEPS))
+    return max(1, min(MAX_SPLIT, fit // tiles, steps // MIN_STEPS))
