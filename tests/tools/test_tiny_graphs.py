@@ -1,0 +1,122 @@
+"""Training steps as CUDA graphs, as far as a CPU shows them: a tape of operators stands in."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import ROOT
+from tests.sparse.test_graphs import NoWaiting, Tape
+from tools.tiny import graphs, refiner, unet
+from tools.tiny.checkpoints import Ema, TrainingState, write
+from tools.tiny.course import adam, training_step
+from tools.tiny.graphs import Graphs
+from tools.tiny.latents import CONFIG, LatentScenes
+from tools.tiny.practice import GRID
+from tools.tiny.unet import CLOSE, HALF, Batch, Batches
+
+SIZES = (CLOSE, HALF, CLOSE, HALF, CLOSE, HALF)
+
+
+class TapeCapture:
+    """A capture by a tape. `changed` is what a step changes, which its recording leaves alone."""
+
+    def __init__(self, changed: Callable[[], list[Tensor]]) -> None:
+        self.changed, self.recorded = changed, 0
+
+    def warm(self, step: Callable[[], Tensor]) -> Tensor:
+        return step()
+
+    def keep(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        before, numbers = [x.clone() for x in self.changed()], torch.get_rng_state()
+        with Tape() as tape, NoWaiting():
+            loss = step()
+        for x, old in zip(self.changed(), before, strict=True):
+            x.detach().copy_(old)
+        torch.set_rng_state(numbers)
+        loss.fill_(torch.nan)
+        self.recorded += 1
+
+        def play() -> None:
+            with torch._C._AutoDispatchBelowAutograd():
+                tape.play()
+
+        return loss, play
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> LatentScenes:
+    folder = tmp_path_factory.mktemp("latents")
+    generator = torch.Generator().manual_seed(0)
+    names = ("latents", "bare")
+    parts = {n: torch.randn(6, 4, *GRID, generator=generator).half() for n in names}
+    write(folder / "000000.safetensors", parts, {})
+    return LatentScenes(folder)
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(unet, "BATCH", {CLOSE: 2, HALF: 2, GRID: 1})
+    monkeypatch.setattr(graphs, "WARM", 1)
+    yield
+
+
+def base() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    engine = unet.build(CONFIG)
+    return unet.Trainable(engine), lambda batch: unet.loss_of(engine, batch)
+
+
+def student() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    teacher = unet.build(CONFIG).eval().requires_grad_(False)
+    engine = refiner.build_student("configs/tiny-refiner.yaml", teacher)
+    return unet.Trainable(engine), lambda batch: refiner.loss_of(teacher, engine, batch)
+
+
+def trained(
+    build: Callable[[], tuple[nn.Module, Callable[[Batch], Tensor]]],
+    data: LatentScenes,
+    path: Path,
+    by_graphs: bool,
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of steps on windows of two sizes by turns, and weights, average and moments."""
+    torch.manual_seed(0)
+    module, loss_of = build()
+    parameters = module.used()
+    optimizer = adam(parameters, 0.0, capturable=by_graphs)
+    state = TrainingState(path, module, optimizer, Ema(module, 0.9))
+    train = training_step(loss_of, parameters, optimizer, graphs=False)
+    capture = TapeCapture(
+        lambda: [
+            *parameters,
+            *(p.grad for p in parameters),
+            *(x for values in optimizer.state.values() for x in values.values()),
+        ]
+    )
+    step_of = Graphs(train, capture) if by_graphs else train
+    batches, losses = Batches(data), []
+    for step, size in enumerate(SIZES):
+        optimizer.param_groups[0]["lr"].fill_(1e-3 * (step + 1))
+        rows = np.arange(2) + step % 3
+        seen = unet.views(step, size, rows, batches.data.seeds[rows])
+        torch.manual_seed(step)
+        losses.append(step_of(unet.batch_of(data, seen)).item())
+        state.ema.update(step)
+    assert capture.recorded == 2 * by_graphs
+    tensors = {f"model.{k}": v for k, v in module.state_dict().items()} | state.ema.values
+    moments = optimizer.state_dict()["state"]
+    return losses, tensors | {f"{i}.{k}": v for i, m in moments.items() for k, v in m.items()}
+
+
+@pytest.mark.parametrize("build", [base, student])
+def test_graphs_train_as_steps_do(build: Callable, data: LatentScenes, tmp_path: Path) -> None:
+    """Bit for bit, with learning rates that change and two window sizes by turns; and nothing in
+    a step waits for the device."""
+    losses, tensors = trained(build, data, tmp_path / "a.safetensors", by_graphs=False)
+    same, others = trained(build, data, tmp_path / "b.safetensors", by_graphs=True)
+    assert losses == same and len(set(losses)) == len(SIZES)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
