@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs, as far as a CPU shows them: a tape of operators stands in."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.sparse.test_graphs import NoWaiting, Tape
 from tools.tiny import graphs, refiner, unet
 from tools.tiny.checkpoints import Ema, TrainingState, write
 from tools.tiny.course import adam, training_step
+from tools.tiny.family import autocast
 from tools.tiny.graphs import Graphs
 from tools.tiny.latents import CONFIG, LatentScenes
 from tools.tiny.practice import GRID
@@ -70,6 +72,16 @@ def base() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     return unet.Trainable(engine), lambda batch: unet.loss_of(engine, batch)
 
 
+def base_in_half() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    module, whole = base()
+
+    def loss_of(batch: Batch) -> Tensor:
+        with autocast("cpu", half=True):
+            return whole(batch)
+
+    return module, loss_of
+
+
 def student() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     teacher = unet.build(CONFIG).eval().requires_grad_(False)
     engine = refiner.build_student("configs/tiny-refiner.yaml", teacher)
@@ -111,7 +123,7 @@ def trained(
     return losses, tensors | {f"{i}.{k}": v for i, m in moments.items() for k, v in m.items()}
 
 
-@pytest.mark.parametrize("build", [base, student])
+@pytest.mark.parametrize("build", [base, base_in_half, student])
 def test_graphs_train_as_steps_do(build: Callable, data: LatentScenes, tmp_path: Path) -> None:
     """Bit for bit, with learning rates that change and two window sizes by turns; and nothing in
     a step waits for the device."""
@@ -120,3 +132,32 @@ def test_graphs_train_as_steps_do(build: Callable, data: LatentScenes, tmp_path:
     assert losses == same and len(set(losses)) == len(SIZES)
     for name, tensor in tensors.items():
         assert torch.equal(tensor, others[name]), name
+
+
+def test_a_capture_that_fails_leaves_steps_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where a step asks for a value: said once, and nothing is trained twice or not at all."""
+    caplog.set_level(logging.INFO)
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = adam([weight], 0.1, capturable=True)
+
+    def loss_of(x: Tensor) -> Tensor:
+        loss = (weight * x).square().sum()
+        return loss if loss.item() else loss * 0
+
+    class Failing(TapeCapture):
+        def keep(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+            try:
+                return super().keep(step)
+            except AssertionError as error:
+                raise RuntimeError(f"{error}\nand more") from error
+
+    capture = Failing(lambda: [weight, *optimizer.state[weight].values()])
+    step = Graphs(training_step(loss_of, [weight], optimizer, graphs=False), capture)
+    losses = [step(torch.ones(3)).item() for _ in range(5)]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 5
+    assert optimizer.state[weight]["step"] == 5 and not capture.recorded
+    (record,) = caplog.records
+    told = "(aten::_local_scalar_dense waits for the device): steps run kernel by kernel"
+    assert record.getMessage() == f"no CUDA graph of a step {told}"
