@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
+from tests.pretend_cuda import PretendCuda
 from tests.sparse.test_graphs import NoWaiting, Tape
 from tools.tiny import graphs, refiner, unet
 from tools.tiny.checkpoints import Ema, TrainingState, write
 from tools.tiny.course import adam, training_step
 from tools.tiny.family import autocast
-from tools.tiny.graphs import Graphs
+from tools.tiny.graphs import CudaCapture, Graphs
 from tools.tiny.latents import CONFIG, LatentScenes
 from tools.tiny.practice import GRID
 from tools.tiny.unet import CLOSE, HALF, Batch, Batches
@@ -67,9 +68,9 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def base() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+def base(device: str = "cpu") -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     engine = unet.build(CONFIG)
-    return unet.Trainable(engine), lambda batch: unet.loss_of(engine, batch)
+    return unet.Trainable(engine).to(device), lambda batch: unet.loss_of(engine, batch)
 
 
 def base_in_half() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
@@ -82,10 +83,11 @@ def base_in_half() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     return module, loss_of
 
 
-def student() -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+def student(device: str = "cpu") -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     teacher = unet.build(CONFIG).eval().requires_grad_(False)
     engine = refiner.build_student("configs/tiny-refiner.yaml", teacher)
-    return unet.Trainable(engine), lambda batch: refiner.loss_of(teacher, engine, batch)
+    unet.Trainable(teacher).to(device).requires_grad_(False)
+    return unet.Trainable(engine).to(device), lambda batch: refiner.loss_of(teacher, engine, batch)
 
 
 def trained(
@@ -161,3 +163,42 @@ def test_a_capture_that_fails_leaves_steps_as_they_are(
     (record,) = caplog.records
     told = "(aten::_local_scalar_dense waits for the device): steps run kernel by kernel"
     assert record.getMessage() == f"no CUDA graph of a step {told}"
+
+
+def through(kept: Tensor) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    """A step whose result passes through what it keeps. (The pretended card runs a capture too, so
+    that nothing may add up.)"""
+
+    def step(batch: tuple[Tensor, Tensor]) -> Tensor:
+        kept.zero_().add_(batch[0].sum())
+        return (kept * batch[1]).sum()
+
+    return step
+
+
+def test_steps_are_captured_on_a_card() -> None:
+    pairs = [(torch.randn(n), torch.randn(n)) for n in (3, 3, 5, 3, 5, 5, 3)]
+    step = through(torch.zeros(()))
+    expected = [step(pair).item() for pair in pairs]
+    with PretendCuda() as card:
+        run = Graphs(through(torch.zeros((), device="cuda")), CudaCapture())
+        found = [run(tuple(x.cuda() for x in pair)).item() for pair in pairs]
+    assert found == expected
+    assert card.kernels["graph replay"] == 5 and not card.problems
+
+
+@pytest.mark.parametrize("build", [base, student])
+def test_a_pass_in_a_capture_copies_nothing_from_the_host(
+    build: Callable, data: LatentScenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients, which the pretended card has none of."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: x)
+    with PretendCuda() as card, torch.no_grad():
+        _, loss_of = build("cuda")
+        there = LatentScenes(data.folder, "cuda")
+        batches = Batches(there)
+        loss_of(batches(0, 0.0))
+        batch = batches(1, 0.0)
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            loss_of(batch)
+    assert not card.problems and not card.waits

@@ -98,7 +98,10 @@ def main() -> None:
 def scale_for(args: argparse.Namespace) -> Scale:
     """The scale of a device, with what the command line has in place of it."""
     given = {name: getattr(args, name, None) for name in ("factor", "workers", "graphs", "layout")}
-    return replace(scale_of(args.device), **{k: v for k, v in given.items() if v is not None})
+    scale = replace(scale_of(args.device), **{k: v for k, v in given.items() if v is not None})
+    if scale.graphs and not args.device.startswith("cuda"):
+        build_parser().error(f"--graphs needs a GPU; the device is {args.device}: leave it out")
+    return scale
 
 
 if __name__ == "__main__":
