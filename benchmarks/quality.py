@@ -232,7 +232,7 @@ def reconstruction(pipeline: Pipeline, number: int) -> tuple[float, float]:
     with torch.inference_mode():
         dtype = first_stage.quant_conv.weight.dtype
         z = first_stage.posterior(x[None].to(networks.device, dtype)).mode()
-        made = networks.decode(z * networks.engine.scale_factor)
+        made = networks.decode(z * networks.engine.scale_factor).cpu()
         return psnr(made, (x + 1) / 2), sharpness(made, (x + 1) / 2)
 
 
