@@ -75,8 +75,8 @@ class Scale:
 
 
 CPU = Scale(factor=1, pictures=1, scenes=7_000, workers=0, lr=1.0, half=False)
-# Batches with enough to do for the 3000 kernels of a step, most of which are small. Rates grow by less
-# than the root of the factor: to be safe.
+# Batches with enough to do for the 3000 kernels of a step, most of which are small. Rates grow by
+# less than the root of the factor: to be safe.
 GPU = Scale(factor=32, pictures=8, scenes=14_000, workers=14, lr=1.5, half=True, graphs=True)
 
 
