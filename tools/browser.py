@@ -153,8 +153,6 @@ class Visitor:
     def set(self, name: str, value: int) -> None:
         """Set a number below "More"."""
         field = self.page.locator(f"#{name} input[type=number]")
-        if not field.is_visible():
-            self.page.get_by_role("button", name="More").click()
         field.fill(str(value))
         field.press("Tab")
 

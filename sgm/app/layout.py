@@ -96,7 +96,8 @@ class Layout:
             elem_id="strength",
             visible=False,
         )
-        with gr.Accordion("More", open=False):
+        # Open from the start: gradio sets back what is filled in while an accordion opens first.
+        with gr.Accordion("More"):
             self.negative = gr.Textbox(label="What should not be there?", elem_id="negative")
             with gr.Row():
                 self.steps = gr.Slider(1, 100, steps, step=1, label="Steps", elem_id="steps")
