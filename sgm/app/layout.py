@@ -125,12 +125,11 @@ class Layout:
             elem_id="gallery",
             buttons=[],
         )
-        self.chosen = gr.State(0)
         look: dict[str, Any] = {"size": "md", "min_width": 80}
         with gr.Row():
             self.accept = gr.Button("Accept", variant="primary", elem_id="accept", **look)
             self.undo = gr.Button("Undo", elem_id="undo", **look)
-            self.save = gr.DownloadButton("Save", elem_id="save", **look)
+            self.save = gr.DownloadButton("Save", interactive=False, elem_id="save", **look)
 
 
 def canvas_of(picture: Image.Image) -> dict[str, Any]:
