@@ -151,8 +151,8 @@ class Page:
     async def _moved(
         self, seat: Seat, events: AsyncIterator[object], end: str
     ) -> AsyncIterator[Update]:
-        """What is seen of a job after which the picture is another. Save rests meanwhile, so that it
-        never gives the former one."""
+        """What is seen of a job after which the picture is another. Save rests meanwhile: it never
+        gives the former one."""
         async for event in events:
             update = self._told(event, f"{end}: paint, and generate.")
             if isinstance(event, Shown):

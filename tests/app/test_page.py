@@ -88,6 +88,18 @@ def test_two_sessions_have_nothing_in_common(page: Page, photo: Path) -> None:
     assert "There is no result to accept" in nothing and 'class="error"' in nothing
 
 
+def test_save_rests_until_its_file_is_that_of_the_picture(page: Page, photo: Path) -> None:
+    who, save = somebody("a"), page.on.save
+    given = [u[save] for u in all_of(page._open(str(photo), STEPS, who)) if save in u]
+    assert [update["interactive"] for update in given] == [False, True]
+    generated(page, "a", canvas())
+    given = [u[save] for u in all_of(page._accept(who)) if save in u]
+    assert [update["interactive"] for update in given] == [False, True]
+    with Image.open(given[1]["value"]) as saved:
+        assert np.array_equal(np.asarray(saved), np.asarray(page.seats["a"].desk.picture))
+    assert not [u for u in generated(page, "a", canvas()) if save in u]
+
+
 def test_an_error_is_a_sentence_and_no_markup(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "<b>.png"
     path.write_text("nothing")
