@@ -118,13 +118,17 @@ class Visitor:
         self.page.fill("#prompt textarea", prompt)
         self.page.click(BUTTONS[task])
 
-    def variants(self, seeds: Sequence[int]) -> list[str]:
-        """Wait until variants of these seeds are done; what stands below them."""
-        captions = self.page.locator("#gallery .caption-label")
-        words = [re.compile(f"^seed {seed}: .* s \\(dense: ") for seed in seeds]
-        expect(captions).to_have_text(words, timeout=PATIENCE)
+    def generate(self, task: Task, prompt: str, seeds: Sequence[int]) -> None:
+        """Make variants, and wait until those of these seeds are done."""
+        self.ask(task, prompt)
+        self.wait_for_variants(seeds)
+
+    def wait_for_variants(self, seeds: Sequence[int]) -> None:
+        """Until there are variants of these seeds, and the page says that these are all."""
+        captions = [re.compile(rf"^seed {seed}: .* s \(dense: ") for seed in seeds]
+        gallery = self.page.locator("#gallery .caption-label")
+        expect(gallery).to_have_text(captions, timeout=PATIENCE)
         self.wait_for_status("done: click one")
-        return captions.all_inner_texts()
 
     def choose(self, seed: int) -> None:
         """Click a variant."""

@@ -97,8 +97,7 @@ def test_a_whole_session(
     visitor.ask(Task.INPAINTING, "a horse")
     visitor.wait_for_status("Nothing is painted yet")
     visitor.paint(Task.INPAINTING, ACROSS)
-    visitor.ask(Task.INPAINTING, "a horse")
-    visitor.variants([1, 2])
+    visitor.generate(Task.INPAINTING, "a horse", [1, 2])
     second = pixels(desk.variants[2].picture)
     visitor.choose(2)
     visitor.press("accept", "Accepted: paint")
@@ -111,8 +110,7 @@ def test_a_whole_session(
     visitor.turn_to(Task.SDEDIT)
     visitor.paint(Task.SDEDIT, ACROSS)
     visitor.set("count", 1)
-    visitor.ask(Task.SDEDIT, "a house")
-    visitor.variants([3])
+    visitor.generate(Task.SDEDIT, "a house", [3])
     visitor.press("accept", "Accepted: paint")
     third = pixels(desk.picture)
     assert (third != second).any()
@@ -147,7 +145,7 @@ def test_two_people_at_once(
         visitor.wait_for_status(f"Waiting in line: {number} before you.")
     busy.open()
     for visitor, channel in zip(visitors, (0, 2), strict=True):
-        visitor.variants([1])
+        visitor.wait_for_variants([1])
         visitor.press("accept", "Accepted: paint")
         with Image.open(visitor.save(tmp_path / "saved.png")) as saved:
             assert pixels(saved)[:8].reshape(-1, 3).mean(0).argmax() == channel
@@ -175,6 +173,5 @@ def test_a_page_that_is_loaded_anew_in_an_edit(address: str, chrome: Browser, re
     visitor.set("count", 1)
     visitor.open(red)  # for which the worker must have given up the other edit
     visitor.paint(Task.INPAINTING, ACROSS)
-    visitor.ask(Task.INPAINTING, "a horse")
-    visitor.variants([1])
+    visitor.generate(Task.INPAINTING, "a horse", [1])
     visitor.page.context.close()
