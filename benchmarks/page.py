@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = Page(studio, values.steps)
     address = launch(page, None, False, 2**26)
     with browser() as started:
-        visitor = Visitor(started, address, few_frames=False)
+        visitor = Visitor(started, address)
         began = time.perf_counter()
         visitor.open_example("Example: a grassland")
         recorded = time.perf_counter() - began

@@ -110,7 +110,7 @@ class Visitor:
         self.page.mouse.move(*points[0])
         self.page.mouse.down()
         for point in points[1:]:
-            self.page.mouse.move(*point, steps=8)
+            self.page.mouse.move(*point)  # once: without a GPU, each takes the brush a second
         self.page.mouse.up()
 
     def ask(self, task: Task, prompt: str) -> None:

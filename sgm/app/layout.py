@@ -78,6 +78,7 @@ class Layout:
                 drawing = _editor(COLOURS, "drawing")
         self.tabs = {Task.INPAINTING: inpaint, Task.SDEDIT: draw}
         self.canvases = {Task.INPAINTING: mask, Task.SDEDIT: drawing}
+        self.paint = gr.Image(type="pil", image_mode="RGBA", visible=False)
 
     def _add_words(self, steps: int) -> None:
         self.prompt = gr.Textbox(
@@ -117,7 +118,7 @@ class Layout:
         self.gallery = gr.Gallery(
             show_label=False,
             columns=2,
-            format="png",
+            format="jpeg",  # small pictures, a new one with every preview
             allow_preview=False,
             interactive=False,
             height="auto",

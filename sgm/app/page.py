@@ -22,6 +22,8 @@ from sgm.words import Task
 
 # Component -> its new value or properties.
 Update = dict[Any, Any]
+# In the browser: what is painted on a canvas, without the picture below it.
+LAYER = "(canvas) => canvas?.layers[0] ?? null"
 KEPT = 3600.0  # seconds that a page that was left is kept
 
 
@@ -71,6 +73,8 @@ class Page:
         rules: dict[str, Any] = {
             "concurrency_limit": None,
             "show_progress": "hidden",
+            # Of what shows progress, gradio asks the value at every event: canvases would be sent.
+            "show_progress_on": on.status,
             "trigger_mode": "multiple",
             "api_visibility": "private",
         }
@@ -82,7 +86,9 @@ class Page:
         words = [on.prompt, on.negative, on.strength, on.steps, on.count, on.seed, on.others]
         for task, button in on.generate.items():
             canvas, shown = on.canvases[task], [*results, on.seed]
-            button.click(self._generator(task), [canvas, *words], shown, **rules)
+            # The same goes for what a job was given: so the paint is taken from the canvas first.
+            taken = button.click(None, canvas, on.paint, js=LAYER, **rules)
+            taken.then(self._generator(task), [on.paint, *words], shown, **rules)
             by_task = [canvas, *on.generate.values(), on.strength]
             on.tabs[task].select(self._opened_tab(task), None, by_task, **rules)
         on.stop.click(self._stop, None, on.status, **rules)
@@ -167,7 +173,7 @@ class Page:
 
     def _generator(self, task: Task) -> Callable[..., AsyncIterator[Update]]:
         async def generated(
-            canvas: dict[str, Any] | None,
+            paint: Image.Image | None,
             prompt: str,
             negative: str | None,
             strength: float,
@@ -178,12 +184,9 @@ class Page:
             request: gr.Request,
         ) -> AsyncIterator[Update]:
             seat, first = self._seat(request), int(seed or 0)
-            layers = canvas["layers"] if canvas else []
             seeds = tuple(range(first, first + int(count)))
             wish = Wish(prompt or "", negative or "", strength, int(steps), seeds)
-            asked = _events(
-                lambda emit: seat.desk.generate(task, layers[0] if layers else None, wish, emit)
-            )
+            asked = _events(lambda emit: seat.desk.generate(task, paint, wish, emit))
             done: list[tuple[Image.Image, str]] = []
             async for event in asked:
                 update = self._told(event, f"{_named(seeds)} done: click one, and accept it.")
