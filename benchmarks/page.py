@@ -26,7 +26,7 @@ from sgm.app.studio import Studio
 from sgm.app.worker import Emit, Ended, Job
 from sgm.cli.program import start
 from sgm.io import imageio
-from sgm.specs import MODELS, SamplingParams
+from sgm.specs import MODELS, TINY_SCALE, SamplingParams
 from sgm.words import Task
 from tools.browser import Visitor, browser
 
@@ -53,13 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     tempfile.tempdir = tempfile.mkdtemp()  # where gradio keeps what it serves
     height, width = MODELS["tiny"].trained_size
     pipeline = sgm.load("tiny").pipeline
-    studio = Studio(pipeline, SamplingParams(""), "tiny", 4 * 10**9, height * width)
+    studio = Studio(
+        pipeline, SamplingParams("", scale=TINY_SCALE), "tiny", 4 * 10**9, height * width
+    )
     page = Page(studio, values.steps)
     address = launch(page, None, False, 2**26)
     with browser() as started:
         visitor = Visitor(started, address)
         began = time.perf_counter()
-        visitor.open_example("Example: a grassland")
+        visitor.open_example("Try a grassland")
         recorded = time.perf_counter() - began
         visitor.paint(Task.INPAINTING, STROKE)
         visitor.set("count", 1)

@@ -151,6 +151,13 @@ class Visitor:
         download.value.save_as(path)
         return path
 
+    def picture(self, path: Path) -> None:
+        """Write what the window shows from the top of the page on, when all pictures are there."""
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_function("[...document.images].every((image) => image.complete)")
+        self.page.evaluate("window.scrollTo(0, 0)")
+        self.page.screenshot(path=path)
+
     def fetch(self, path: str) -> int:
         """The answer's code when the page's server is asked for a path; 0 for none."""
         try:

@@ -11,8 +11,8 @@ from sgm.words import Task
 
 VARIANTS = 4
 EXAMPLES = {
-    "Example: a grassland": SHIPPED / "assets/inpainting/original/0.png",
-    "Example: a landscape": SHIPPED / "assets/img2img/original/0.png",
+    "Try a grassland": SHIPPED / "assets/inpainting/original/0.png",
+    "Try a landscape": SHIPPED / "assets/img2img/original/0.png",
 }
 MASK_COLOUR = "rgba(255, 64, 160, 0.6)"
 COLOURS = ["#7a3b1d", "#c0392b", "#f1c40f", "#2e7d32", "#2471a3", "#7fb3d5", "#ffffff", "#1c1c1c"]
@@ -22,11 +22,12 @@ CSS = """
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary)}
 #status .error {color: var(--error-text-color, #b91c1c); font-weight: 600}
 #title p {margin: 0}
+.hint {margin-top: -.5rem}
 #gallery .grid-wrap {min-height: 0; height: auto; max-height: none}
 #gallery .thumbnail-item {aspect-ratio: auto; height: auto; display: flex; flex-direction: column}
 #gallery .thumbnail-item img {height: auto}
 #gallery .caption-label {position: static; max-width: 100%; white-space: normal; border: 0;
-  text-align: center; font-size: .8rem}
+  text-align: center; text-wrap: balance; font-size: .8rem}
 footer {display: none !important}
 """
 TITLE = """# Paint an edit
@@ -55,26 +56,31 @@ class Layout:
         gr.Markdown(FOOT, elem_id="foot")
 
     def _add_photo(self) -> None:
-        self.photo = gr.File(
-            label="Photo: drop one here, or click",
-            file_types=["image"],
-            height=110,
-            elem_id="photo",
-        )
-        with gr.Row():
-            self.examples = {
-                gr.Button(name, size="sm", min_width=120): path
-                for name, path in EXAMPLES.items()
-                if path.is_file()
-            }
+        with gr.Row(equal_height=True):
+            self.photo = gr.File(
+                show_label=False,
+                file_types=["image"],
+                height=124,
+                scale=3,
+                min_width=200,
+                elem_id="photo",
+            )
+            with gr.Column(scale=1, min_width=160):
+                self.examples = {
+                    gr.Button(name, size="sm"): path
+                    for name, path in EXAMPLES.items()
+                    if path.is_file()
+                }
 
     def _add_paint(self) -> None:
         with gr.Tabs():
             with gr.Tab("Inpaint", id="inpaint") as inpaint:
-                gr.Markdown("Brush over what is to be repainted.")
+                gr.Markdown("Brush over what is to be repainted.", elem_classes="hint")
                 mask = _editor([MASK_COLOUR], "mask")
             with gr.Tab("Draw", id="draw") as draw:
-                gr.Markdown("Draw what should be there, roughly, in its colours.")
+                gr.Markdown(
+                    "Draw what should be there, roughly, in its colours.", elem_classes="hint"
+                )
                 drawing = _editor(COLOURS, "drawing")
         self.tabs = {Task.INPAINTING: inpaint, Task.SDEDIT: draw}
         self.canvases = {Task.INPAINTING: mask, Task.SDEDIT: drawing}
@@ -148,7 +154,7 @@ def _editor(colours: list[str], name: str) -> gr.ImageEditor:
         layers=False,
         brush=gr.Brush(default_size=24, colors=list(colours), color_mode="fixed"),
         eraser=gr.Eraser(default_size=24),
-        height=420,
+        height=370,
         elem_id=name,
     )
 
