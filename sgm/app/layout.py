@@ -22,7 +22,7 @@ CSS = """
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary)}
 #status .error {color: var(--error-text-color, #b91c1c); font-weight: 600}
 #title p {margin: 0}
-.hint {margin-top: -.5rem}
+.block.hint {margin-top: -.5rem; overflow: visible !important}
 #gallery .grid-wrap {min-height: 0; height: auto; max-height: none}
 #gallery .thumbnail-item {aspect-ratio: auto; height: auto; display: flex; flex-direction: column}
 #gallery .thumbnail-item img {height: auto}
