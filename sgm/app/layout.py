@@ -113,7 +113,7 @@ class Layout:
                 self.others = gr.Checkbox(True, label="Other seeds next time", elem_id="others")
 
     def _add_results(self) -> None:
-        self.status = gr.HTML(said("Open a photo, or an example."), elem_id="status")
+        self.status = gr.HTML(said("Open a photo, or try an example."), elem_id="status")
         self.compare = gr.ImageSlider(
             show_label=False,
             format="png",
