@@ -72,6 +72,8 @@ class Visitor:
             self.page.add_init_script(FEW_FRAMES)
         self.page.goto(address)
         self.wait_for_status("Open a photo")
+        self.page.locator("#mask canvas").first.wait_for()  # the last that appears
+        self.page.evaluate(TWO_FRAMES)
 
     def wait_for_status(self, words: str) -> None:
         """Until the page says so; AssertionError if it never does."""
