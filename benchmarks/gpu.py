@@ -144,10 +144,9 @@ class Bench512:
             longest: also of the kernels of the graph of `fast`, the longest first.
         """
         gc.collect()  # networks are in cycles with their hooks
-        precision = "fp32" if self.dry else precision  # CPUs emulate bf16
-        known = {"network": network, "example": example, "precision": precision}
-        known |= {"size": size} if size else {}
-        runs = 1 if self.dry else RUNS
+        precision, runs = ("fp32", 1) if self.dry else (precision, RUNS)  # CPUs emulate bf16
+        known: dict[str, object] = {"network": network, "example": example}
+        known |= {"precision": precision} | ({"size": size} if size else {})
         with runtime.precision_scope(Precision(precision), self.device):
             dense = self.caught(network, example, "published", precision, size, True)
             sparse = {
@@ -167,7 +166,8 @@ class Bench512:
             handle_of(fast.network).use_graphs()
             with fast.with_recording():
                 calls = {"dense graph": self.as_graph(dense.run), "fast graph": fast.run}
-                self.add_times(part, known, latency.measure(calls, self.device, runs), found["dense"])
+                graphed = latency.measure(calls, self.device, runs)
+                self.add_times(part, known, graphed, found["dense"])
                 if longest:
                     self.longest(part, known, fast)
 

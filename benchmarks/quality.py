@@ -40,10 +40,9 @@ from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
 from sgm.metrics import psnr
 from sgm.sparse.masks import SDEDIT_DILATION, dilate
-from sgm.specs import MODELS, RecordingSettings, SamplingParams
+from sgm.specs import MODELS, TINY_SCALE, RecordingSettings, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType, Task
 from tools.compare import (
-    TINY_SCALE,
     Edit,
     inpainting_edit,
     likeness,
@@ -232,7 +231,7 @@ def reconstruction(pipeline: Pipeline, number: int) -> tuple[float, float]:
     with torch.inference_mode():
         dtype = first_stage.quant_conv.weight.dtype
         z = first_stage.posterior(x[None].to(networks.device, dtype)).mode()
-        made = networks.decode(z * networks.engine.scale_factor)
+        made = networks.decode(z * networks.engine.scale_factor).cpu()
         return psnr(made, (x + 1) / 2), sharpness(made, (x + 1) / 2)
 
 

@@ -34,6 +34,8 @@ _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 # Published sampler steps of base and refiner, and of a turbo model.
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
+# Published classifier-free guidance, and that of edits by the tiny model, which 6 overdoes.
+DEFAULT_SCALE, TINY_SCALE = 6.0, 3.0
 # Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
 DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
 LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
@@ -201,7 +203,7 @@ class SamplingParams:
     negative_prompt: str = ""
     seed: int = 2
     steps: int | None = None
-    scale: float = 6.0
+    scale: float = DEFAULT_SCALE
     strength: float = 0.8
     sampler: Sampler = Sampler.DPMPP2M
     spacing: Spacing = Spacing.PUBLISHED

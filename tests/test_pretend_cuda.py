@@ -122,6 +122,11 @@ def test_kernels_are_counted(card: PretendCuda) -> None:
     F.scaled_dot_product_attention(y, y, y)
     y.expand(2, 2, 3).contiguous()
     assert card.launches == 4 + (not y.is_contiguous())
+    card.reset()
+    many = [x.clone() for _ in range(3)]
+    torch._foreach_zero_(many)
+    torch._foreach_zero_([*many, x.half()])
+    assert card.kernels["_foreach_zero_"] == 1 + 4
 
 
 def test_a_graph_runs_again_on_the_same_tensors(card: PretendCuda) -> None:

@@ -1,12 +1,12 @@
 """The page of `sgm.app` in a browser, used as a person uses it; for its tests and pictures."""
 
+import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from sgm.words import Task
 
@@ -16,12 +16,15 @@ FLAGS = (
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
     "--disable-sync",
 )
-PATIENCE = 240.0  # seconds, for a machine that is busy
+PATIENCE = 120_000.0  # milliseconds, for a machine that is busy
 # A canvas draws sixty frames a second, which without a GPU takes a core from the networks.
 FEW_FRAMES = """
 const next = window.requestAnimationFrame.bind(window);
 window.requestAnimationFrame = (draw) => setTimeout(() => next(draw), 100);
 """
+TWO_FRAMES = (
+    "() => new Promise(requestAnimationFrame).then(() => new Promise(requestAnimationFrame))"
+)
 TABS = {Task.INPAINTING: "Inpaint", Task.SDEDIT: "Draw"}
 CANVASES = {Task.INPAINTING: "#mask", Task.SDEDIT: "#drawing"}
 BUTTONS = {Task.INPAINTING: "#repaint", Task.SDEDIT: "#redraw"}
@@ -37,20 +40,20 @@ def browser() -> Iterator[Browser]:
     """A Chromium without a window, with a profile of its own."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=chromium(), args=list(FLAGS), timeout=PATIENCE * 1000
+            executable_path=chromium(), args=list(FLAGS), timeout=PATIENCE
         )
         yield started
         started.close()
 
 
 class Visitor:
-    """Somebody who has the page open.
+    """Somebody who has the page open. All waits are for what is seen on it.
 
     Args:
         browser: theirs.
         address: of the page.
         size: (width, height) of their window in pixels.
-        few_frames: draw and look ten times a second, not sixty; for what is not timed.
+        few_frames: draw ten times a second, not sixty; for what is not timed.
     """
 
     def __init__(
@@ -60,103 +63,88 @@ class Visitor:
         size: tuple[int, int] = (1280, 960),
         few_frames: bool = True,
     ) -> None:
-        self.few_frames = few_frames
         window = {"width": size[0], "height": size[1]}
         self.page: Page = browser.new_context(viewport=window).new_page()
-        self.page.set_default_timeout(PATIENCE * 1000)
+        self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []  # of what the browser has asked for
         self.page.on("request", lambda request: self.requests.append(request.url))
         if few_frames:
             self.page.add_init_script(FEW_FRAMES)
         self.page.goto(address)
-        self.page.wait_for_selector("#prompt textarea")
+        self.wait_for_status("Open a photo")
+        self.page.locator("#mask canvas").first.wait_for()  # the last that appears
+        self.page.evaluate(TWO_FRAMES)
 
-    def status(self) -> str:
-        """What the page says."""
-        return self.page.inner_text("#status [role=status]")
-
-    def wait(self, condition: Callable[[], bool]) -> float:
-        """Seconds until something is so; TimeoutError if it never is."""
-        began = time.perf_counter()
-        while not condition():
-            if time.perf_counter() - began > PATIENCE:
-                raise TimeoutError(f"The page says: {self.status()}")
-            self.page.wait_for_timeout(100 if self.few_frames else 10)
-        return time.perf_counter() - began
-
-    def wait_for_status(self, words: str) -> float:
-        """Seconds until the page says so."""
-        return self.wait(lambda: words in self.status())
+    def wait_for_status(self, words: str) -> None:
+        """Until the page says so; AssertionError if it never does."""
+        status = self.page.locator("#status [role=status]")
+        expect(status).to_contain_text(words, timeout=PATIENCE)
 
     def open(self, photo: Path) -> None:
         """Open a photo, and wait until it is recorded."""
         self.page.set_input_files("#photo input[type=file]", photo)
         self.wait_for_status("recorded")
 
+    def open_example(self, name: str) -> None:
+        """Open an example, and wait until it is recorded."""
+        self.page.get_by_role("button", name=name).click()
+        self.wait_for_status("recorded")
+
     def turn_to(self, task: Task) -> None:
-        """Go to the tab of a task, and wait for its canvas."""
+        """Go to the tab of a task."""
         self.page.get_by_role("tab", name=TABS[task]).click()
         self.page.wait_for_selector(BUTTONS[task])
-        self._canvas(task).wait_for()
-        self.page.wait_for_timeout(1000)
 
-    def paint(self, task: Task, *stroke: tuple[float, float]) -> None:
-        """Move the brush along a line.
+    def paint(self, task: Task, stroke: Sequence[tuple[float, float]]) -> None:
+        """Move the brush along a line, when the picture is on the canvas.
 
         Args:
             stroke: points in shares of the canvas, across and down.
         """
-        canvas = self._canvas(task)
+        editor = self.page.locator(CANVASES[task])
+        expect(editor.get_by_role("button", name="Undo")).to_be_enabled(timeout=PATIENCE)
+        canvas = editor.locator("canvas").first
         canvas.scroll_into_view_if_needed()
+        self.page.evaluate(TWO_FRAMES)  # it is drawn: the brush looks what is below it
         box = canvas.bounding_box()
         assert box is not None
         points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in stroke]
         self.page.mouse.move(*points[0])
         self.page.mouse.down()
         for point in points[1:]:
-            self.page.mouse.move(*point, steps=8)
+            self.page.mouse.move(*point)  # once: without a GPU, each takes the brush a second
         self.page.mouse.up()
-        self.page.wait_for_timeout(300)
-
-    def _canvas(self, task: Task) -> Locator:
-        """The lower of the two that an editor lays over each other."""
-        return self.page.locator(f"{CANVASES[task]} canvas").first
 
     def ask(self, task: Task, prompt: str) -> None:
         """Write a prompt and press the button."""
         self.page.fill("#prompt textarea", prompt)
         self.page.click(BUTTONS[task])
 
-    def generate(self, task: Task, prompt: str) -> None:
-        """Make the variants, and wait for all of them."""
-        before = self.status()
+    def generate(self, task: Task, prompt: str, seeds: Sequence[int]) -> None:
+        """Make variants, and wait until those of these seeds are done."""
         self.ask(task, prompt)
-        self.wait(lambda: self.status() != before)
-        self.wait_for_status("accept one")
+        self.wait_for_variants(seeds)
 
-    def captions(self) -> list[str]:
-        """What stands below the variants."""
-        return self.page.locator("#gallery .caption-label").all_inner_texts()
+    def wait_for_variants(self, seeds: Sequence[int]) -> None:
+        """Until there are variants of these seeds, and the page says that these are all."""
+        captions = [re.compile(rf"^seed {seed}: .* s \(dense: ") for seed in seeds]
+        gallery = self.page.locator("#gallery .caption-label")
+        expect(gallery).to_have_text(captions, timeout=PATIENCE)
+        self.wait_for_status("done: click one")
 
-    def choose(self, number: int) -> None:
-        """Click a variant, counted from 0."""
-        self.page.locator("#gallery .thumbnail-item").nth(number).click()
-        self.page.wait_for_timeout(1000)
+    def choose(self, seed: int) -> None:
+        """Click a variant."""
+        self.page.locator("#gallery .thumbnail-item", has_text=f"seed {seed}:").click()
+        self.wait_for_status(f"Seed {seed} is compared")
 
     def press(self, name: str, words: str) -> None:
         """Press Accept or Undo, and wait for words."""
-        before = self.status()
         self.page.click(f"#{name}")
-        self.wait(lambda: self.status() != before)
         self.wait_for_status(words)
 
     def set(self, name: str, value: int) -> None:
         """Set a number below "More"."""
-        field = self.page.locator(f"#{name} input[type=number]")
-        if not field.is_visible():
-            self.page.get_by_role("button", name="More").click()
-        field.fill(str(value))
-        field.press("Tab")
+        self.page.fill(f"#{name} input[type=number]", str(value))
 
     def save(self, path: Path) -> Path:
         """Press Save and keep the file."""
@@ -164,6 +152,13 @@ class Visitor:
             self.page.click("#save")
         download.value.save_as(path)
         return path
+
+    def picture(self, path: Path) -> None:
+        """Write what the window shows from the top of the page on, when all pictures are there."""
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_function("[...document.images].every((image) => image.complete)")
+        self.page.evaluate("window.scrollTo(0, 0)")
+        self.page.screenshot(path=path)
 
     def fetch(self, path: str) -> int:
         """The answer's code when the page's server is asked for a path; 0 for none."""

@@ -33,10 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN_TYPES = (RunType.ORIGINAL, RunType.SIGE)
 
 
-# The guidance of edits that the tiny model makes: the published 6 overdoes what it learned.
-TINY_SCALE = 3.0
-
-
 @dataclass(frozen=True, eq=False)
 class Edit:
     """One edit of one picture.

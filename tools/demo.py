@@ -24,11 +24,10 @@ from sgm.inference.pipeline import Pipeline
 from sgm.io.files import check_output_path
 from sgm.io.imageio import load_picture, save_picture, to_tensor
 from sgm.io.maskio import load_mask
-from sgm.specs import MODELS
+from sgm.specs import MODELS, TINY_SCALE
 from sgm.words import Precision, Task
 from tools.compare import (
     ROOT,
-    TINY_SCALE,
     Edit,
     inpainting_edit,
     likeness,

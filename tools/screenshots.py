@@ -1,21 +1,23 @@
 """Pictures of the page for the README: `python -m tools.screenshots`; needs gradio, a browser."""
 
 import tempfile
+import time
 from pathlib import Path
 
 import sgm
 from sgm.app.page import Page, launch
 from sgm.app.studio import Studio
 from sgm.cli.program import start
-from sgm.specs import MODELS, SamplingParams
+from sgm.specs import MODELS, TINY_SCALE, SamplingParams
 from sgm.words import Task
 from tools.browser import Visitor, browser
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "app"
 STEPS = 20
-WINDOW = (1200, 900)
-HORSE = [((0.40, y), (0.60, y)) for y in (0.52, 0.58, 0.64)]
-HOUSE = [((0.62, y), (0.76, y)) for y in (0.50, 0.55, 0.60)]
+WINDOW = (1200, 860)
+# To and fro over a part of the canvas.
+HORSE = [(x, y) for y in (0.50, 0.56, 0.62) for x in (0.40, 0.60)]
+HOUSE = [(x, y) for y in (0.46, 0.51, 0.56) for x in (0.62, 0.76)]
 
 
 def main() -> int:
@@ -23,28 +25,28 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     height, width = MODELS["tiny"].trained_size
     pipeline = sgm.load("tiny").pipeline
-    studio = Studio(pipeline, SamplingParams(""), "tiny", 4 * 10**9, height * width)
-    tempfile.tempdir = tempfile.mkdtemp()  # where gradio keeps what it serves
-    page = Page(studio, STEPS)
-    address = launch(page, None, False, 2**26)
-    with browser() as started:
-        visitor = Visitor(started, address, WINDOW)
-        visitor.page.get_by_role("button", name="Example: a grassland").click()
-        visitor.wait_for_status("recorded")
+    studio = Studio(
+        pipeline, SamplingParams("", scale=TINY_SCALE), "tiny", 4 * 10**9, height * width
+    )
+    with tempfile.TemporaryDirectory() as folder, browser() as started:
+        tempfile.tempdir = folder  # where gradio keeps what it serves
+        page = Page(studio, STEPS)
+        visitor = Visitor(started, launch(page, None, False, 2**26), WINDOW)
+        visitor.open_example("Try a grassland")
         # So that the captions can say what dense takes.
-        visitor.wait(lambda: studio.dense_seconds((height, width), STEPS) is not None)
-        for task, strokes, prompt in (
-            (Task.INPAINTING, HORSE, "a photograph of a horse on a grassland"),
-            (Task.SDEDIT, HOUSE, "a photograph of a house on a grassland"),
+        while studio.dense_seconds((height, width), STEPS) is None:
+            time.sleep(0.1)
+        for task, stroke, prompt, seeds in (
+            (Task.INPAINTING, HORSE, "a photograph of a horse on a grassland", (1, 2, 3, 4)),
+            (Task.SDEDIT, HOUSE, "a photograph of a house on a grassland", (5, 6, 7, 8)),
         ):
             visitor.turn_to(task)
-            for stroke in strokes:
-                visitor.paint(task, *stroke)
-            visitor.generate(task, prompt)
-            visitor.choose(1)
-            visitor.page.screenshot(path=FOLDER / f"{task}.png")
-            visitor.press("accept", "recorded")
-    page.blocks.close()
+            visitor.paint(task, stroke)
+            visitor.generate(task, prompt, seeds)
+            visitor.choose(seeds[1])
+            visitor.picture(FOLDER / f"{task}.png")
+            visitor.press("accept", "Accepted")
+        page.blocks.close()
     return 0
 
 

@@ -115,11 +115,15 @@ class Desk:
         self._edit = self.studio.worker.submit(work, emit)
         return self._edit
 
-    def accept(self, seed: int, emit: Emit) -> Job:
-        """Make a variant the picture that further edits start from."""
+    def accept(self, seed: int | None, emit: Emit) -> Job:
+        """Make a variant the picture that further edits start from.
+
+        Args:
+            seed: of the variant; None if there is none.
+        """
 
         def work(job: Job) -> None:
-            if seed not in self.variants or self.picture is None:
+            if seed is None or seed not in self.variants or self.picture is None:
                 raise UserError("There is no result to accept; generate one first.")
             variant = self.variants[seed]
             self._undo.append(self.picture)

@@ -14,7 +14,7 @@ from sgm.inference.progress import Step
 from sgm.inference.session import EditSession
 from sgm.io import imageio
 
-BETWEEN = 0.4  # seconds from one preview to the next, at least
+BETWEEN = 0.8  # seconds from one preview to the next, at least
 PREVIEW_EVERY = 4  # steps
 
 

@@ -11,8 +11,8 @@ from sgm.words import Task
 
 VARIANTS = 4
 EXAMPLES = {
-    "Example: a grassland": SHIPPED / "assets/inpainting/original/0.png",
-    "Example: a landscape": SHIPPED / "assets/img2img/original/0.png",
+    "Try a grassland": SHIPPED / "assets/inpainting/original/0.png",
+    "Try a landscape": SHIPPED / "assets/img2img/original/0.png",
 }
 MASK_COLOUR = "rgba(255, 64, 160, 0.6)"
 COLOURS = ["#7a3b1d", "#c0392b", "#f1c40f", "#2e7d32", "#2471a3", "#7fb3d5", "#ffffff", "#1c1c1c"]
@@ -22,11 +22,12 @@ CSS = """
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary)}
 #status .error {color: var(--error-text-color, #b91c1c); font-weight: 600}
 #title p {margin: 0}
+.block.hint {margin-top: -.5rem; overflow: visible !important}
 #gallery .grid-wrap {min-height: 0; height: auto; max-height: none}
 #gallery .thumbnail-item {aspect-ratio: auto; height: auto; display: flex; flex-direction: column}
 #gallery .thumbnail-item img {height: auto}
 #gallery .caption-label {position: static; max-width: 100%; white-space: normal; border: 0;
-  text-align: center; font-size: .8rem}
+  text-align: center; text-wrap: balance; font-size: .8rem}
 footer {display: none !important}
 """
 TITLE = """# Paint an edit
@@ -55,29 +56,35 @@ class Layout:
         gr.Markdown(FOOT, elem_id="foot")
 
     def _add_photo(self) -> None:
-        self.photo = gr.File(
-            label="Photo: drop one here, or click",
-            file_types=["image"],
-            height=110,
-            elem_id="photo",
-        )
-        with gr.Row():
-            self.examples = {
-                gr.Button(name, size="sm", min_width=120): path
-                for name, path in EXAMPLES.items()
-                if path.is_file()
-            }
+        with gr.Row(equal_height=True):
+            self.photo = gr.File(
+                show_label=False,
+                file_types=["image"],
+                height=124,
+                scale=3,
+                min_width=200,
+                elem_id="photo",
+            )
+            with gr.Column(scale=1, min_width=160):
+                self.examples = {
+                    gr.Button(name, size="sm"): path
+                    for name, path in EXAMPLES.items()
+                    if path.is_file()
+                }
 
     def _add_paint(self) -> None:
         with gr.Tabs():
             with gr.Tab("Inpaint", id="inpaint") as inpaint:
-                gr.Markdown("Brush over what is to be repainted.")
+                gr.Markdown("Brush over what is to be repainted.", elem_classes="hint")
                 mask = _editor([MASK_COLOUR], "mask")
             with gr.Tab("Draw", id="draw") as draw:
-                gr.Markdown("Draw what should be there, roughly, in its colours.")
+                gr.Markdown(
+                    "Draw what should be there, roughly, in its colours.", elem_classes="hint"
+                )
                 drawing = _editor(COLOURS, "drawing")
         self.tabs = {Task.INPAINTING: inpaint, Task.SDEDIT: draw}
         self.canvases = {Task.INPAINTING: mask, Task.SDEDIT: drawing}
+        self.paint = gr.Image(type="pil", image_mode="RGBA", visible=False)
 
     def _add_words(self, steps: int) -> None:
         self.prompt = gr.Textbox(
@@ -96,7 +103,8 @@ class Layout:
             elem_id="strength",
             visible=False,
         )
-        with gr.Accordion("More", open=False):
+        # Open from the start: gradio sets back what is filled in while an accordion opens first.
+        with gr.Accordion("More"):
             self.negative = gr.Textbox(label="What should not be there?", elem_id="negative")
             with gr.Row():
                 self.steps = gr.Slider(1, 100, steps, step=1, label="Steps", elem_id="steps")
@@ -105,7 +113,7 @@ class Layout:
                 self.others = gr.Checkbox(True, label="Other seeds next time", elem_id="others")
 
     def _add_results(self) -> None:
-        self.status = gr.HTML(said("Open a photo, or an example."), elem_id="status")
+        self.status = gr.HTML(said("Open a photo, or try an example."), elem_id="status")
         self.compare = gr.ImageSlider(
             show_label=False,
             format="png",
@@ -116,7 +124,7 @@ class Layout:
         self.gallery = gr.Gallery(
             show_label=False,
             columns=2,
-            format="png",
+            format="jpeg",  # small pictures, a new one with every preview
             allow_preview=False,
             interactive=False,
             height="auto",
@@ -124,12 +132,11 @@ class Layout:
             elem_id="gallery",
             buttons=[],
         )
-        self.chosen = gr.State(0)
         look: dict[str, Any] = {"size": "md", "min_width": 80}
         with gr.Row():
             self.accept = gr.Button("Accept", variant="primary", elem_id="accept", **look)
             self.undo = gr.Button("Undo", elem_id="undo", **look)
-            self.save = gr.DownloadButton("Save", elem_id="save", **look)
+            self.save = gr.DownloadButton("Save", interactive=False, elem_id="save", **look)
 
 
 def canvas_of(picture: Image.Image) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def _editor(colours: list[str], name: str) -> gr.ImageEditor:
         layers=False,
         brush=gr.Brush(default_size=24, colors=list(colours), color_mode="fixed"),
         eraser=gr.Eraser(default_size=24),
-        height=420,
+        height=370,
         elem_id=name,
     )
 

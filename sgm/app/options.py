@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sgm.cli.option_types import Parser, braces, member, number, one_of, parsed, whole
 from sgm.cli.shared_options import add_adaptions, add_folders, add_sampler
-from sgm.specs import DEFAULT_RECORDING_PRECISION, MODELS
+from sgm.specs import DEFAULT_RECORDING_PRECISION, DEFAULT_SCALE, MODELS, TINY_SCALE
 from sgm.words import Precision, RecordingPrecision
 
 DESCRIPTION = """\
@@ -21,7 +21,8 @@ MAX_PIXELS = 8192 * 8192
 
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of the page. `model` is the tiny one, if no checkpoint is named.
+    """The command line of the page. `model` is the tiny one, if no checkpoint is named; `scale` is
+    what suits the model.
 
     Raises:
         UserError: one sentence on the first thing that is wrong.
@@ -30,6 +31,8 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     values = parsed(build_parser(), argv)
     if values.model is None:
         values.model = "tiny" if values.checkpoint is None else "sdxl"
+    if values.scale is None:
+        values.scale = TINY_SCALE if values.model == "tiny" else DEFAULT_SCALE
     return values
 
 
@@ -77,8 +80,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--scale",
         metavar="X",
         type=number(0, 1000),
-        default=6.0,
-        help="classifier-free guidance (default: %(default)s)",
+        help=f"classifier-free guidance (default: {DEFAULT_SCALE}; {TINY_SCALE} of the tiny model)",
     )
     add_sampler(group)
 

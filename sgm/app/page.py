@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from sgm.words import Task
 
 # Component -> its new value or properties.
 Update = dict[Any, Any]
+# In the browser: what is painted on a canvas, without the picture below it.
+LAYER = "(canvas) => canvas?.layers[0] ?? null"
 KEPT = 3600.0  # seconds that a page that was left is kept
 
 
@@ -32,6 +34,7 @@ class Seat:
     Attributes:
         desk: the photo and its edits.
         folder: for what is saved.
+        chosen: seed of the variant that is compared with the picture; None for none.
         task: which tab is open.
         stale: the tasks whose canvas does not show the picture as it is now. A canvas that is not
             seen cannot be painted by gradio, so it is brought up to date when its tab is opened.
@@ -40,6 +43,7 @@ class Seat:
 
     desk: Desk
     folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    chosen: int | None = None
     task: Task = Task.INPAINTING
     stale: set[Task] = field(default_factory=set)
     left: float | None = None
@@ -69,26 +73,28 @@ class Page:
         rules: dict[str, Any] = {
             "concurrency_limit": None,
             "show_progress": "hidden",
+            # Of what shows progress, gradio asks the value at every event: canvases would be sent.
+            "show_progress_on": on.status,
             "trigger_mode": "multiple",
             "api_visibility": "private",
         }
-        results = [on.compare, on.gallery, on.chosen, on.status]
-        everything = [*results, *on.canvases.values()]
-        moves = [on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)]
+        results = [on.compare, on.gallery, on.status]
+        everything = [*results, *on.canvases.values(), on.save]
+        on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)
         for button, path in on.examples.items():
-            moves.append(button.click(self._opener(path), on.steps, everything, **rules))
+            button.click(self._opener(path), on.steps, everything, **rules)
         words = [on.prompt, on.negative, on.strength, on.steps, on.count, on.seed, on.others]
         for task, button in on.generate.items():
             canvas, shown = on.canvases[task], [*results, on.seed]
-            button.click(self._generator(task), [canvas, *words], shown, **rules)
+            # The same goes for what a job was given: so the paint is taken from the canvas first.
+            taken = button.click(None, canvas, on.paint, js=LAYER, **rules)
+            taken.then(self._generator(task), [on.paint, *words], shown, **rules)
             by_task = [canvas, *on.generate.values(), on.strength]
             on.tabs[task].select(self._opened_tab(task), None, by_task, **rules)
         on.stop.click(self._stop, None, on.status, **rules)
-        on.gallery.select(self._pick, None, [on.chosen, on.compare], **rules)
-        moves.append(on.accept.click(self._accept, on.chosen, everything, **rules))
-        moves.append(on.undo.click(self._undo, None, everything, **rules))
-        for move in moves:
-            move.then(self._saved, None, on.save, **rules)
+        on.gallery.select(self._pick, None, [on.compare, on.status], **rules)
+        on.accept.click(self._accept, None, everything, **rules)
+        on.undo.click(self._undo, None, everything, **rules)
 
     def _seat(self, request: gr.Request) -> Seat:
         """That of a browser's page; a new one at its first click."""
@@ -125,9 +131,9 @@ class Page:
         return opened
 
     async def _open(self, path: str, steps: int, request: gr.Request) -> AsyncIterator[Update]:
-        async for update in self._moved(
-            request, lambda desk, emit: desk.open(Path(path), steps, emit)
-        ):
+        seat = self._seat(request)
+        asked = _events(lambda emit: seat.desk.open(Path(path), steps, emit))
+        async for update in self._moved(seat, asked, "The photo is recorded"):
             yield update
 
     def _opener(self, path: Path) -> Callable[..., AsyncIterator[Update]]:
@@ -137,42 +143,37 @@ class Page:
 
         return opened
 
-    async def _accept(self, chosen: int, request: gr.Request) -> AsyncIterator[Update]:
-        def ask(desk: Desk, emit: Emit) -> object:
-            seeds = list(desk.variants)
-            return desk.accept(seeds[chosen] if chosen < len(seeds) else -1, emit)
-
-        async for update in self._moved(request, ask):
+    async def _accept(self, request: gr.Request) -> AsyncIterator[Update]:
+        seat = self._seat(request)
+        asked = _events(lambda emit: seat.desk.accept(seat.chosen, emit))
+        async for update in self._moved(seat, asked, "Accepted"):
             yield update
 
     async def _undo(self, request: gr.Request) -> AsyncIterator[Update]:
-        async for update in self._moved(request, lambda desk, emit: desk.undo(emit)):
+        seat = self._seat(request)
+        async for update in self._moved(seat, _events(seat.desk.undo), "Taken back"):
             yield update
 
     async def _moved(
-        self, request: gr.Request, ask: Callable[[Desk, Emit], object]
+        self, seat: Seat, events: AsyncIterator[object], end: str
     ) -> AsyncIterator[Update]:
-        """What is seen of a job after which the picture is another."""
-        seat = self._seat(request)
-        async for event in _events(lambda emit: ask(seat.desk, emit)):
-            update = self._told(event, "The photo is recorded: paint, and generate.")
+        """What is seen of a job after which the picture is another. Save rests meanwhile: it never
+        gives the former one."""
+        async for event in events:
+            update = self._told(event, f"{end}: paint, and generate.")
             if isinstance(event, Shown):
-                seat.stale = set(Task) - {seat.task}
+                seat.stale, seat.chosen = set(Task) - {seat.task}, None
+                update |= {self.on.gallery: [], self.on.save: gr.update(interactive=False)}
                 update[self.on.canvases[seat.task]] = canvas_of(event.picture)
-                update |= {self.on.gallery: [], self.on.chosen: 0}
                 update[self.on.compare] = (event.picture, event.picture)
+            elif isinstance(event, Ended) and seat.desk.picture is not None:
+                saved = await asyncio.to_thread(seat.desk.save, Path(seat.folder.name))
+                update[self.on.save] = gr.update(value=str(saved), interactive=True)
             yield update
-
-    async def _saved(self, request: gr.Request) -> Any:
-        """The file that Save gives; nothing new where no photo is open."""
-        seat = self._seat(request)
-        if seat.desk.picture is None:
-            return gr.skip()
-        return str(await asyncio.to_thread(seat.desk.save, Path(seat.folder.name)))
 
     def _generator(self, task: Task) -> Callable[..., AsyncIterator[Update]]:
         async def generated(
-            canvas: dict[str, Any] | None,
+            paint: Image.Image | None,
             prompt: str,
             negative: str | None,
             strength: float,
@@ -182,15 +183,13 @@ class Page:
             others: bool,
             request: gr.Request,
         ) -> AsyncIterator[Update]:
-            desk, first = self._seat(request).desk, int(seed or 0)
-            layers = canvas["layers"] if canvas else []
+            seat, first = self._seat(request), int(seed or 0)
             seeds = tuple(range(first, first + int(count)))
             wish = Wish(prompt or "", negative or "", strength, int(steps), seeds)
+            asked = _events(lambda emit: seat.desk.generate(task, paint, wish, emit))
             done: list[tuple[Image.Image, str]] = []
-            async for event in _events(
-                lambda emit: desk.generate(task, layers[0] if layers else None, wish, emit)
-            ):
-                update = self._told(event, "Click a variant to compare it, and accept one.")
+            async for event in asked:
+                update = self._told(event, f"{_named(seeds)} done: click one, and accept it.")
                 if isinstance(event, Preview):
                     words = f"seed {event.seed}: step {event.number} of {event.count}"
                     update[self.on.gallery] = [*done, (event.picture, words)]
@@ -198,22 +197,24 @@ class Page:
                     done.append((event.picture, _caption(event)))
                     update[self.on.gallery] = done
                     if len(done) == 1:
-                        update[self.on.compare] = (desk.picture, event.picture)
-                        update[self.on.chosen] = 0
-                elif event == Ended() and others:
-                    update[self.on.seed] = first + len(seeds)
+                        seat.chosen = event.seed
+                        update[self.on.compare] = (seat.desk.picture, event.picture)
+                        if others:
+                            update[self.on.seed] = first + len(seeds)
                 yield update
 
         return generated
 
     async def _pick(self, request: gr.Request, event: gr.SelectData) -> Update:
         """A click on a variant."""
-        desk = self._seat(request).desk
-        variants = list(desk.variants.values())
+        seat = self._seat(request)
+        variants = list(seat.desk.variants.values())
         if event.index >= len(variants):  # a preview
-            return {self.on.compare: gr.skip()}
-        pictures = (desk.picture, variants[event.index].picture)
-        return {self.on.chosen: event.index, self.on.compare: pictures}
+            return {self.on.status: gr.skip()}
+        variant = variants[event.index]
+        seat.chosen = variant.seed
+        words = f"Seed {variant.seed} is compared with your picture: accept it, or click another."
+        return {self.on.compare: (seat.desk.picture, variant.picture), self.on.status: said(words)}
 
     async def _stop(self, request: gr.Request) -> Update:
         self._seat(request).desk.cancel()
@@ -258,6 +259,11 @@ async def _events(ask: Callable[[Emit], object]) -> AsyncIterator[object]:
     while not isinstance(event, Ended):
         event = await heard.get()
         yield event
+
+
+def _named(seeds: Sequence[int]) -> str:
+    """Seeds, and a verb."""
+    return f"Seed {seeds[0]} is" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]} are"
 
 
 def _caption(variant: Variant) -> str:

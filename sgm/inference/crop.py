@@ -4,6 +4,7 @@ for, and the result is put back into the picture at full resolution."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from sgm.inference.border import match_border
 from sgm.inference.composite import composite, grained, opacity, opacity_of_drawing
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.loop import Plan
+from sgm.inference.loop import Kept, Plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
@@ -132,6 +133,11 @@ class Cropped(Edit):
         """See `Edit.size`; of what the network sees."""
         return self.inner.size
 
+    def on(self, device: torch.device) -> Self:
+        """See `Edit.on`."""
+        inner, levels = self.inner.on(device), self.levels.to(device)
+        return replace(self, inner=inner, source=self.source.to(device), levels=levels)
+
     @property
     def ratio(self) -> float:
         """See `Edit.ratio`; of the whole picture."""
@@ -145,6 +151,12 @@ class Cropped(Edit):
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """See `Edit.prepare`."""
         return self.inner.prepare(networks, recipe, noise)
+
+    def from_recording(
+        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    ) -> Plan:
+        """See `Edit.from_recording`; of the window."""
+        return self.inner.from_recording(networks, z, recipe, noise, kept)
 
     def _seen_region(self, recipe: Recipe) -> Tensor:
         """Where the edit is to the end, as the network sees it: bool or float [h, w]."""
@@ -163,13 +175,13 @@ class Cropped(Edit):
 
     def weight(self, recipe: Recipe) -> Tensor:
         """See `Edit.weight`; of the whole picture."""
-        weight = torch.zeros(self.levels.shape)
+        weight = torch.zeros(self.levels.shape, device=self.levels.device)
         self.window.of(weight)[:] = self._weight(recipe)
         return weight
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`: the whole picture."""
-        weight, put_in = self._weight(recipe), composite
+        weight, put_in, picture = self._weight(recipe), composite, picture.to(self.source)
         if self.blend.match_border:
             # Colours at the size that the network sees, grain at full resolution.
             width = _sampled(self.window, self.blend).width(self.size)

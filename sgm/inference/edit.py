@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
+import torch
 from torch import Tensor
 
-from sgm.inference.loop import Plan
+from sgm.inference.loop import Kept, Plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
@@ -19,6 +21,10 @@ class Edit(ABC):
     @abstractmethod
     def size(self) -> tuple[int, int]:
         """Height and width in pixels, multiples of 64."""
+
+    @abstractmethod
+    def on(self, device: torch.device) -> Self:
+        """The same edit with its pictures and masks on a device, where they are then worked on."""
 
     @property
     @abstractmethod
@@ -49,6 +55,12 @@ class Edit(ABC):
         """
 
     @abstractmethod
+    def from_recording(
+        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    ) -> Plan:
+        """The plan of an edit of a picture whose latents z and recordings were kept."""
+
+    @abstractmethod
     def weight(self, recipe: Recipe) -> Tensor | None:
         """Opacity of the edit in the input, float [H, W]; None where the network's picture is taken
         as it is."""
@@ -61,7 +73,7 @@ class Edit(ABC):
     @abstractmethod
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """What the person gets: the network's picture [3, H, W] in [0, 1], or only its edited part
-        put into the input where a blend was asked for."""
+        put into the input where a blend was asked for. On the device of the edit."""
 
 
 def check_sizes(inputs: Mapping[str, Tensor | None]) -> None:

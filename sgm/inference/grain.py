@@ -57,8 +57,10 @@ def _with_covariances(wanted: Tensor, like: Tensor) -> Tensor:
     parts = (_bands(draws[0])[0], draws[1] - _bands(draws[1])[0])
     # Each part has a little of the other's band, so how much of both is wanted is to be solved.
     energies = torch.stack([torch.stack([band.var() for band in _bands(part)]) for part in parts])
+    energies, wanted = energies.cpu(), wanted.cpu()  # as small as these are, a card would be slow
     amounts = torch.linalg.solve(energies.t(), wanted.flatten(1)).view_as(wanted)
-    mixed = [torch.einsum("cd,dhw->chw", _root(m), p) for m, p in zip(amounts, parts, strict=True)]
+    roots = torch.stack([_root(amount) for amount in amounts]).to(like)
+    mixed = [torch.einsum("cd,dhw->chw", m, p) for m, p in zip(roots, parts, strict=True)]
     return mixed[0] + mixed[1]
 
 

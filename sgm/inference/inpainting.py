@@ -1,7 +1,10 @@
 """Inpainting: repaint a masked region, everything else held to the picture at every step."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from sgm.inference.composite import blended, opacity
@@ -40,6 +43,10 @@ class Inpainting(Edit):
         """See `Edit.size`."""
         return self.image.shape[1], self.image.shape[2]
 
+    def on(self, device: torch.device) -> Self:
+        """See `Edit.on`."""
+        return replace(self, image=self.image.to(device), mask=self.mask.to(device))
+
     @property
     def ratio(self) -> float:
         """See `Edit.ratio`."""
@@ -52,7 +59,7 @@ class Inpainting(Edit):
 
     def covered(self, pyramid: MaskPyramid) -> MaskPyramid:
         """A pyramid of the mask that holds the ring around it too, where the edit fades out."""
-        weight = self._opacity()
+        weight = self._opacity
         return pyramid if weight is None else cover(pyramid, weight > 0)
 
     @property
@@ -72,8 +79,10 @@ class Inpainting(Edit):
         decoder_masks = self.decoder_masks(recipe) if recipe.sparse_decode else None
         return self._plan(z, recipe, decoder_masks)
 
-    def from_recording(self, z: Tensor, recipe: Recipe, kept: Kept) -> Plan:
-        """The plan of an edit of a picture whose latents z and recordings were kept."""
+    def from_recording(
+        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    ) -> Plan:
+        """See `Edit.from_recording`; nothing has to be encoded."""
         return replace(self._plan(z, recipe, self.decoder_masks(recipe)), kept=kept)
 
     def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
@@ -97,8 +106,9 @@ class Inpainting(Edit):
 
     def weight(self, recipe: Recipe) -> Tensor | None:
         """See `Edit.weight`: the mask and its ring."""
-        return self._opacity()
+        return self._opacity
 
+    @cached_property
     def _opacity(self) -> Tensor | None:
         return self.blend and opacity(self.mask, self.blend.width(self.size))
 
@@ -106,4 +116,4 @@ class Inpainting(Edit):
         """See `Edit.finish`; the edited part is the mask."""
         if self.blend is None:
             return picture
-        return blended(picture, (self.image + 1) / 2, self.mask, self.blend)
+        return blended(picture.to(self.image), (self.image + 1) / 2, self.mask, self.blend)

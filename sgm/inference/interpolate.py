@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.quantise import Quantised
-from sgm.sparse.recording import Recording, room_for, tensors_of
+from sgm.sparse.recording import Recording, by_dtype, room_for, tensors_of
 
 
 def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
@@ -74,11 +74,13 @@ def combine(
         `into`.
     """
     sums = [part for value in into.values.values() for part in tensors_of(value)]
-    torch._foreach_zero_(sums)
+    for alike in by_dtype(sums, sums):
+        torch._foreach_zero_(alike[0])
     for recording, weight in zip(recordings, weights, strict=True):
         terms = list(zip(sums, _terms(recording, into), strict=True))
         plain = [(total, term) for total, term in terms if isinstance(term, Tensor)]
-        torch._foreach_add_(*map(list, zip(*plain, strict=True)), alpha=weight)
+        for totals, parts in by_dtype(*zip(*plain, strict=True)):
+            torch._foreach_add_(totals, parts, alpha=weight)
         for total, term in terms:
             if isinstance(term, Quantised):
                 term.add_to(total, weight)

@@ -166,8 +166,8 @@ def steps_of(plan: Plan, networks: Networks, solver: Solver) -> int:
 
 
 def decode(plan: Plan, networks: Networks) -> Tensor:
-    """Picture [3, H, W] in [0, 1] of a plan with its result, float32 on the CPU. A sparse run
-    decodes sparsely from the recording of the unedited latents."""
+    """Picture [3, H, W] in [0, 1], float32, of a plan with its result. A sparse run decodes
+    sparsely from the recording of the unedited latents."""
     if plan.kept is not None:
         handle_of(networks.decoder).use(plan.kept.decoder)
     elif plan.decoder_masks is not None:

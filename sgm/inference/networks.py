@@ -146,8 +146,7 @@ class Networks:
         return with_mask(z, F.max_pool2d(mask[None, None].float(), size).to(z))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Picture [3, H, W] in [0, 1], float32 on the CPU, of scaled latents. Without data (on the
-        meta device, where passes are counted) it stays where it is.
+        """Picture [3, H, W] in [0, 1], float32, of scaled latents.
 
         Raises:
             NonFiniteError: see there.
@@ -155,8 +154,7 @@ class Networks:
         dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
         x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=self.layout))
         _check_finite(x)
-        picture = ((x[0].float() + 1) / 2).clamp(0, 1)
-        return picture if picture.is_meta else picture.cpu()
+        return ((x[0].float() + 1) / 2).clamp(0, 1)
 
     def condition(
         self, prompt: str, negative_prompt: str, size: Sequence[int], weighted: bool = False

@@ -31,6 +31,7 @@ from sgm.words import Backend, Precision, Preset, RunType
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+AnyEdit = TypeVar("AnyEdit", bound=Edit)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,17 @@ class Pipeline:
 
         return self._retried(prepared)
 
+    def placed(self, edit: AnyEdit) -> AnyEdit:
+        """An edit where its pictures are worked on: on a CUDA device with the networks, else on the
+        CPU."""
+        device = self.networks.device
+        return edit.on(device) if device.type == "cuda" else edit
+
+    def finished(self, edit: Edit, picture: Tensor, seconds: dict[str, float]) -> EditResult:
+        """The result of an edit, of which the networks made a picture."""
+        with runtime.precision_scope(Precision.FP32, self.networks.device):
+            return EditResult(edit.finish(picture, self.recipe).cpu(), seconds, edit.ratio)
+
     def decode(self, plan: Plan) -> Tensor:
         """Picture of a denoised plan; inside `scope`. See `loop.decode`."""
         return self._retried(lambda: loop.decode(plan, self.networks))
@@ -247,14 +259,14 @@ class Pipeline:
         Raises:
             ValueError: there is nothing to edit, or a sparse SDEdit lacks the unedited picture.
         """
-        stage = Stopwatch(self.networks.device)
+        stage, edit = Stopwatch(self.networks.device), self.placed(edit)
         with runtime.seeded(params.seed), self.scope():
             with stage("encode"):
                 plan = self.prepare(edit, noise)
             plan = self.denoise(plan, params, edit.size, noise, stage, progress)
             with stage("decode"):
                 picture = self.decode(plan)
-        return EditResult(edit.finish(picture, self.recipe), stage.seconds, edit.ratio)
+            return self.finished(edit, picture, stage.seconds)
 
     def inpaint(
         self,

@@ -51,7 +51,7 @@ def refined_edit(
             )
             with stage("decode"):
                 picture = refiner.decode(plan)
-    return EditResult(edit.finish(picture, refiner.recipe), seconds, edit.ratio)
+            return refiner.finished(refiner.placed(edit), picture, seconds)
 
 
 def _quietly(load: Load, refiner: bool) -> Pipeline:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class SDEdit(Edit):
         """See `Edit.size`."""
         return self.edited.shape[1], self.edited.shape[2]
 
+    def on(self, device: torch.device) -> Self:
+        """See `Edit.on`."""
+        given = {"init": self.init, "edited": self.edited, "drawing": self.drawing}
+        return replace(self, **{k: x if x is None else x.to(device) for k, x in given.items()})
+
     @property
     def ratio(self) -> float | None:
         """See `Edit.ratio`."""
@@ -58,7 +64,7 @@ class SDEdit(Edit):
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
         """See `Edit.shown`: all of the picture is redrawn."""
-        return self.edited, torch.ones(self.size, dtype=torch.bool)
+        return self.edited, torch.ones(self.size, dtype=torch.bool, device=self.edited.device)
 
     def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
         """See `Edit.prepare`. A dense run encodes the edited picture alone; a sparse one the
@@ -83,7 +89,7 @@ class SDEdit(Edit):
     def from_recording(
         self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
     ) -> Plan:
-        """The plan of an edit of a picture whose latents z and recordings were kept.
+        """See `Edit.from_recording`. The edited picture is encoded sparsely.
 
         Raises:
             ValueError: without the unedited picture, or with an equal one.
@@ -150,4 +156,5 @@ class SDEdit(Edit):
         if self.blend is None or weight is None:
             return picture
         source = self.edited if self.init is None else self.init
-        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend, weight)
+        region, source = self.region(recipe), (source + 1) / 2
+        return blended(picture.to(source), source, region, self.blend, weight)

@@ -1,6 +1,6 @@
 """Record a picture once, edit it many times: every edit runs sparse passes only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,6 @@ from sgm.inference.accept import bring_up_to_date
 from sgm.inference.choose_store import MakeStore
 from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.loop import Kept, Plan
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording, with_mask
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
@@ -275,9 +274,7 @@ class EditSession:
         check_within(self.region, edit, recipe)
         track = self._ready(Task.INPAINTING, 1.0)
         params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
-        return self._edit(
-            edit, track, params, lambda kept: edit.from_recording(self.z, recipe, kept), seed
-        )
+        return self._edit(edit, track, params, seed)
 
     def sdedit(
         self,
@@ -304,33 +301,31 @@ class EditSession:
         edit = SDEdit(self.picture, edited, strength, drawing, recipe.blend)
         check_within(self.region, edit, recipe)
         track = self._ready(Task.SDEDIT, strength)
-        return self._edit(
-            edit,
-            track,
-            replace(self.params, prompt=prompt, negative_prompt=negative_prompt),
-            lambda kept: edit.from_recording(self.networks, self.z, recipe, self.noise, kept),
-            seed,
-        )
+        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
+        return self._edit(edit, track, params, seed)
 
     def _edit(
         self,
         edit: Inpainting | SDEdit,
         track: Track,
         params: SamplingParams,
-        prepare: Callable[[Kept], Plan],
         seed: int | None,
     ) -> EditResult:
+        edit = self.pipeline.placed(edit)
         with self.scope() as stage:
             with stage("record"):
                 of_prompt = self._prompt_names(track, params)
             with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
                 with stage("encode"):
-                    plan = replace(prepare(kept), concat=edit.concat(self.networks, self.noise))
+                    plan = edit.from_recording(
+                        self.networks, self.z, self.pipeline.recipe, self.noise, kept
+                    )
+                    plan = replace(plan, concat=edit.concat(self.networks, self.noise))
                 noise = noise_inside(plan.inside, seed, self.noise)
                 done = self.pipeline.denoise(plan, params, edit.size, noise, stage, self.progress)
                 with stage("decode"):
                     picture = self.pipeline.decode(done)
-        return EditResult(edit.finish(picture, self.pipeline.recipe), stage.seconds, edit.ratio)
+            return self.pipeline.finished(edit, picture, stage.seconds)
 
     def accept(self, result: EditResult) -> None:
         """Make an edited picture the one that further edits start from. The recordings that were

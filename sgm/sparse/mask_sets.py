@@ -36,12 +36,13 @@ class MaskSets:
 
     def __init__(self, masks: MaskPyramid, padded: bool) -> None:
         self.masks, self._padded = masks, padded
+        self._host = {size: mask.cpu() for size, mask in masks.items()}
         self._sets: dict[SetKey, ActiveSet] = {}
 
     @cached_property
     def size(self) -> tuple[tuple[Resolution, int], ...]:
         """Masks of one size share their graphs: the bucket of each level."""
-        return tuple((level, bucket(int(mask.sum()))) for level, mask in self.masks.items())
+        return tuple((level, bucket(int(mask.sum()))) for level, mask in self._host.items())
 
     def get(self, key: SetKey, device: torch.device) -> ActiveSet:
         """A set on a device. Making it waits for the device.
@@ -52,7 +53,7 @@ class MaskSets:
         if key not in self._sets:
             geometry, size = key
             try:
-                active = geometry.active_set(self.masks, size)
+                active = geometry.active_set(self._host, size)
             except KeyError as error:
                 known = ", ".join(f"{h}x{w}" for h, w in self.masks)
                 height, width = error.args[0]

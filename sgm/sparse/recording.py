@@ -1,6 +1,6 @@
 """What a full pass leaves for sparse ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,20 @@ def narrowed(value: Recorded, dtype: torch.dtype | None) -> Recorded:
     if dtype is None or not isinstance(value, Tensor) or value.ndim != 3:
         return value
     return quantise(value, dtype)
+
+
+def by_dtype(
+    first: Sequence[Tensor], second: Sequence[Tensor]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Pairs of tensors, sorted by their dtypes, as two lists for each: what is done to many tensors
+    at once (`torch._foreach_*`) takes a few launches on CUDA if a list has one dtype, and else as
+    many as there are tensors."""
+    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for one, other in zip(first, second, strict=True):
+        group = groups.setdefault((one.dtype, other.dtype), ([], []))
+        group[0].append(one)
+        group[1].append(other)
+    return list(groups.values())
 
 
 def widened(value: Recorded) -> Recorded:

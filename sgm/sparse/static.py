@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.recording import Recording, with_tensors
+from sgm.sparse.recording import Recording, by_dtype, with_tensors
 
 Key = tuple[object, ...]
 Value = TypeVar("Value")
@@ -58,8 +58,8 @@ class StaticMemory:
         copies: list[tuple[Tensor, Tensor]] = []
         held = [self._place(key, value, copies) for key, value in values.items()]
         if copies:
-            olds, news = zip(*copies, strict=True)
-            torch._foreach_copy_(olds, news)
+            for olds, news in by_dtype(*zip(*copies, strict=True)):
+                torch._foreach_copy_(olds, news)
         return held
 
     def room_for(self, key: Key, value: Value) -> Value:

@@ -19,6 +19,11 @@ def test_the_tiny_model_unless_a_checkpoint_is_named() -> None:
     assert values.lora == [("a", 0.5)] and not values.share
 
 
+def test_the_guidance_suits_the_model() -> None:
+    assert read_options([]).scale == 3.0 and read_options(["--scale", "5"]).scale == 5.0
+    assert read_options(["--model", "sdxl"]).scale == 6.0
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -60,13 +60,13 @@ def all_of(updates: AsyncIterator[Update]) -> list[Update]:
     return asyncio.run(collected())
 
 
-def canvas() -> dict[str, Any]:
+def painted() -> Image.Image:
     layer = Image.new("RGBA", SIZE)
     ImageDraw.Draw(layer).rectangle((40, 20, 80, 40), fill=(255, 64, 160, 153))
-    return {"background": None, "layers": [layer], "composite": None}
+    return layer
 
 
-def generated(page: Page, who: str, paint: dict[str, Any] | None) -> list[Update]:
+def generated(page: Page, who: str, paint: Image.Image | None) -> list[Update]:
     words = ("a horse", None, 0.8, STEPS, 2, 7, True)
     return all_of(page._generator(Task.INPAINTING)(paint, *words, somebody(who)))
 
@@ -75,16 +75,29 @@ def test_two_sessions_have_nothing_in_common(page: Page, photo: Path) -> None:
     for who in ("a", "b"):
         last = all_of(page._open(str(photo), STEPS, somebody(who)))[-1]
         assert "The photo is recorded" in last[page.on.status]
-    updates = generated(page, "a", canvas())
+    updates = generated(page, "a", painted())
     captions = [caption for _, caption in updates[-2][page.on.gallery]]
     assert [caption.partition(":")[0] for caption in captions] == ["seed 7", "seed 8"]
-    assert updates[-1][page.on.seed] == 9
-    all_of(page._accept(1, somebody("a")))
+    assert [u[page.on.seed] for u in updates if page.on.seed in u] == [9]
+    page.seats["a"].chosen = 8
+    all_of(page._accept(somebody("a")))
     one, other = (page.seats[who].desk for who in ("a", "b"))
     assert not np.array_equal(np.asarray(one.picture), np.asarray(other.picture))
     assert not other.variants and one.studio.budget.owners() == [other, one]
-    nothing = all_of(page._accept(0, somebody("b")))[-1][page.on.status]
+    nothing = all_of(page._accept(somebody("b")))[-1][page.on.status]
     assert "There is no result to accept" in nothing and 'class="error"' in nothing
+
+
+def test_save_rests_until_its_file_is_that_of_the_picture(page: Page, photo: Path) -> None:
+    who, save = somebody("a"), page.on.save
+    given = [u[save] for u in all_of(page._open(str(photo), STEPS, who)) if save in u]
+    assert [update["interactive"] for update in given] == [False, True]
+    generated(page, "a", painted())
+    given = [u[save] for u in all_of(page._accept(who)) if save in u]
+    assert [update["interactive"] for update in given] == [False, True]
+    with Image.open(given[1]["value"]) as saved:
+        assert np.array_equal(np.asarray(saved), np.asarray(page.seats["a"].desk.picture))
+    assert not [u for u in generated(page, "a", painted()) if save in u]
 
 
 def test_an_error_is_a_sentence_and_no_markup(page: Page, tmp_path: Path) -> None:
@@ -113,7 +126,7 @@ def test_a_page_that_was_left(page: Page, photo: Path, monkeypatch: pytest.Monke
     page._leave(somebody("a"))
     heard(lambda emit: worker.submit(lambda job: None, emit))
     assert budget.owners() == [page.seats["b"].desk]
-    updates = generated(page, "a", canvas())  # it comes back, and its photo is recorded again
+    updates = generated(page, "a", painted())  # it comes back, and its photo is recorded again
     assert len(updates[-2][page.on.gallery]) == 2
     monkeypatch.setattr(pages, "KEPT", -1.0)
     folder = Path(page.seats["a"].folder.name)

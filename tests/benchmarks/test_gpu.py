@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_tables
+from benchmarks.common import RESULTS
+from sgm.errors import UserError
 from tests.conftest import ROOT
 
 pytest.importorskip("triton", reason="triton is not installed (it has no build for this system)")
@@ -48,3 +51,19 @@ def test_a_part_that_fails_stops_no_other(
     assert [row["name"] for row in rows] == ["before", "failed", "after"]
     assert rows[1]["error"] == "RuntimeError: no room"
     assert "3 results" in capsys.readouterr().err
+
+
+def test_tables_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = tmp_path / "gpu.json"
+    shutil.copy(RESULTS / "gpu.json", figures)
+    assert gpu_tables.main([str(figures)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == figures.with_suffix(".md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    tables = [block for block in printed.split("\n\n") if block.startswith(("| pass", "| edit"))]
+    assert tables and all(table.strip() in page for table in tables)
+
+
+def test_no_figures_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gpu\.sh"):
+        gpu_tables.main([str(tmp_path / "gpu.json")])

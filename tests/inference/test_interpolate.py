@@ -18,6 +18,7 @@ from sgm.inference.interpolate import (
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording, narrow, room_for
+from tests.pretend_cuda import PretendCuda
 
 STEPS = (1, 2, 3, 4, 7, 39, 40, 50)
 SMALL: MaskPyramid = {(1, 1): torch.ones(1, 1, dtype=torch.bool)}
@@ -202,6 +203,19 @@ def test_a_sum_takes_the_memory_of_the_last_one_and_leaves_its_terms() -> None:
     assert rows.data_ptr() == first.values["a", "rows"].data_ptr()
     assert rows.tolist() == [2.5, 5]
     assert a.values["a", "rows"].tolist() == [1, 2] and b.values["a", "rows"].tolist() == [4, 8]
+
+
+def test_a_sum_takes_a_few_launches_whatever_the_dtypes() -> None:
+    with PretendCuda() as card:
+        one = Recording()
+        for number in range(20):
+            ones = torch.ones(2, 3, device="cuda")
+            one.values[str(number), "rows"] = torch.ones(2, 5, 3, device="cuda").bfloat16()
+            one.values[str(number), "moments"] = Moments(ones, ones.clone())
+        room = room_for(one)
+        card.reset()
+        combine([one, one, one], [0.5, 0.25, 0.25], room)
+        assert card.launches == 2 * (1 + 3)  # zero, and three terms, in both dtypes
 
 
 def test_a_step_outside_of_what_is_recorded_is_refused() -> None:

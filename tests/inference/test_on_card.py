@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from sgm.inference import loop
+from sgm.inference.crop import crop_inpainting, crop_sdedit, window_around
 from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
+from sgm.inference.presets import FAST
 from sgm.inference.progress import Stopwatch
 from sgm.inference.session import EditSession
+from sgm.photo import Blend
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import MODELS, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType
@@ -148,3 +151,23 @@ def test_sessions_on_a_card(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) 
         session.sdedit("a dog", drawn(), 0.8)
     assert handle_of(session.networks.unet).graphs.captures == captures
     assert not card.problems
+
+
+@pytest.mark.parametrize("task", ["inpainting", "sdedit"])
+def test_an_edit_of_a_crop_is_finished_on_the_card(card: PretendCuda, task: str) -> None:
+    """With border and grain matched, as on the CPU."""
+    grain = torch.randn(3, 100, 150, generator=torch.Generator().manual_seed(1)) / 20
+    image, drawing = grain.clamp(-1, 1), torch.zeros(100, 150, dtype=torch.bool)
+    drawing[40:60, 50:90] = True
+    window = window_around(drawing, (HEIGHT, WIDTH))
+    if task == "inpainting":
+        edit = crop_inpainting(image, drawing, window, Blend())
+    else:
+        edit = crop_sdedit(image, image + 0.5 * drawing, drawing, window, Blend(), 0.5)
+    made = torch.rand(3, *edit.size, generator=torch.Generator().manual_seed(2))
+    expected = edit.finish(made, FAST)
+    moved = edit.on(torch.device("cuda"))
+    found = moved.finish(made.to("cuda"), FAST)
+    assert found.is_cuda and max_error(found.cpu(), expected) < 1e-6
+    assert moved.weight(FAST).is_cuda and moved.ratio == edit.ratio
+    assert not found.cpu().equal((image + 1) / 2)

@@ -169,8 +169,10 @@ def run_course(path: Path, stops: list[int]) -> tuple[dict[str, Tensor], dict[st
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
 
-    def loss_of(step: int, done: float) -> Tensor:
-        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+    def batches(step: int, done: float) -> Tensor:
+        return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+
+    def loss_of(x: Tensor) -> Tensor:
         return (module(x) - 1).square().mean()
 
     for steps in [*stops, 1000]:
@@ -180,7 +182,7 @@ def run_course(path: Path, stops: list[int]) -> tuple[dict[str, Tensor], dict[st
         if not path.exists():
             torch.nn.init.constant_(module.weight, 0.5)
         Course(path, 30.0, 0.1, 0.9, Clock().monotonic).run(
-            module, list(module.parameters()), loss_of, lambda left=left: next(left) == 0
+            module, list(module.parameters()), batches, loss_of, lambda left=left: next(left) == 0
         )
     return read(path)
 
@@ -200,14 +202,14 @@ def test_a_course_saves_every_ten_minutes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(course, "time", clock)
     module, path, seen = nn.Linear(1, 1), tmp_path / "state.safetensors", []
 
-    def loss_of(step: int, done: float) -> Tensor:
+    def batches(step: int, done: float) -> Tensor:
         for _ in range(99):
             clock.monotonic()
         seen.append(int(read(path)[1]["step"]) if path.exists() else 0)
-        return module(torch.ones(1, 1)).sum()
+        return torch.ones(1, 1)
 
     Course(path, 2400.0, 0.1, 0.9, clock.monotonic).run(
-        module, list(module.parameters()), loss_of, lambda: False
+        module, list(module.parameters()), batches, lambda x: module(x).sum(), lambda: False
     )
     assert sorted(set(seen)) == [0, 6, 12, 18]
 

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tools.tiny import autoencoder, latents, speed, train, unet, workers
 from tools.tiny.checkpoints import Ema, TrainingState, read, write
 from tools.tiny.course import adam, descend
+from tools.tiny.family import LAYOUTS
 from tools.tiny.latents import CONFIG, LatentScenes
 from tools.tiny.practice import GRID, practise
 from tools.tiny.unet import CLOSE, HALF, REGION_WEIGHT, UNPADDED, Batches
@@ -190,5 +191,5 @@ def test_the_speed_of_a_device_is_said(data: LatentScenes, monkeypatch, caplog) 
     monkeypatch.setattr(sys, "argv", argv)
     train.main()
     assert [record.args[:3] for record in caplog.records] == [
-        (*size, 2) for size in (CLOSE, HALF, GRID)
+        (*size, 2) for _ in LAYOUTS for size in (CLOSE, HALF, GRID)
     ]

@@ -40,6 +40,7 @@ REFINER_CONFIG = "configs/tiny-refiner.yaml"
 SHARES = {"autoencoder": 0.22, "latents": 0.08, "unet": 0.5, "decoder": 0.1, "refiner": 0.1}
 STARTED_SHARES = {"latents": 0.04, "unet": 0.71, "decoder": 0.09, "refiner": 0.16}  # from a family
 FEWEST_SCENES = 280
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 def processor_time() -> float:
@@ -59,6 +60,8 @@ class Scale:
         workers: processes that make batches and latents ahead; 0 to make them when needed.
         lr: learning rates of those networks are as many times higher.
         half: whether networks run in bfloat16 where that is safe.
+        graphs: whether steps of those networks are CUDA graphs.
+        layout: of those networks' weights and maps in memory, one of `LAYOUTS`.
     """
 
     factor: int
@@ -67,12 +70,14 @@ class Scale:
     workers: int
     lr: float
     half: bool
+    graphs: bool = False
+    layout: str = "channels_last"
 
 
 CPU = Scale(factor=1, pictures=1, scenes=7_000, workers=0, lr=1.0, half=False)
-# A step of each window size is about a TFLOP, so that arithmetic takes longer than the start of the
-# 3000 kernels that it is made of. Rates grow by less than the root of the factor: to be safe.
-GPU = Scale(factor=32, pictures=8, scenes=14_000, workers=14, lr=1.5, half=True)
+# Batches with enough to do for the 3000 kernels of a step, most of which are small. Rates grow by
+# less than the root of the factor: to be safe.
+GPU = Scale(factor=32, pictures=8, scenes=14_000, workers=14, lr=1.5, half=True, graphs=True)
 
 
 def scale_of(device: str) -> Scale:
@@ -177,9 +182,9 @@ class Family:
         if (self.work / f"{NETWORKS[name]}.safetensors").exists():
             logger.info("wrote %s", export(self.work, name, folder, note))
 
-    def course(self, name: str, lr: float, decay: float) -> Course:
+    def course(self, name: str, lr: float, decay: float, graphs: bool = False) -> Course:
         path, seconds = self.work / f"{name}.safetensors", self.seconds[name]
-        return Course(path, seconds, lr, decay, self.clock)
+        return Course(path, seconds, lr, decay, self.clock, graphs)
 
     def first_stage(self) -> AutoencoderKL:
         """The autoencoder whose latents the UNet learns, on the device."""
@@ -201,12 +206,11 @@ class Family:
 
         crops = workers.Ahead(self.pool, task)
 
-        def loss_of(step: int, done: float) -> Tensor:
-            x = to_input(sent(crops(step, done), torch.device(self.device)))
-            return autoencoder.loss_of(vae, x)
+        def batches(step: int, done: float) -> Tensor:
+            return to_input(sent(crops(step, done), torch.device(self.device)))
 
-        course = self.course("autoencoder", 2e-3, 0.998)
-        if not course.run(vae, list(vae.parameters()), loss_of, self.stop):
+        course, trained = self.course("autoencoder", 2e-3, 0.998), list(vae.parameters())
+        if not course.run(vae, trained, batches, partial(autoencoder.loss_of, vae), self.stop):
             return False
         tensors, metadata = read(course.path)
         vae.load_state_dict(part(tensors, "ema"))
@@ -233,18 +237,21 @@ class Family:
         engine = unet.build(CONFIG)
         if self.start is not None:
             engine = refiner.load_engine(CONFIG, self.start)
-        trainable = unet.Trainable(engine).to(self.device, memory_format=torch.channels_last)
-        data = LatentScenes(self.work / "latents", self.device)
-        batches = unet.Batches(data, self.scale.factor, self.pool)
+        trainable = unet.Trainable(engine).to(self.device, memory_format=LAYOUTS[self.scale.layout])
 
-        def loss_of(step: int, done: float) -> Tensor:
-            batch = batches(step, done)
+        def loss_of(batch: unet.Batch) -> Tensor:
             with autocast(self.device, self.scale.half):
                 return unet.loss_of(engine, batch)
 
         lr = self.scale.lr * (1e-3 if self.start is None else 8e-4)
-        course = self.course("unet", lr, 0.999)
-        return course.run(trainable, trainable.used(), loss_of, self.stop)
+        course = self.course("unet", lr, 0.999, self.scale.graphs)
+        return course.run(trainable, trainable.used(), self.batches(0), loss_of, self.stop)
+
+    def batches(self, first: int) -> unet.Batches:
+        """Those of the UNet or the refiner, from a number on."""
+        data = LatentScenes(self.work / "latents", self.device)
+        layout = LAYOUTS[self.scale.layout]
+        return unet.Batches(data, self.scale.factor, self.pool, first, layout)
 
     def train_decoder(self) -> bool:
         """More of the decoder, on the latents that are in use."""
@@ -254,12 +261,12 @@ class Family:
 
         batches = autoencoder.DecoderBatches(data, self.scale.pictures, self.pool)
 
-        def loss_of(step: int, done: float) -> Tensor:
-            z, x = batches(step, done)
+        def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+            z, x = batch
             return autoencoder.difference(vae.decode(z), x)
 
         trained = [p for p in vae.parameters() if p.requires_grad]
-        done = self.course("decoder", 1e-3, 0.998).run(vae, trained, loss_of, self.stop)
+        done = self.course("decoder", 1e-3, 0.998).run(vae, trained, batches, loss_of, self.stop)
         logger.info("held-out PSNR %.2f dB", self.held_out_psnr())
         return done
 
@@ -274,15 +281,15 @@ class Family:
         """The refiner, taught by the exported base."""
         teacher = refiner.load_engine(CONFIG, base).eval().requires_grad_(False)
         student = refiner.build_student(REFINER_CONFIG, teacher)
-        teacher.to(self.device, memory_format=torch.channels_last)
-        trainable = unet.Trainable(student).to(self.device, memory_format=torch.channels_last)
-        data = LatentScenes(self.work / "latents", self.device)
-        batches = unet.Batches(data, self.scale.factor, self.pool, refiner.FIRST_STEP)
+        teacher.to(self.device, memory_format=LAYOUTS[self.scale.layout])
+        trainable = unet.Trainable(student).to(
+            self.device, memory_format=LAYOUTS[self.scale.layout]
+        )
 
-        def loss_of(step: int, done: float) -> Tensor:
-            batch = batches(step, done)
+        def loss_of(batch: unet.Batch) -> Tensor:
             with autocast(self.device, self.scale.half):
                 return refiner.loss_of(teacher, student, batch)
 
-        course = self.course("refiner", self.scale.lr * 5e-4, 0.995)
-        return course.run(trainable, trainable.used(), loss_of, self.stop)
+        course = self.course("refiner", self.scale.lr * 5e-4, 0.995, self.scale.graphs)
+        batches = self.batches(refiner.FIRST_STEP)
+        return course.run(trainable, trainable.used(), batches, loss_of, self.stop)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sgm.config import instantiate_from_config, load_config
 from sgm.inference.networks import AESTHETIC_SCORE
 from sgm.models.diffusion import DiffusionEngine
-from sgm.modules.encoders.tokenizer import tokenize
+from sgm.modules.encoders.tokenizer import END_TOKEN, START_TOKEN
 from tools.tiny.checkpoints import read
 from tools.tiny.shrink import narrowed
 from tools.tiny.unet import UNPADDED, Batch, conditioning, random_levels
@@ -46,7 +46,8 @@ def conditions(
     and empty for the refiner, whose unconditional text is not zeroed."""
     with torch.no_grad():
         told = conditioning(teacher, batch)
-    empty = tokenize([""], UNPADDED).to(batch.tokens.device)
+    empty = torch.full_like(batch.tokens, UNPADDED)
+    empty[:, 0], empty[:, 1] = START_TOKEN, END_TOKEN  # made where it is used: nothing waits
     shown = torch.where(batch.kept[:, None], batch.tokens, empty)
     score = torch.full((len(shown), 1), AESTHETIC_SCORE, device=batch.z.device)
     return told, student.conditioner({"txt": shown, "aesthetic_score": score} | batch.sizes)

@@ -10,7 +10,7 @@ import torch
 
 from tools.tiny import judge
 from tools.tiny.export import NETWORKS, export
-from tools.tiny.family import Family, Scale, make_latents, scale_of
+from tools.tiny.family import LAYOUTS, Family, Scale, make_latents, scale_of
 from tools.tiny.speed import say_speed
 
 
@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     for stage in (everything, speed):
         stage.add_argument("--factor", type=int, help="batches are as many times a CPU's")
         stage.add_argument("--workers", type=int, help="processes that make batches; 0 for none")
+        stage.add_argument(
+            "--graphs",
+            action=argparse.BooleanOptionalAction,
+            help="CUDA graphs of the steps; by default on a GPU",
+        )
+    everything.add_argument("--layout", choices=tuple(LAYOUTS), help="of the maps in memory")
 
     for stage in (made, speed):
         stage.add_argument("--start", type=Path, default=Path("pretrained/tiny_base.safetensors"))
@@ -91,8 +97,11 @@ def main() -> None:
 
 def scale_for(args: argparse.Namespace) -> Scale:
     """The scale of a device, with what the command line has in place of it."""
-    given = {name: getattr(args, name) for name in ("factor", "workers")}
-    return replace(scale_of(args.device), **{k: v for k, v in given.items() if v is not None})
+    given = {name: getattr(args, name, None) for name in ("factor", "workers", "graphs", "layout")}
+    scale = replace(scale_of(args.device), **{k: v for k, v in given.items() if v is not None})
+    if scale.graphs and not args.device.startswith("cuda"):
+        build_parser().error(f"--graphs needs a GPU; the device is {args.device}: leave it out")
+    return scale
 
 
 if __name__ == "__main__":

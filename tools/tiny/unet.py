@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -123,8 +124,7 @@ def views(step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray)
     )
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Windows of scenes.
 
     Attributes:
@@ -162,10 +162,15 @@ def missing_share(rng: np.random.Generator, kept: bool) -> float:
     return 1.0 if kept and nothing < NOTHING_SHARE else float(share if kept else share / 2)
 
 
-def batch_of(data: LatentScenes, seen: Views) -> Batch:
-    """The batch of views, on the device of the data."""
+def batch_of(
+    data: LatentScenes, seen: Views, layout: torch.memory_format = torch.channels_last
+) -> Batch:
+    """The batch of views, on the device of the data, its latents in a memory layout."""
     device, (height, width) = data.latents.device, seen.size
-    z, bare = data.windows(seen.rows, seen.corners, seen.size)
+    z, bare = (
+        part.contiguous(memory_format=layout)
+        for part in data.windows(seen.rows, seen.corners, seen.size)
+    )
     numbers = seen.corners, seen.regions, seen.missing, seen.kept, seen.tokens
     corners, regions, missing, kept, tokens = (sent(array, device) for array in numbers)
     top, left, bottom, right = regions[:, :, None].unbind(1)
@@ -191,6 +196,7 @@ class Batches:
         factor: how many times larger they are than `BATCH`.
         pool: worker processes that make their views ahead; None to make them when needed.
         first: the number of the batch of step 0.
+        layout: of the latents in memory.
     """
 
     def __init__(
@@ -199,8 +205,9 @@ class Batches:
         factor: int = 1,
         pool: ProcessPoolExecutor | None = None,
         first: int = 0,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.data, self.factor, self.first = data, factor, first
+        self.data, self.factor, self.first, self.layout = data, factor, first, layout
         self.views = Ahead(pool, self.task)
 
     def task(self, step: int, done: float) -> Callable[[], Views]:
@@ -215,7 +222,7 @@ class Batches:
 
     def __call__(self, step: int, done: float) -> Batch:
         """The batch of a step; steps are asked for one after the other."""
-        return batch_of(self.data, self.views(step, done))
+        return batch_of(self.data, self.views(step, done), self.layout)
 
 
 def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
