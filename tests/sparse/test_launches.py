@@ -93,6 +93,7 @@ def test_a_fast_pass_stays_within_its_budget(card: PretendCuda) -> None:
         one.run()
     assert not card.waits and not card.uploads
     assert card.launches <= BUDGET, card.kernels.most_common()
+    assert card.kernels["attention_kernel"] == 140, card.kernels.most_common()  # two a block
 
 
 @torch.no_grad()
