@@ -12,6 +12,7 @@ from sgm.sparse.backends.base import SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
 
 CPU = torch.device("cpu")
+OLDEST_TRITON = (3, 5)  # compiles many kernels at a time
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def _triton_obstacle(device: torch.device) -> str | None:
     if device.type != ("cpu" if interpreted else "cuda"):
         needed = "the CPU, since TRITON_INTERPRET is set" if interpreted else "a CUDA device"
         return f"it needs {needed}, and the device is {device.type}"
+    version = importlib.import_module("triton").__version__
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return f"triton {version} is older than {'.'.join(map(str, OLDEST_TRITON))}"
     return None
 
 

@@ -23,12 +23,14 @@ from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.modules import Residual, sparse_residual
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
-from sgm.sparse.ops import select_ops
+from sgm.sparse.ops import BACKENDS, select_ops
 from sgm.sparse.pixels import PixelGeometry
 from sgm.sparse.state import SparseState
 from tests.conftest import max_error
 
 pytest.importorskip("triton", reason="triton is not installed (it has no build for this system)")
+
+import triton
 
 from sgm.sparse.backends import triton_tiles  # needs triton
 from sgm.sparse.backends.triton_ops import TritonOps
@@ -248,3 +250,12 @@ def test_a_residual_block_runs_on_either_backend() -> None:
         with torch.inference_mode(), state.sparse({(6, 10): mask}):
             results.append(sparse_residual(site, block, x))
     assert max_error(*results) < 1e-5
+
+
+def test_an_older_triton_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = BACKENDS["triton"].obstacle
+    assert found(DEVICE) is None
+    monkeypatch.setattr(triton, "__version__", "3.4.1+cu128")
+    assert found(DEVICE) == "triton 3.4.1+cu128 is older than 3.5"
+    monkeypatch.setattr(triton, "__version__", "3.10.0")
+    assert found(DEVICE) is None
