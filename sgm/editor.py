@@ -42,6 +42,17 @@ class EditedImage(Image.Image):
     seconds: dict[str, float]
     edit_ratio: float | None
 
+    def save(self, fp: Any, *args: Any, **options: Any) -> None:
+        """As PIL saves a picture; a folder that is not there yet is made.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the format is unknown.
+        """
+        if isinstance(fp, str | PathLike):
+            Path(fp).parent.mkdir(parents=True, exist_ok=True)
+        super().save(fp, *args, **options)
+
 
 @dataclass(frozen=True)
 class Settings:

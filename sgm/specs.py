@@ -294,3 +294,8 @@ class RunOptions:
     def spec(self) -> ModelSpec:
         """The files of the model family."""
         return MODELS[self.model]
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps: those asked for, else the published ones."""
+        return self.sampling.steps or (TURBO_STEPS if self.run_type.turbo else DEFAULT_STEPS)

@@ -47,8 +47,8 @@ def test_the_smallest_program(editor: Editor, pixels, marked, tmp_path: Path) ->
     assert edited.size == (pixels.shape[1], pixels.shape[0])
     assert set(edited.seconds) == {"encode", "sample", "decode"}
     assert 0 < edited.edit_ratio < 0.2
-    edited.save(tmp_path / "out.png")
-    with Image.open(tmp_path / "out.png") as saved:
+    edited.save(tmp_path / "outputs" / "out.png")  # the folder is made
+    with Image.open(tmp_path / "outputs" / "out.png") as saved:
         assert np.array_equal(np.asarray(saved), np.asarray(edited))
     assert not np.array_equal(np.asarray(edited)[marked], pixels[marked])
     assert np.array_equal(np.asarray(edited)[:15], pixels[:15])  # preset fast: nothing but the edit

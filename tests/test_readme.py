@@ -105,7 +105,6 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_a_python_example_runs_as_it_stands(number: int, tmp_path: Path) -> None:
-    (tmp_path / "outputs").mkdir()
     for name in ("assets", "configs", "pretrained"):
         (tmp_path / name).symlink_to(ROOT / name)
     example = re.sub(r"steps=\d+", "steps=2", EXAMPLES[number])

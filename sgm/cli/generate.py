@@ -60,6 +60,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
         picture = finished(one, photo, touched, result)
         facts = outputs.parameters(one, picture.size) if one.photo.metadata else None
         photo.save(picture, one.output_path, facts)
+        outputs.say_how_long(result.seconds, result.edit_ratio)
         seconds = {"load": load_seconds, **result.seconds}
         figures = _figures(one, photo, touched, seconds, result.edit_ratio, started)
         written[one.sampling.seed] = (figures, picture)

@@ -105,6 +105,17 @@ def changed_outside(written: Path | bytes, photo: "Photo", touched: "Tensor") ->
     return Change(100 * float((difference > 0).mean()), int(difference.max()))
 
 
+def say_how_long(seconds: Mapping[str, float], edit_ratio: float | None) -> None:
+    """The size and the time of an edit in words.
+
+    Args:
+        seconds: by stage, without loading the model.
+        edit_ratio: share of the pixels that was to be edited; None where unknown.
+    """
+    what = "the picture" if edit_ratio is None else f"{100 * edit_ratio:.1f}% of the picture"
+    logger.info("Edited %s in %.1f s.", what, sum(seconds.values()))
+
+
 def say_what_changed(path: Path, change: Change) -> None:
     """The figures of `changed_outside` in words."""
     from sgm.io.photos import LOSSY

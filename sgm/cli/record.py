@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "recording.json"
-VERSION = 4
+VERSION = 5
 
 
 def record(
@@ -305,11 +305,17 @@ def _compare(
 ) -> None:
     """UserError naming the first field in which a recording's key and a run's differ."""
     for field, value in wanted.items():
-        if recorded.get(field) != value:
+        if recorded.get(field) == value:
+            continue
+        if field == "picture":
             raise UserError(
-                f"The recording in {folder} is for {field} {recorded.get(field)}, and this run has "
-                f"{value}; record again, or run with what was recorded."
+                f"The recording in {folder} is of another picture than --init_img; give the "
+                "recorded one, or record this one."
             )
+        raise UserError(
+            f"The recording in {folder} is for {field} {recorded.get(field)}, and this run has "
+            f"{value}; record again, or run with what was recorded."
+        )
 
 
 def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
@@ -321,10 +327,10 @@ def key_of(options: RunOptions, picture: "Image.Image") -> dict[str, object]:
     values = json.dumps(load_config(options.config_path / config), sort_keys=True)
     return {
         "version": VERSION,
+        "size": f"{picture.width}x{picture.height} (width x height)",
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
-        "size": [picture.height, picture.width],
         "seed": options.sampling.seed,
-        "steps": options.sampling.steps,
+        "steps": options.steps,
         "sampler": options.sampling.sampler.value,
         "spacing": options.sampling.spacing.value,
         "guidance": options.sampling.scale > 1,  # otherwise half the batch

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgm.io import files
-from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions
+from sgm.specs import RunOptions
 
 
 def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> None:
@@ -40,8 +40,7 @@ def settings(options: RunOptions) -> dict[str, object]:
     every = asdict(options)
     sampling = every.pop("sampling")
     every.pop("json_path")
-    if sampling["steps"] is None:
-        sampling["steps"] = TURBO_STEPS if options.run_type.turbo else DEFAULT_STEPS
+    sampling["steps"] = options.steps
     return {name: _plain(value) for name, value in {**every, **sampling}.items()}
 
 

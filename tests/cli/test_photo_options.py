@@ -109,6 +109,9 @@ def test_what_changed_outside_is_measured_on_the_file(
     figures = json.loads(Path("figures.json").read_text())
     assert (figures["changed_outside"], figures["largest_change_outside"]) == (0, 0)
     assert "Nothing changed outside" in caplog.text
+    share, seconds = 100 * figures["edit_ratio"], figures["seconds"]
+    spent = seconds["encode"] + seconds["sample"] + seconds["decode"]
+    assert f"Edited {share:.1f}% of the picture in {spent:.1f} s." in caplog.text
     cli.main([*words, "--output_path", "out.jpg"])
     figures = json.loads(Path("figures.json").read_text())
     difference = np.abs(picture("out.jpg").astype(int) - picture("init.png"))

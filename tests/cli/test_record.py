@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sgm.cli import main as cli
+from sgm.cli.record import key_of
 from sgm.errors import UserError
 from sgm.inference import choose_store
 from sgm.inference.composite import distance
@@ -100,7 +101,7 @@ def test_a_recording_serves_any_seed(
 def test_a_recording_says_what_it_is_for(folder: Path) -> None:
     manifest = json.loads((folder / "recording" / "recording.json").read_text())
     assert manifest["steps_recorded"] == 2 and manifest["bytes_per_step"] > 0
-    assert manifest["key"]["size"] == [64, 128] and manifest["key"]["precision"] == "fp32"
+    assert manifest["key"]["size"].startswith("128x64 ") and manifest["key"]["precision"] == "fp32"
     names = {path.stem for path in (folder / "recording").glob("*.safetensors")}
     assert names == set(manifest["checksums"])
 
@@ -108,10 +109,10 @@ def test_a_recording_says_what_it_is_for(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "field"),
     [
-        (("--steps", "3"), "steps 2, and this run has 3"),
-        (("--precision", "bf16"), "precision fp32, and this run has bf16"),
-        (("--H", "128"), "picture "),
-        (("--init_img", "edited.png"), "picture "),
+        (("--steps", "3"), "is for steps 2, and this run has 3"),
+        (("--precision", "bf16"), "is for precision fp32, and this run has bf16"),
+        (("--H", "128"), r"is for size 128x64 .*, and this run has 128x128"),
+        (("--init_img", "edited.png"), "is of another picture than --init_img"),
     ],
 )
 def test_a_recording_that_does_not_fit_is_refused(
@@ -119,9 +120,20 @@ def test_a_recording_that_does_not_fit_is_refused(
 ) -> None:
     """Before any weight is read."""
     monkeypatch.setattr("sgm.inference.pipeline.load_weights", no_weights)
-    with pytest.raises(UserError, match=f"is for {field}"):
+    with pytest.raises(UserError, match=field):
         edit(folder, "refused.png", "--recording", "recording", *words)
     assert not (folder / "refused.png").exists()
+
+
+@pytest.mark.parametrize(("run_type", "steps"), [("sige", "50"), ("sige-turbo", "4")])
+def test_a_recording_of_the_default_steps_serves_those_who_name_them(
+    folder: Path, run_type: str, steps: str
+) -> None:
+    words = [*FAST[:-2], "--run_type", run_type, "--prompt", "a horse", "--record", "unused"]
+    picture, given = Image.open(folder / "init.png"), ["--init_img", str(folder / "init.png")]
+    said = ([], ["--steps", steps])
+    keys = [key_of(cli.parse([*words, *given, *more]), picture) for more in said]
+    assert keys[0] == keys[1] and keys[0]["steps"] == int(steps)
 
 
 def test_a_recording_for_a_region_takes_less_and_refuses_what_lies_outside(
