@@ -96,6 +96,7 @@ KEYWORD_DATA = {
     ("sgm/editor.py", "inpaint"),
     ("sgm/editor.py", "sdedit"),
     ("sgm/editor.py", "session"),
+    ("sgm/editor.py", "save"),
 }
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
