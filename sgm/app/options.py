@@ -64,7 +64,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_adaptions(group)
     add_folders(group)
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:<number> or mps")
-    group.add_argument("--precision", metavar=braces(Precision), type=member(Precision))
+    group.add_argument(
+        "--precision",
+        metavar=braces(Precision),
+        type=member(Precision),
+        help="what the networks compute in (default: fp32; on a CUDA device bf16, or fp16 where "
+        "the card has no bf16)",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +80,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=whole(1, 100),
         default=20,
-        help="what the page begins with (default: %(default)s)",
+        help="what the page offers at first (default: %(default)s)",
     )
     group.add_argument(
         "--scale",

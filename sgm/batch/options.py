@@ -79,7 +79,7 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         required=True,
-        help="folder of the pictures and of results.jsonl; what is done there is not done again",
+        help="folder of the pictures and of results.jsonl; rows done there are not made again",
     )
     group.add_argument(
         "--skip_bad",
@@ -96,8 +96,8 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         nargs="?",
         const="",
-        help="work on several devices by Ray: alone on this machine, with an address (or auto) on "
-        "that cluster",
+        help="use several devices by Ray: of this machine, or with an address (or auto) of that "
+        "cluster",
     )
     group.add_argument(
         "--workers",
@@ -109,6 +109,6 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
         "--threads",
         metavar="N",
         type=whole(1, 1024),
-        help="CPU threads of each worker (default: as PyTorch has it on this machine); on a CPU "
-        "sums depend on it, so results are the same bytes for the same number",
+        help="CPU threads of each worker (default: PyTorch's own); on a CPU the last bits of "
+        "a result depend on it",
     )

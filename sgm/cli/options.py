@@ -95,10 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to do")
-    add_names(group, "--task", Task, Task.INPAINTING, "how the edit is described")
-    add_names(
-        group, "--run_type", RunType, RunType.ORIGINAL, "dense or sparse, base or few-step model"
-    )
+    text = "what the edit is made from: a mask, or a picture that was drawn on"
+    add_names(group, "--task", Task, Task.INPAINTING, text)
+    text = "original is dense, sige sparse; turbo and sige-turbo the same with SDXL-Turbo"
+    add_names(group, "--run_type", RunType, RunType.ORIGINAL, text)
     add_names(group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network")
     group.add_argument("--prompt", metavar="TEXT", help="what the edit should show (required)")
     group.add_argument(
@@ -169,8 +169,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type=number(0, MAX_SCALE),
         default=6.0,
-        help="classifier-free guidance (default: %(default)s); up to 1 there is none, which costs "
-        "half",
+        help="classifier-free guidance (default: %(default)s); from 0 to 1 it is off, which halves "
+        "the work",
     )
     group.add_argument(
         "--strength",
@@ -191,12 +191,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("computation")
-    add_names(group, "--preset", Preset, Preset.PUBLISHED, "how sparse a sparse run is")
+    add_names(group, "--preset", Preset, Preset.PUBLISHED, "how a sparse run computes")
     group.add_argument(
         "--precision",
         metavar=braces(Precision),
         type=member(Precision),
-        help="numbers that the networks compute with; fp32 is strict (default: fp32; with --preset "
+        help="what the networks compute in; fp32 never uses TF32 (default: fp32; with --preset "
         "fast on a CUDA device bf16, or fp16 where the card has no bf16)",
     )
     add_names(group, "--backend", Backend, Backend.AUTO, "implementation of the sparse operators")
@@ -219,20 +219,20 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
         "--refresh",
         metavar="K",
         type=whole(1, MAX_STEPS),
-        help="record the unedited picture at every K-th step at least",
+        help="in place of --recorded_steps: record the unedited picture at least every K-th step",
     )
     group.add_argument(
         "--recorded_steps",
         metavar="N",
         type=whole(2, MAX_STEPS),
-        help="record it at so many steps of a run, and interpolate between them (default: "
+        help="record the unedited picture at this many steps, and interpolate the others (default: "
         f"{DEFAULT_RECORDED}, or all of fewer steps)",
     )
     group.add_argument(
         "--recording_precision",
         metavar=braces(RecordingPrecision),
         type=member(RecordingPrecision),
-        help="in which recordings are kept; the networks compute in --precision (default: "
+        help="how recordings are kept; the networks compute in --precision (default: "
         f"{DEFAULT_RECORDING_PRECISION})",
     )
     group.add_argument(
@@ -244,7 +244,7 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recording",
         metavar="FOLDER",
-        help="edit from what --record left there: no pass over the unedited picture",
+        help="edit from the recording in this folder, with no pass over the unedited picture",
     )
     text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
     add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
@@ -257,7 +257,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar=braces(MODELS),
         type=one_of(tuple(MODELS)),
         default="sdxl",
-        help="the published checkpoints, or the small one that comes along (default: %(default)s)",
+        help="the published checkpoints, or the small one of this package (default: %(default)s)",
     )
     add_folders(group)
     for flag, value, meaning in (
@@ -290,7 +290,7 @@ def _add_profiling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--random_weights",
         action="store_true",
-        help="need no checkpoint: MACs and latency do not depend on the values",
+        help="read no checkpoint; MACs and latency do not depend on the weights",
     )
     group.add_argument(
         "--macs_only",

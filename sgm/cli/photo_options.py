@@ -28,7 +28,7 @@ def add_photos(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=whole(0, MAX_RING),
         default=0,
-        help="grow what was marked or drawn on by so many pixels (default: %(default)s)",
+        help="grow the mask or the drawing by this many pixels (default: %(default)s)",
     )
     group.add_argument(
         "--invert_mask", action="store_true", help="repaint what the mask shows in black"
