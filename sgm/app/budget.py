@@ -1,4 +1,4 @@
-"""Memory for recordings, shared by everybody who has a photo open."""
+"""A limit on the memory of all recordings of the page, shared by everybody who uses it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -28,21 +28,21 @@ class Metered(Store):
         return sum(self._sizes.values())
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`."""
+        """Keep a recording under a name, and count its bytes."""
         self._store.put(name, recording)
         self._sizes[name] = recording.size_in_bytes()
 
     def names(self) -> set[str]:
-        """See `Store.names`."""
+        """The names of what is kept."""
         return self._store.names()
 
     def forget(self, name: str) -> None:
-        """See `Store.forget`."""
+        """Drop the recording of a name."""
         self._store.forget(name)
         del self._sizes[name]
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`."""
+        """The recording that is kept under a name."""
         return self._store.get(name)
 
 
@@ -64,11 +64,11 @@ class Budget:
         return sum(map(_size_of, self._sessions.values()))
 
     def owners(self) -> list[Hashable]:
-        """Whose sessions are in memory, the last used last."""
+        """The owners of sessions in memory, the most recently used last."""
         return list(self._sessions)
 
     def get(self, owner: Hashable) -> EditSession | None:
-        """The session of somebody, as used now; None if there is none (any more)."""
+        """The session of an owner, marked as just used; None if there is none (any more)."""
         session = self._sessions.get(owner)
         if session is not None:
             self._sessions.move_to_end(owner)
@@ -81,7 +81,7 @@ class Budget:
         self.settle(owner)
 
     def drop(self, owner: Hashable) -> None:
-        """Keep somebody's session no longer."""
+        """Drop the session of an owner."""
         self._sessions.pop(owner, None)
 
     def make_room(self, needed: int) -> None:
@@ -100,8 +100,8 @@ class Budget:
             self._sessions.popitem(last=False)
 
     def settle(self, owner: Hashable) -> None:
-        """Bring the sum below the limit after somebody's session has grown: what is dropped first
-        is of others, then what prompts have changed in his own, then all of it."""
+        """Bring the sum below the limit after a session has grown. Dropped first are sessions of
+        other owners, then what prompts changed in this one, then all of it."""
         while self.size > self.limit and next(iter(self._sessions)) != owner:
             self._sessions.popitem(last=False)
         session = self._sessions.get(owner)

@@ -1,4 +1,4 @@
-"""One person's photo, from opening to saving: what is edited, accepted, taken back."""
+"""One person's photo, from opening to saving: edits, accepted edits, undo."""
 
 import time
 from collections import deque
@@ -152,7 +152,7 @@ class Desk:
             self.studio.worker.cancel(self._opening)
 
     def close(self) -> None:
-        """The person is gone: give up the edit, and free the recordings."""
+        """End for a person who has left: stop the edit, and free the recordings."""
         self.cancel()
         self.studio.worker.submit(lambda job: self.studio.budget.drop(self), lambda event: None)
 
@@ -199,7 +199,7 @@ class Desk:
     def _variant(
         self, job: Job, session: EditSession, task: Task, layer: np.ndarray, wish: Wish, seed: int
     ) -> Variant:
-        """Make one variant; previews of it on the way."""
+        """Make one variant, and emit previews while it runs."""
         assert self.picture is not None
         began = time.perf_counter()
         marked = torch.from_numpy(layer[..., 3] > 0)

@@ -1,4 +1,4 @@
-"""What a desk says while something is made: recordings, previews, results."""
+"""Events of a desk while it works: recordings, previews, results."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PREVIEW_EVERY = 4  # steps
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """The picture that is edited is another now.
+    """The picture that is edited has changed.
 
     Attributes:
         picture: RGB.

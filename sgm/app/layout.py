@@ -1,4 +1,4 @@
-"""What the page consists of, and how it looks."""
+"""The components of the page and their style."""
 
 import html
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page: what is seen of a desk, by gradio. What happens is in `sgm.app.desk`."""
+"""The page in gradio: shows the state of a desk, and calls it. The work is in `sgm.app.desk`."""
 
 import asyncio
 import contextlib
@@ -97,7 +97,7 @@ class Page:
         on.undo.click(self._undo, None, everything, **rules)
 
     def _seat(self, request: gr.Request) -> Seat:
-        """That of a browser's page; a new one at its first click."""
+        """The seat of a browser's page; made at its first click."""
         key = str(request.session_hash)
         if key not in self.seats:
             self.seats[key] = Seat(Desk(self.studio))
@@ -262,7 +262,7 @@ async def _events(ask: Callable[[Emit], object]) -> AsyncIterator[object]:
 
 
 def _named(seeds: Sequence[int]) -> str:
-    """Seeds, and a verb."""
+    """Seeds as the subject of a sentence, with its verb."""
     return f"Seed {seeds[0]} is" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]} are"
 
 
@@ -273,7 +273,7 @@ def _caption(variant: Variant) -> str:
 
 
 def launch(page: Page, port: int | None, share: bool, max_file: int) -> str:
-    """Serve a page from a thread of its own; its address.
+    """Serve a page from a thread of its own; returns its address.
 
     Args:
         port: None for the first that is free from 7860 on.

@@ -1,4 +1,4 @@
-"""Opening a photo that somebody sent: bounded in pixels, and brought to a size to work at."""
+"""Opening an uploaded photo: a limit on its pixels, and a size to work at."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""What everybody at the page shares: the loaded model, its device, the memory for recordings."""
+"""What all users of the page share: the loaded model, its device, the memory for recordings."""
 
 from dataclasses import dataclass, replace
 
@@ -27,7 +27,7 @@ class DenseCost:
     step: float
 
     def seconds(self, steps: int) -> float:
-        """Of a run with so many steps."""
+        """Seconds of a run with this many steps."""
         return self.fixed + self.step * steps
 
 
@@ -65,7 +65,7 @@ class Studio:
         self.worker.when_idle(lambda job: self._measure(size, job))
 
     def _measure(self, size: tuple[int, int], job: Job) -> None:
-        """Time a few dense steps; what the picture shows plays no part."""
+        """Time a few dense steps on a grey picture; the time does not depend on what it shows."""
         mask = torch.zeros(size, dtype=torch.bool)
         mask[: size[0] // 2] = True
         ours = self.pipeline

@@ -1,4 +1,4 @@
-"""Who may use the device: one thread, and the line of those who wait for it."""
+"""The one thread that uses the device, and the queue of jobs that wait for it."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """A job was given up, since nobody wants its result any more."""
+    """A job was cancelled, because its result is not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job is over: the last that is heard of it.
+    """A job is over; the last event of a job.
 
     Attributes:
         error: why it failed, a sentence; None if it did not.
@@ -57,7 +57,7 @@ class Job:
         self._cancelled = threading.Event()
 
     def give_up(self) -> None:
-        """Let `check` end it; see `Worker.cancel`."""
+        """Mark the job as cancelled, so that its next `check` ends it."""
         self._cancelled.set()
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ class Job:
 
 
 class Worker:
-    """One thread that does jobs in the order in which they came, and others when there are none.
+    """One thread that runs jobs in the order in which they came, and idle work when there are none.
 
     Args:
         device: its name, for the sentence when memory runs out.
@@ -86,8 +86,8 @@ class Worker:
         threading.Thread(target=self._run, name=f"worker of {device}", daemon=True).start()
 
     def submit(self, work: Callable[[Job], None], emit: Emit) -> Job:
-        """Put a job at the end of the line. What is done for want of a job is given up, and begins
-        anew later."""
+        """Put a job at the end of the queue. Idle work that runs is stopped, and started again
+        later."""
         job = Job(work, emit)
         with self._changed:
             self._waiting.append(job)
@@ -98,7 +98,7 @@ class Worker:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Give a job up: it leaves the line, or ends at its next step if it runs already."""
+        """Cancel a job: it leaves the queue, or ends at its next step if it runs already."""
         job.give_up()
         with self._changed:
             if job not in self._waiting:
@@ -108,7 +108,7 @@ class Worker:
         job.emit(Ended(cancelled=True))
 
     def when_idle(self, work: Callable[[Job], None]) -> None:
-        """Do something when nobody waits for the device; a failure is only logged."""
+        """Run idle work when no job waits for the device; a failure is only logged."""
         with self._changed:
             self._idle.append(Job(work, lambda event: None))
             self._changed.notify()

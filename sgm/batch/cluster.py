@@ -62,7 +62,7 @@ def run_on_ray(
 
 @contextmanager
 def _started(ray: Any, setup: Setup, address: str, workers: int | None) -> Iterator[None]:
-    """Scope in which there is a Ray: the one at an address, or one of our own on this machine."""
+    """Scope connected to Ray: to the cluster at an address, or to one started on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     # Seconds that it gives itself to start: 30 by default, too few for a busy machine.
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START))
@@ -86,7 +86,7 @@ def _started(ray: Any, setup: Setup, address: str, workers: int | None) -> Itera
 def _handed_out(
     ray: Any, make: Any, groups: Sequence[Sequence[Job]], count: int
 ) -> Iterator[Outcome]:
-    """Give every worker one group at a time; what a dead one had left to do, to another.
+    """Give every worker one group at a time; the rest of a dead worker's group goes to another.
 
     Args:
         make: starts a worker.

@@ -71,7 +71,7 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
 
 
 def _metrics() -> dict[str, Metric]:
-    """The metrics that can be had here by name."""
+    """The metrics that are available on this machine, by name."""
     found: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
     perceptual = lpips_map()
     if perceptual is None:
@@ -81,7 +81,7 @@ def _metrics() -> dict[str, Metric]:
 
 
 def _reference(path: Path) -> Path | None:
-    """The picture of a name, whatever its kind of file."""
+    """The picture file of a name, with any suffix."""
     named = (path.with_suffix(suffix) for suffix in (path.suffix, *PICTURE_SUFFIXES))
     return next((candidate for candidate in named if candidate.is_file()), None)
 

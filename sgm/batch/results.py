@@ -1,4 +1,4 @@
-"""What a batch leaves: pictures, and `results.jsonl` with one line for each.
+"""Results of a batch: pictures, and `results.jsonl` with one line for each.
 
 A picture is written first and then its line, so that a line means a whole picture. Lines are added
 at the end of the file; what a killed batch left of one is taken away by the next, and at the end
@@ -26,7 +26,7 @@ Line = dict[str, object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The result of a job, or its error.
 
     Attributes:
         job: that was done.
@@ -47,7 +47,7 @@ class Outcome:
 
 
 class Results:
-    """The output folder of one batch, which no other writes meanwhile.
+    """The output folder of a batch, locked against other batches while it runs.
 
     Raises:
         UserError: another batch writes there, or it cannot be written.
@@ -104,7 +104,7 @@ class Results:
         return done and (self.folder / job.output).is_file()
 
     def add(self, outcome: Outcome) -> None:
-        """Write what became of a job.
+        """Write the result or the error of a job.
 
         Raises:
             UserError: it cannot be written; nothing of it is left behind then.

@@ -77,7 +77,7 @@ def grouped(jobs: Iterable[Job]) -> list[list[Job]]:
 
 
 def read_rows(path: Path) -> list[Row | str]:
-    """The rows of a file; in place of one that is no row, a sentence on it.
+    """The rows of a file; in place of an invalid one, a sentence that says why.
 
     Raises:
         UserError: the file is of no kind that is known, or has no row.
@@ -97,7 +97,7 @@ def read_rows(path: Path) -> list[Row | str]:
 
 
 def _csv_rows(text: str) -> list[Row | str]:
-    """An empty cell says nothing."""
+    """One row a line of a table, without its empty cells."""
     lines = csv.DictReader(io.StringIO(text, newline=""))
     rows: list[Row | str] = []
     for line in lines:
@@ -250,7 +250,7 @@ def _fingerprint(
     picture_prompt: str,
     content: Callable[[Path], str],
 ) -> str:
-    """Of all that a result depends on: options, contents of pictures, sizes of weights."""
+    """A digest of all that a result depends on: options, contents of pictures, sizes of weights."""
     said = {k: str(v) for k, v in vars(values).items() if k not in NOT_IN_FINGERPRINT}
     for name in PATHS:
         path = getattr(options, name)
@@ -267,7 +267,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Scope without notices: they come when a row is made."""
+    """Scope in which notices are not logged; they are logged when the row is made."""
     logger = logging.getLogger("sgm")
     level = logger.level
     logger.setLevel(logging.ERROR)

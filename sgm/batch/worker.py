@@ -1,4 +1,4 @@
-"""What makes the edits of a batch: one loaded model, and the recording of the picture at hand.
+"""A worker makes the edits of a batch: one loaded model, and the recording of one picture.
 
 A worker's results depend on nothing but the job: a recording is made under one seed, whatever the
 rows that use it, and the noise inside an edit is that of the edit's own seed. So it does not matter
@@ -175,7 +175,7 @@ def _is_empty(options: RunOptions, inputs: Inputs) -> bool:
 def _written(
     options: RunOptions, inputs: Inputs, touched: Tensor | None, edited: EditResult
 ) -> tuple[bytes, dict[str, object]]:
-    """The file of a result, and what is said of it."""
+    """The content of a result's file, and its figures for `results.jsonl`."""
     photo = inputs.source(options.photo.blend is not None)
     picture = finished(options, photo, touched, edited)
     text = outputs.parameters(options, picture.size) if options.photo.metadata else None

@@ -81,7 +81,7 @@ def check_together(values: argparse.Namespace) -> None:
 
 
 def _check_graphs(values: argparse.Namespace) -> None:
-    """UserError for graphs of what cannot run as one."""
+    """UserError for `--graphs` in a run that CUDA graphs cannot be made of."""
     if values.graphs and not values.run_type.sparse:
         raise UserError("--graphs is for sparse runs; add --run_type sige, or leave it out.")
     if values.graphs and values.backend is Backend.SIGE:
@@ -89,7 +89,7 @@ def _check_graphs(values: argparse.Namespace) -> None:
 
 
 def _check_recordings(values: argparse.Namespace) -> None:
-    """UserError for options of preset fast that meet another preset, or each other."""
+    """UserError for options of preset fast with another preset, or that exclude each other."""
     making = ("refresh", "recorded_steps", "recording_precision")
     flags = (*making, "record", "recording")
     given = [flag for flag in flags if getattr(values, flag) is not None]
@@ -116,7 +116,7 @@ def _check_recordings(values: argparse.Namespace) -> None:
 
 
 def _check_turbo(values: argparse.Namespace) -> None:
-    """UserError for steps that a turbo model has no levels for; names what has no effect."""
+    """UserError for more steps than a turbo model has; warns of options without effect on it."""
     if values.steps is not None and values.steps > TURBO_STEPS:
         raise UserError(
             f"--steps {values.steps} came, but --run_type {values.run_type} knows {TURBO_STEPS} "
@@ -190,7 +190,7 @@ def _check_weights_file(path: Path) -> None:
 
 
 def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
-    """Raise UserError unless a weights file is there and opens; what is in it is seen later."""
+    """Raise UserError unless a weights file exists and opens; its tensors are checked later."""
     try:
         with path.open("rb"):
             return

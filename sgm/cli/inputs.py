@@ -115,7 +115,7 @@ def _levels(options: RunOptions, init: "Photo | None", edited: "Photo | None") -
 
 
 def advise_on_size(options: RunOptions, inputs: Inputs) -> None:
-    """Say so when a picture is far larger than what the model was trained on."""
+    """Warn when a picture is far larger than what the model was trained on."""
     size = inputs.source(False).image.size
     height, width = options.spec.trained_size
     if size[0] * size[1] >= 2 * height * width:

@@ -1,4 +1,4 @@
-"""Memory that runs out, on a CPU or a GPU, as one sentence.
+"""A program that runs out of memory, on a CPU or a GPU, ends in one sentence.
 
 Nothing here imports torch: its errors are recognised by name and text.
 """
@@ -60,7 +60,7 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def _wanted(text: str) -> str:
-    """What was asked for at last, and what was free, as far as an error says."""
+    """How much memory was asked for and how much was free, as far as the error says."""
     if found := _BYTES.search(text):
         size = f"{int(found[1]) / 2**20:,.2f} MiB"
     elif found := _UNITS.search(text):

@@ -1,4 +1,4 @@
-"""From a word of the command line to a value, or one sentence on what is wrong with it."""
+"""Converters from a word of the command line to a value; errors are one sentence."""
 
 import argparse
 import math

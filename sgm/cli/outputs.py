@@ -1,4 +1,4 @@
-"""Where results go: names that take nobody's place, what is written, and what it changed."""
+"""Results: file names that replace no other file, what is written, and what it changed."""
 
 import argparse
 import io

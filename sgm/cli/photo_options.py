@@ -1,4 +1,4 @@
-"""The flags about pictures, masks and seeds: how they read and what they mean together."""
+"""The flags about pictures, masks and seeds: their values, and checks of them together."""
 
 import argparse
 

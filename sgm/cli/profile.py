@@ -83,7 +83,7 @@ def _checked(options: RunOptions, inputs: Inputs) -> RunOptions:
 
 
 def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measured:
-    """Count on shapes alone; then time on the device, with a checkpoint or random weights.
+    """Count MACs from shapes only; then time on the device, with a checkpoint or random weights.
 
     Args:
         graphs: time sparse passes of the UNet as CUDA graphs.

@@ -100,7 +100,7 @@ def _recorded(
     load: "Callable[[], Pipeline]",
     make_store: "MakeStore",
 ) -> "SessionReport":
-    """Record a picture, if there is room; what that took."""
+    """Record a picture if the disk has room; returns sizes and seconds."""
     from sgm.inference.session import EditSession
     from sgm.io import imageio
 
@@ -146,7 +146,7 @@ def _region(inputs: Inputs) -> "Tensor | None":
 
 
 def _check_room(options: RunOptions, size: tuple[int, int], region: "Tensor | None") -> None:
-    """UserError if the disk has no room for a recording, told without loading the model.
+    """UserError if the disk has no room for a recording; the model is not loaded for this.
 
     Args:
         size: (height, width) of the padded picture.
@@ -164,7 +164,7 @@ def _check_room(options: RunOptions, size: tuple[int, int], region: "Tensor | No
 
 
 def recipe_of(options: RunOptions) -> "Recipe":
-    """What a run computes."""
+    """The recipe of a run: its preset with the options of recordings and of the blend."""
     from sgm.inference.presets import RECIPES
 
     recipe = RECIPES[options.preset].with_recordings(options.recordings)
@@ -224,8 +224,8 @@ def edits_recorded(
 
 
 def _edit(session: "EditSession", options: RunOptions, inputs: Inputs, seed: int) -> "EditResult":
-    """The edit of a run from a session, for a seed. One of another task or strength than what was
-    recorded makes its recordings now, under the edit's prompt."""
+    """The edit of a run from a session, for a seed. If its task or strength is not recorded yet, it
+    is recorded first, under the edit's prompt."""
     from sgm.io import imageio
 
     sampling = options.sampling
@@ -241,7 +241,7 @@ def _edit(session: "EditSession", options: RunOptions, inputs: Inputs, seed: int
 
 
 def _add_to_manifest(folder: Path | None, store: "DiskStore") -> None:
-    """Say in a recording's manifest what an edit has added."""
+    """Write the files that an edit has added into the recording's manifest."""
     assert folder is not None  # it was opened
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["checksums"] = store.checksums
@@ -250,8 +250,8 @@ def _add_to_manifest(folder: Path | None, store: "DiskStore") -> None:
 
 
 def _load_into(store: "DiskStore", memory: RecordingMemory) -> "Store":
-    """A recording where `--recording_memory` wants it. One edit reads every step once, which costs
-    nothing while the step before runs; so `auto` leaves it on disk.
+    """A recording in the place that `--recording_memory` names. An edit reads every step once,
+    while the step before runs, which costs no time; so `auto` leaves it on disk.
 
     Raises:
         UserError: it does not fit there, or is damaged.

@@ -1,4 +1,4 @@
-"""What a command asks a pipeline for: the whole picture or a crop of it, and what to say of it."""
+"""The edit that a command asks a pipeline for, of the whole picture or a crop, and its notices."""
 
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,7 @@ def _crop(options: RunOptions, inputs: Inputs) -> "Cropped | None":
 
 
 def notices(options: RunOptions) -> list[str]:
-    """What of the prompts will not be read as it may have been meant, one sentence each."""
+    """Notices, one sentence each, of parts of the prompts that are probably not read as meant."""
     from sgm.inference.prompts import unread
 
     params = options.sampling

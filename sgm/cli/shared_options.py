@@ -1,5 +1,4 @@
-"""Flags that several programs have, with one meaning: which files a model is made of, and how it
-samples."""
+"""Flags that several programs share: the files of a model, and its sampler."""
 
 import argparse
 from enum import StrEnum
