@@ -307,6 +307,11 @@ def _compare(
     for field, value in wanted.items():
         if recorded.get(field) == value:
             continue
+        if field == "version":
+            raise UserError(
+                f"The recording in {folder} was made by another version of this program; record "
+                "again."
+            )
         if field == "picture":
             raise UserError(
                 f"The recording in {folder} is of another picture than --init_img; give the "

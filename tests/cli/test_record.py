@@ -125,6 +125,14 @@ def test_a_recording_that_does_not_fit_is_refused(
     assert not (folder / "refused.png").exists()
 
 
+def test_a_recording_of_another_version_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgm.cli.record.VERSION", 0)
+    with pytest.raises(UserError, match="another version of this program; record again"):
+        edit(folder, "refused.png", "--recording", "recording")
+
+
 @pytest.mark.parametrize(("run_type", "steps"), [("sige", "50"), ("sige-turbo", "4")])
 def test_a_recording_of_the_default_steps_serves_those_who_name_them(
     folder: Path, run_type: str, steps: str
