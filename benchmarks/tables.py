@@ -199,9 +199,14 @@ def _median(row: Mapping[str, object], name: str) -> float | None:
     return None if latency is None else latency["median"]
 
 
-def table(figures: Mapping[str, object], model: str, task: str) -> str:
-    """One table of docs/reproduce.md as Markdown: a row for each pass, then how it was measured."""
-    rows = [row for row in figures["rows"] if (row["model"], row["task"]) == (model, task)]
+def table(figures: Mapping[str, object], model: str, task: str, pictures: str = "published") -> str:
+    """One table of docs/reproduce.md as Markdown: a row for each pass, then how it was measured.
+
+    Args:
+        pictures: "published" or "own".
+    """
+    wanted = (model, task, pictures)
+    rows = [row for row in figures["rows"] if _table_of(row) == wanted]
     lines, seen = [], set()
     for row in rows:
         known = published(row)
@@ -271,13 +276,23 @@ def source(figures: Mapping[str, object]) -> str:
 
 
 def tables(figures: Mapping[str, object]) -> dict[str, str]:
-    """The tables by `<model> <task>`, those that have rows."""
-    found = {(row["model"], row["task"]): None for row in figures["rows"]}
-    return {f"{model} {task}": table(figures, model, task) for model, task in found}
+    """The tables by `<model> <task>`, of our own pictures `<model> <task> own`; those that have
+    rows."""
+    found = dict.fromkeys(map(_table_of, figures["rows"]))
+    return {
+        f"{model} {task}{' own' if pictures == 'own' else ''}": table(
+            figures, model, task, pictures
+        )
+        for model, task, pictures in found
+    }
+
+
+def _table_of(row: Row) -> tuple[str, str, str]:
+    return row["model"], row["task"], row["pictures"]
 
 
 def into_page(text: str, figures: Mapping[str, object]) -> str:
-    """A page with its blocks `<!-- tables: <model> <task> -->` to `<!-- /tables -->` filled.
+    """A page with its blocks `<!-- tables: <model> <task> [own] -->` to `<!-- /tables -->` filled.
 
     Raises:
         UserError: a block is not closed.

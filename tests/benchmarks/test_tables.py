@@ -81,7 +81,11 @@ def test_ratios_are_of_dense_to_sparse() -> None:
 
 
 def test_pictures_of_our_own_are_not_set_beside_published_figures() -> None:
-    text = tables.table({"rows": [made_up((50.0, 20.0), "own")]}, "base", "inpainting")
+    rows = {"rows": [made_up((50.0, 20.0), "own"), made_up((50.0, 20.0))]}
+    found = tables.tables(rows)
+    assert list(found) == ["base inpainting own", "base inpainting"]
+    text = found["base inpainting own"]
+    assert len(text.splitlines()) == 4
     assert "UNet, SIGE (own pictures)" in text and "974.42" not in text and "3015.82" not in text
 
 
@@ -99,6 +103,9 @@ def test_the_tables_of_the_page_are_those_of_the_results() -> None:
     names = {f"{model} {task}" for model, _, task in PUBLISHED}
     assert all(f"<!-- tables: {name} -->" in page for name in names)
     assert tables.into_page(page, RESULTS) == page
+    own = ROOT / "benchmarks" / "results" / "tables_own.json"
+    assert "<!-- tables: base sdedit own -->" in page
+    assert tables.into_page(page, json.loads(own.read_text(encoding="utf-8"))) == page
 
 
 def test_an_open_block_of_a_page_is_refused() -> None:
