@@ -1,7 +1,7 @@
 """Whole edits of the real size, composed of the passes they consist of: `python -m
 benchmarks.compose`.
 
-An edit of 50 steps at 512x1024 takes most of an hour on two cores, and does one of a few passes
+An edit of 50 steps at 512x1024 takes over half an hour on two cores, and does one of a few passes
 over and over. So the passes that `benchmarks.rivals` timed are added up: of the UNet, the encoder
 and the decoder, dense and of both presets. Text, the sampler's own arithmetic, masks and borders
 are not in it.
