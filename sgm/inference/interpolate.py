@@ -74,8 +74,8 @@ def combine(
         `into`.
     """
     sums = [part for value in into.values.values() for part in tensors_of(value)]
-    for alike in by_dtype(sums, sums):
-        torch._foreach_zero_(alike[0])
+    for (totals,) in by_dtype(sums):
+        torch._foreach_zero_(totals)
     for recording, weight in zip(recordings, weights, strict=True):
         terms = list(zip(sums, _terms(recording, into), strict=True))
         plain = [(total, term) for total, term in terms if isinstance(term, Tensor)]

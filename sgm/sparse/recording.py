@@ -44,18 +44,14 @@ def narrowed(value: Recorded, dtype: torch.dtype | None) -> Recorded:
     return quantise(value, dtype)
 
 
-def by_dtype(
-    first: Sequence[Tensor], second: Sequence[Tensor]
-) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of tensors, sorted by their dtypes, as two lists for each: what is done to many tensors
-    at once (`torch._foreach_*`) takes a few launches on CUDA if a list has one dtype, and else as
-    many as there are tensors."""
-    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for one, other in zip(first, second, strict=True):
-        group = groups.setdefault((one.dtype, other.dtype), ([], []))
-        group[0].append(one)
-        group[1].append(other)
-    return list(groups.values())
+def by_dtype(*lists: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
+    """Lists of tensors that belong together place by place, split by dtypes: what is done to many
+    tensors at once (`torch._foreach_*`) takes a few launches on CUDA if a list has one dtype, and
+    else as many as there are tensors."""
+    groups: dict[tuple[torch.dtype, ...], list[tuple[Tensor, ...]]] = {}
+    for together in zip(*lists, strict=True):
+        groups.setdefault(tuple(x.dtype for x in together), []).append(together)
+    return [tuple(map(list, zip(*group, strict=True))) for group in groups.values()]
 
 
 def widened(value: Recorded) -> Recorded:

@@ -57,9 +57,8 @@ class StaticMemory:
         """As `hold`, for many values by their names; they are copied together."""
         copies: list[tuple[Tensor, Tensor]] = []
         held = [self._place(key, value, copies) for key, value in values.items()]
-        if copies:
-            for olds, news in by_dtype(*zip(*copies, strict=True)):
-                torch._foreach_copy_(olds, news)
+        for olds, news in by_dtype(*zip(*copies, strict=True)):
+            torch._foreach_copy_(olds, news)
         return held
 
     def room_for(self, key: Key, value: Value) -> Value:
