@@ -209,6 +209,10 @@ class SamplingParams:
     spacing: Spacing = Spacing.PUBLISHED
     weighted: bool = False
 
+    def steps_of(self, run_type: RunType) -> int:
+        """Sampler steps of a run: those asked for, else the published ones."""
+        return self.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
+
 
 @dataclass(frozen=True)
 class RecordingSettings:
@@ -298,4 +302,4 @@ class RunOptions:
     @property
     def steps(self) -> int:
         """Sampler steps: those asked for, else the published ones."""
-        return self.sampling.steps or (TURBO_STEPS if self.run_type.turbo else DEFAULT_STEPS)
+        return self.sampling.steps_of(self.run_type)

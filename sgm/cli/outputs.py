@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import DEFAULT_STEPS, TURBO_STEPS, RunOptions, SamplingParams
+from sgm.specs import RunOptions, SamplingParams
 from sgm.words import Preset, RunType, Sampler, Task
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ def described(
     Args:
         size: (width, height) of the picture.
     """
-    steps = params.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
     facts: Mapping[str, object] = {
-        "Steps": steps,
+        "Steps": params.steps_of(run_type),
         "Sampler": SAMPLERS[params.sampler],
         "CFG scale": params.scale,
         "Seed": params.seed,
