@@ -181,7 +181,7 @@ class Cropped(Edit):
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """See `Edit.finish`: the whole picture."""
-        weight, put_in, picture = self._weight(recipe), composite, picture.to(self.source)
+        weight, put_in = self._weight(recipe), composite
         if self.blend.match_border:
             # Colours at the size that the network sees, grain at full resolution.
             width = _sampled(self.window, self.blend).width(self.size)

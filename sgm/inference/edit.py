@@ -73,7 +73,8 @@ class Edit(ABC):
     @abstractmethod
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """What the person gets: the network's picture [3, H, W] in [0, 1], or only its edited part
-        put into the input where a blend was asked for. On the device of the edit."""
+        put into the input where a blend was asked for. The picture is on the device of the
+        edit, as is the result."""
 
 
 def check_sizes(inputs: Mapping[str, Tensor | None]) -> None:

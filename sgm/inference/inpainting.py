@@ -116,4 +116,4 @@ class Inpainting(Edit):
         """See `Edit.finish`; the edited part is the mask."""
         if self.blend is None:
             return picture
-        return blended(picture.to(self.image), (self.image + 1) / 2, self.mask, self.blend)
+        return blended(picture, (self.image + 1) / 2, self.mask, self.blend)

@@ -149,8 +149,10 @@ class Pipeline:
         return edit.on(device) if device.type == "cuda" else edit
 
     def finished(self, edit: Edit, picture: Tensor, seconds: dict[str, float]) -> EditResult:
-        """The result of an edit, of which the networks made a picture."""
-        with runtime.precision_scope(Precision.FP32, self.networks.device):
+        """The result of a placed edit, of which the networks made a picture."""
+        device = self.networks.device
+        picture = picture if device.type == "cuda" else picture.cpu()
+        with runtime.precision_scope(Precision.FP32, device):
             return EditResult(edit.finish(picture, self.recipe).cpu(), seconds, edit.ratio)
 
     def decode(self, plan: Plan) -> Tensor:

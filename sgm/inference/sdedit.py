@@ -156,5 +156,4 @@ class SDEdit(Edit):
         if self.blend is None or weight is None:
             return picture
         source = self.edited if self.init is None else self.init
-        region, source = self.region(recipe), (source + 1) / 2
-        return blended(picture.to(source), source, region, self.blend, weight)
+        return blended(picture, (source + 1) / 2, self.region(recipe), self.blend, weight)
