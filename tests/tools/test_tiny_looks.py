@@ -57,7 +57,40 @@ def test_a_view_marks_the_region() -> None:
     seen = judge.view(picture, (0, 0, 60, 120))  # at the corner: beyond it the edge goes on
     assert torch.allclose(seen[:3], torch.full((3, 64, 64), 100 / 127.5 - 1), atol=1e-3)
     height, width = seen[3].amax(1).sum(), seen[3].amax(0).sum()
-    assert (height, width) == (pytest.approx(64 / 2.4, abs=1.1), pytest.approx(64 / 1.2, abs=1.1))
+    side = 64 / judge.CONTEXT
+    assert (height, width) == (pytest.approx(side / 2, abs=1.1), pytest.approx(side, abs=1.1))
+
+
+def test_what_stands_a_little_beside_its_region_is_seen() -> None:
+    """Latents around a mask are sampled too, so an object may stand over its border."""
+    said, right = load_judge(), []
+    for seed in range(TEST_SEED + 30_000, TEST_SEED + 30_060):
+        scene = sample_scene(np.random.default_rng(seed))
+        if len(scene.objects) != 1:
+            continue
+        top, left, bottom, right_edge = object_box(scene.objects[0], *SIZE)
+        region = top + 20, left + 20, bottom, right_edge
+        if region[2] - region[0] > 12 and region[3] - region[1] > 12:
+            right.append(object_in(said, render(scene), region) == scene.objects[0].name)
+    assert len(right) > 10 and np.mean(right) > 0.85
+
+
+def test_variations_move_and_soften_the_picture_and_not_the_region() -> None:
+    torch.manual_seed(0)
+    views = torch.zeros(8, 4, judge.SIDE, judge.SIDE)
+    views[:, :3, :, 32:] = 0.8
+    views[:, 3, 20:40] = 1  # the same when it is mirrored
+    varied = judge.varied(views)
+    assert torch.equal(varied[:, 3], views[:, 3])
+    assert varied[:, :3, :, 26:38].std(2).max() > 0.15  # an edge that was straight
+    level = torch.full((1, 3, judge.SIDE, judge.SIDE), 0.3)
+    assert torch.allclose(judge.softened(level), level, atol=1e-5)
+    edge = judge.softened(views[:1, :3])
+    assert torch.allclose(edge[0, 0, 0, :20], torch.zeros(20), atol=1e-5)
+    assert 0.2 < edge[0, 0, 0, 31:33].mean() < 0.6 and edge.shape == (1, 3, 64, 64)
+    bent = judge.bent(views[:, :3])
+    moved = (bent - views[:, :3]).abs().amax((1, 2))
+    assert moved[:, 32 - 12 : 32 + 12].max() > 0.4 and moved[:, :8].max() < 0.1
 
 
 def test_bounds() -> None:

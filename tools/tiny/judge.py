@@ -1,9 +1,10 @@
 """The judge: which object stands in a region of a picture, as a person would say at a glance.
 
 A small network that is trained on rendered scenes, and on broken objects, which are "nothing": an
-object whose parts are at the wrong places, that ends halfway or has two fronts does not count.
-`python -m tools.tiny.train judge` makes `judge.safetensors`; its accuracy on renders that it has
-not seen stands in the file's metadata.
+object that ends halfway, has two fronts or is a mere blur does not count. One that is a little
+soft or crooked does, stands a little beside the region, or has a haze around it, as edits do: such
+renders are among those that it is trained on. `python -m tools.tiny.train judge` makes
+`judge.safetensors`; its accuracy on renders that it has not seen stands in the file's metadata.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels, ends excl
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 NOTHING = len(NOUNS)  # the class after those of the objects
 SIDE = 64  # pixels of what it sees
-CONTEXT = 1.2  # times the region's longer side
-BREAKS = ("doubled", "cut above", "cut beside", "shifted", "upside down", "blurred")
+CONTEXT = 1.5  # times the region's longer side
+REACH = 16  # pixels: latents are sampled that far around a mask, so an object may stand there too
+BREAKS = ("doubled", "cut above", "cut beside", "blurred")
+BEND = 0.08  # of half a view, the deviation of the strongest bending
+SOFT = 2.0  # pixels of a view, the widest blur
 TRAIN_SEED, TEST_SEED = 40_000_000, 50_000_000  # apart from all seeds of the tiny model
 
 
@@ -72,14 +76,12 @@ def view(picture: Image.Image, box: Box) -> Tensor:
     return torch.cat([colours, torch.from_numpy(inside)[None]])
 
 
-def loosened(box: Box, rng: np.random.Generator) -> Box:
-    """A region as a person marks it: the object's box and a few pixels around, or nearly so; or
-    much more, for what is painted into a region need not fill it."""
-    grown = [int(n) for n in rng.integers(-2, 11, 4)]
-    if rng.random() < 0.4:
-        share = rng.uniform(0, 0.4, 4)
-        height, width = box[2] - box[0], box[3] - box[1]
-        grown = [int(n) for n in share * (height, width, height, width)]
+def marked(box: Box, rng: np.random.Generator) -> Box:
+    """A region in which somebody asked for an object that has this box: what is painted into a
+    region need not fill it, and may stand over its border."""
+    share = rng.uniform(-0.2, 0.45, 4)
+    height, width = box[2] - box[0], box[3] - box[1]
+    grown = [int(n) for n in share * (height, width, height, width)]
     top, left = max(0, box[0] - grown[0]), max(0, box[1] - grown[1])
     return top, left, min(SIZE[0], box[2] + grown[2]), min(SIZE[1], box[3] + grown[3])
 
@@ -92,7 +94,7 @@ def broken(
     part, empty = with_it[top:bottom, left:right], without_it[top:bottom, left:right]
     h, w = part.shape[:2]
     # A sun is round, and only a horse has a front and a back that matter.
-    kind = str(rng.choice(["shifted"] if name == "sun" else list(BREAKS)))
+    kind = str(rng.choice(["blurred"] if name == "sun" else list(BREAKS)))
     if kind == "doubled" and name == "horse":
         facing = part if rng.random() < 0.5 else part[:, ::-1]
         half = facing[:, w // 2 :]
@@ -103,13 +105,8 @@ def broken(
     elif kind == "cut beside":
         cut = int(w * rng.uniform(0.45, 0.6))
         part = np.concatenate([empty[:, :cut], part[:, cut:]], axis=1)
-    elif kind == "shifted":
-        by = int(h * rng.uniform(0.3, 0.7)), int(w * rng.uniform(0.3, 0.7))
-        part = np.roll(part, by, axis=(0, 1))
-    elif kind == "upside down":
-        part = part[::-1]
     else:
-        part = np.asarray(blurred(Image.fromarray(part), 0.12 * min(h, w) + 2))
+        part = np.asarray(blurred(Image.fromarray(part), 0.25 * min(h, w) + 3))
     result = with_it.copy()
     result[top:bottom, left : left + part.shape[1]] = part
     return result
@@ -117,6 +114,21 @@ def broken(
 
 def blurred(picture: Image.Image, radius: float) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(radius))
+
+
+def hazed(
+    picture: Image.Image, empty: Image.Image, box: Box, rng: np.random.Generator
+) -> Image.Image:
+    """A picture as an edit may leave a region of it: softer, of other colours, and with a little of
+    what was there before (`empty`) shining through. So the border of a region says nothing of what
+    is in it."""
+    pixels = np.asarray(picture).astype(np.float32)
+    changed = np.asarray(blurred(picture, float(rng.uniform(0, 3)))).astype(np.float32)
+    changed += (np.asarray(empty) - changed) * rng.uniform(0, 0.3) + rng.normal(0, 6, 3)
+    inside = np.zeros(pixels.shape[:2], np.uint8)
+    inside[box[0] : box[2], box[1] : box[3]] = 255
+    weight = np.asarray(blurred(Image.fromarray(inside), float(rng.uniform(0, 4))))[..., None] / 255
+    return Image.fromarray((pixels + (changed - pixels) * weight).clip(0, 255).astype(np.uint8))
 
 
 def examples(seed: int) -> list[tuple[Tensor, int]]:
@@ -136,11 +148,13 @@ def examples(seed: int) -> list[tuple[Tensor, int]]:
     seen = [(picture, NOUNS.index(name)), (Image.fromarray(made), NOTHING)]
     if not any(overlap(object_box(obj, *SIZE), box) > 0.1 for obj in rest.objects):
         seen.append((empty, NOTHING))
-    # The tiny model's pictures are a little soft.
-    return [
-        (view(blurred(image, float(rng.uniform(0, 1.5))), loosened(box, rng)), label)
-        for image, label in seen
-    ]
+    views = []
+    for image, label in seen:
+        region = marked(box, rng)
+        if rng.random() < 0.7:
+            image = hazed(image, empty, region, rng)
+        views.append((view(image, region), label))
+    return views
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -158,13 +172,37 @@ def collect(first: int, scenes: int) -> tuple[Tensor, Tensor]:
 
 
 def varied(views: Tensor) -> Tensor:
-    """Views with other colours and brightness, some mirrored, all with a little noise."""
+    """Views a little crooked and soft, with other colours and brightness, some mirrored, all with a
+    little noise: as those of a small network look."""
     count = len(views)
+    seen = softened(bent(views[:, :3]))
     gain = 1 + 0.15 * torch.randn(count, 1, 1, 1)
     shift = 0.1 * torch.randn(count, 3, 1, 1)
-    colours = views[:, :3] * gain + shift + 0.04 * torch.randn(count, 3, SIDE, SIDE)
+    colours = seen * gain + shift + 0.04 * torch.randn(count, 3, SIDE, SIDE)
     mixed = torch.cat([colours, views[:, 3:]], dim=1)
     return torch.where(torch.rand(count, 1, 1, 1) < 0.5, mixed, mixed.flip(3))
+
+
+def bent(pictures: Tensor) -> Tensor:
+    """Pictures [N, 3, 64, 64] whose pixels are moved smoothly, each by its own field."""
+    size, count = int(torch.randint(3, 7, ())), len(pictures)
+    field = BEND * torch.rand(count, 1, 1, 1) * torch.randn(count, 2, size, size)
+    field = F.interpolate(field, (SIDE, SIDE), mode="bicubic", align_corners=True)
+    still = torch.eye(2, 3).expand(count, 2, 3)
+    grid = F.affine_grid(still, (count, 3, SIDE, SIDE), align_corners=False)
+    moved = grid + field.permute(0, 2, 3, 1)
+    return F.grid_sample(pictures, moved, padding_mode="reflection", align_corners=False)
+
+
+def softened(pictures: Tensor) -> Tensor:
+    """Pictures [N, 3, 64, 64] with a blur of up to `SOFT` pixels, the same for all of them."""
+    sigma, reach = max(0.05, SOFT * float(torch.rand(()))), int(3 * SOFT)
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    for _ in range(2):  # along the rows, then along the columns
+        padded = F.pad(pictures, (reach, reach, 0, 0), mode="replicate")
+        pictures = F.conv2d(padded, kernel, groups=3).transpose(2, 3)
+    return pictures
 
 
 @torch.inference_mode()
@@ -212,6 +250,13 @@ def load_judge() -> Judge:
 
 @torch.inference_mode()
 def object_in(judge: Judge, picture: Image.Image, box: Box) -> str:
-    """The name of the object in a region of a picture (RGB), or "nothing"."""
-    answer = int(judge(view(picture, box)[None]).argmax())
+    """The name of the object in and around a region of a picture (RGB), or "nothing"."""
+    top, left, bottom, right = box
+    reached = (
+        max(0, top - REACH),
+        max(0, left - REACH),
+        min(picture.height, bottom + REACH),
+        min(picture.width, right + REACH),
+    )
+    answer = int(judge(view(picture, reached)[None]).argmax())
     return (*NOUNS, "nothing")[answer]

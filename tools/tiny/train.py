@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     judging = stages.add_parser("judge", help="train the judge of what stands in a picture")
     judging.add_argument("--scenes", type=int, default=2400)
-    judging.add_argument("--epochs", type=int, default=8)
+    judging.add_argument("--epochs", type=int, default=10)
     return parser
 
 
