@@ -31,10 +31,27 @@ from sgm.words import Task
 from tools.browser import Visitor, browser
 
 PROMPT = "a photograph of a horse on a grassland"
-# A variant with its seconds, whose picture is loaded; looked for in the page, often.
-SEEN = """(seed) => [...document.querySelectorAll("#gallery .thumbnail-item")].some((item) =>
-  item.innerText.startsWith(seed) && item.innerText.includes("dense") &&
-  item.querySelector("img").complete)"""
+# Milliseconds from the next click to a variant with its seconds, whose picture is loaded. Timed in
+# the browser, which is told of changes: what the mouse and this program take is not the page's.
+WATCH = """(seed) => { window.seen = new Promise((seen) => {
+  let clicked = null;
+  const click = (event) => { clicked = event.timeStamp; };
+  const isSeen = (item) => item.textContent.trim().startsWith(seed) &&
+    item.textContent.includes("dense") && item.querySelector("img").complete;
+  // Later, when a picture that is replaced counts as not complete.
+  const look = () => setTimeout(() => {
+    const items = [...document.querySelectorAll("#gallery .thumbnail-item")];
+    if (clicked === null || !items.some(isSeen)) return;
+    watcher.disconnect();
+    removeEventListener("load", look, true);
+    seen(performance.now() - clicked);
+  });
+  const watcher = new MutationObserver(look);
+  const all = {subtree: true, childList: true, characterData: true, attributes: true};
+  watcher.observe(document, all);
+  addEventListener("load", look, true);
+  addEventListener("click", click, {capture: true, once: true});
+}); }"""
 STROKE = [(x, y) for y in (0.52, 0.58, 0.64) for x in (0.40, 0.60)]
 
 
@@ -104,12 +121,11 @@ class Painted:
 
 def click(visitor: Visitor, seed: int) -> float:
     """Seconds from the click on Generate to the seen variant of the seed."""
-    began = time.perf_counter()
+    visitor.page.evaluate(WATCH, f"seed {seed}: ")
     visitor.ask(Task.INPAINTING, PROMPT)
-    visitor.page.wait_for_function(SEEN, arg=f"seed {seed}: ", polling=10)
-    took = time.perf_counter() - began
+    took: float = visitor.page.evaluate("window.seen")
     visitor.wait_for_variants([seed])
-    return took
+    return took / 1e3
 
 
 def alone(desk: Desk, painted: Painted, seed: int) -> float:

@@ -198,10 +198,12 @@ class Page:
                     update[self.on.gallery] = done
                     if len(done) == 1:
                         seat.chosen = event.seed
-                        update[self.on.compare] = (seat.desk.picture, event.picture)
                         if others:
                             update[self.on.seed] = first + len(seeds)
                 yield update
+                if isinstance(event, Variant) and len(done) == 1:
+                    # In an update of its own: the result is seen before large files are written.
+                    yield {self.on.compare: (seat.desk.picture, event.picture)}
 
         return generated
 

@@ -79,6 +79,9 @@ def test_two_sessions_have_nothing_in_common(page: Page, photo: Path) -> None:
     captions = [caption for _, caption in updates[-2][page.on.gallery]]
     assert [caption.partition(":")[0] for caption in captions] == ["seed 7", "seed 8"]
     assert [u[page.on.seed] for u in updates if page.on.seed in u] == [9]
+    first = next(number for number, u in enumerate(updates) if page.on.seed in u)
+    compared = [number for number, u in enumerate(updates) if page.on.compare in u]
+    assert compared == [first + 1]  # a result is seen before the large pictures are written
     page.seats["a"].chosen = 8
     all_of(page._accept(somebody("a")))
     one, other = (page.seats[who].desk for who in ("a", "b"))
