@@ -2,7 +2,8 @@
 
 `python -m benchmarks.page` needs gradio, playwright and a Chromium. All in one process and on one
 machine: the example is opened and edited for the first time, then warm edits of one variant are
-made in turn by a click and by `EditSession.inpaint`.
+made in turn by a click and by `EditSession.inpaint`. A click is timed by the browser, until the
+picture of the result is loaded.
 """
 
 import argparse
