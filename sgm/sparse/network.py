@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.base import SparseOps
-from sgm.sparse.mask_sets import AnyGeometry, SetKey
+from sgm.sparse.mask_sets import AnyGeometry
 from sgm.sparse.masks import Resolution
 from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.recording import Recorded
@@ -80,9 +80,15 @@ _DENSE = Site(SparseState(), "")  # of a layer that no network has bound: its mo
 
 
 class SparseModule:
-    """Mix-in of a layer that has a sparse pass; dense until `sparsify` binds it."""
+    """Mix-in of a layer that has a sparse pass; dense until `sparsify` binds it.
+
+    Attributes:
+        geometries: of the active sets that `_sparse` and `cut` ask for at the recorded `size`, so
+            that `SparseState.prepare` can make them beforehand.
+    """
 
     site: Site = _DENSE
+    geometries: Sequence[AnyGeometry] = ()
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Any:
         """The pass that the network's mode asks for. A sparse one gets x alone: what else a dense
@@ -111,11 +117,6 @@ class SparseModule:
         """What sparse passes with the present masks read of the recorded values; all, by
         default."""
         return values
-
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """The active sets that `_sparse` and `cut` ask for, as far as the recorded values tell at
-        which resolution the layer is; so `SparseState.prepare` can make them beforehand."""
-        return ()
 
 
 class SparseRoot:

@@ -1,6 +1,6 @@
 """What a full pass leaves for sparse ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ def with_tensors(value: Recorded, change: Callable[[int, Tensor], Tensor]) -> Re
         case Tensor():
             return parts[0]
     return value
+
+
+def size_of(values: Mapping[str, Recorded]) -> Resolution:
+    """The (height, width) of a layer's whole map, among its recorded values."""
+    size = values["size"]
+    assert isinstance(size, tuple)
+    return size
 
 
 def narrowed(value: Recorded, dtype: torch.dtype | None) -> Recorded:

@@ -24,6 +24,7 @@ from sgm.sparse.recording import (
     each_tensor,
     narrowed,
     room_for,
+    size_of,
     tensors_of,
     widened,
 )
@@ -34,15 +35,12 @@ MEMORIES = 2
 
 
 class Layer(Protocol):
-    """What a state asks of the layers that it is the state of."""
+    """What a state asks of the layers that it is the state of; see `SparseModule`."""
+
+    geometries: Sequence[AnyGeometry]
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """What sparse passes with the present masks read of the layer's recorded values."""
-        ...
-
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """The active sets that sparse passes and `cut` ask for, as the layer's recorded values
-        tell."""
         ...
 
 
@@ -201,8 +199,8 @@ class SparseState:
         device = next(t.device for v in recording.values.values() for t in tensors_of(v))
         for one in masks:
             for name, found in values.items():  # a layer that did not run needs none
-                for key in self.layers[name].sets(found):
-                    self._sets_of(one).get(key, device)
+                for geometry in self.layers[name].geometries:
+                    self._sets_of(one).get((geometry, size_of(found)), device)
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
         """What sparse passes with `masks` read of a recording that serves any: smaller, and as

@@ -18,13 +18,12 @@ from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.io.checkpoint import build_model
-from sgm.modules.diffusionmodules import sige_model, sige_openaimodel
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.modules.diffusionmodules.schedules import PublishedSteps
-from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.network import SparseModule, SparseRoot
+from sgm.sparse.rules import published
 from sgm.sparse.rules.published import PUBLISHED
 from sgm.sparse.rules.sgm import FAST
 from sgm.sparse.sparsify import Table, handle_of, sparsify
@@ -38,15 +37,15 @@ STEPS = 3
 PROMPT = "a photograph of a horse on a grassland"
 # The active set that decides which outputs of a block are new.
 GEOMETRIES: dict[type[SparseModule], Geometry] = {
-    sige_openaimodel.SIGEResBlock: CONV3X3,
-    sige_openaimodel.SIGEDownsample: UNET_DOWN,
-    SIGESpatialTransformer: CONV1X1,
-    sige_model.SIGEResnetBlock: CONV3X3,
-    sige_model.SIGEDownsample: VAE_DOWN,
-    sige_model.SIGEUpsample: CONV3X3,
-    sige_model.SIGEAttnBlock: CONV1X1,
+    published.SIGEResBlock: CONV3X3,
+    published.SIGEDownsample: UNET_DOWN,
+    published.SIGESpatialTransformer: CONV1X1,
+    published.SIGEResnetBlock: CONV3X3,
+    published.SIGEEndPaddedDownsample: VAE_DOWN,
+    published.SIGEUpsample: CONV3X3,
+    published.SIGEAttnBlock: CONV1X1,
 }
-UPSAMPLES = (sige_model.SIGEUpsample,)
+UPSAMPLES = (published.SIGEUpsample,)
 
 
 # Configuration and sparse layers: dense, and of both presets.
@@ -195,15 +194,15 @@ class SparseBench(SparseRoot, Bench):
 
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], bool, bool]] = {
     # name: the block, whether it takes an embedding, whether it takes a context
-    "unet-resblock": (lambda: sige_openaimodel.SIGEResBlock(8, 16, 8, 4), True, False),
-    "unet-resblock-wider": (lambda: sige_openaimodel.SIGEResBlock(8, 16, 12, 4), True, False),
-    "unet-down": (lambda: sige_openaimodel.SIGEDownsample(8), False, False),
-    "unet-up": (lambda: sige_model.SIGEUpsample(8), False, False),
-    "transformer": (lambda: SIGESpatialTransformer(8, 2, 4, 2, 6, False, 4), False, True),
-    "vae-resblock": (lambda: sige_model.SIGEResnetBlock(8, 12, 4), False, False),
-    "vae-down": (lambda: sige_model.SIGEDownsample(8), False, False),
-    "vae-up": (lambda: sige_model.SIGEUpsample(8), False, False),
-    "vae-attention": (lambda: sige_model.SIGEAttnBlock(8, 4), False, False),
+    "unet-resblock": (lambda: published.SIGEResBlock(8, 16, 8, 4), True, False),
+    "unet-resblock-wider": (lambda: published.SIGEResBlock(8, 16, 12, 4), True, False),
+    "unet-down": (lambda: published.SIGEDownsample(8), False, False),
+    "unet-up": (lambda: published.SIGEUpsample(8), False, False),
+    "transformer": (lambda: published.SIGESpatialTransformer(8, 2, 4, 2, 6, False, 4), False, True),
+    "vae-resblock": (lambda: published.SIGEResnetBlock(8, 12, 4), False, False),
+    "vae-down": (lambda: published.SIGEEndPaddedDownsample(8), False, False),
+    "vae-up": (lambda: published.SIGEUpsample(8), False, False),
+    "vae-attention": (lambda: published.SIGEAttnBlock(8, 4), False, False),
 }
 
 

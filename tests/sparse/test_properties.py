@@ -24,8 +24,8 @@ from sgm.sparse.active import (
 )
 from sgm.sparse.backends.base import Prologue, SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.layers import as_rows
 from sgm.sparse.masks import dilate, downsample_mask, inpainting_pyramid
-from sgm.sparse.modules import as_rows
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS
 from tests.conftest import max_error

@@ -15,8 +15,8 @@ from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, b
 from sgm.sparse.backends.base import Prologue
 from sgm.sparse.backends.published_sige import PublishedOps
 from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.layers import as_map, as_rows
 from sgm.sparse.masks import inpainting_pyramid
-from sgm.sparse.modules import as_map, as_rows
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, select_ops
 from sgm.sparse.rules.published import PUBLISHED

@@ -5,17 +5,17 @@ import torch
 
 from sgm.models.sige_autoencoder import SIGEAutoencoderKL
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
-from sgm.modules.diffusionmodules.sige_model import SIGEUpsample
-from sgm.modules.diffusionmodules.sige_openaimodel import (
-    SIGEDownsample,
-    SIGEResBlock,
-    SIGEUNetModel,
-)
-from sgm.modules.sige_attention import SIGESpatialTransformer
+from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, active_blocks
 from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
-from sgm.sparse.rules.published import PUBLISHED
+from sgm.sparse.rules.published import (
+    PUBLISHED,
+    SIGEDownsample,
+    SIGEResBlock,
+    SIGESpatialTransformer,
+    SIGEUpsample,
+)
 from sgm.sparse.sparsify import handle_of, sparsify
 from tests.conftest import max_error, rule_weights
 

@@ -6,7 +6,7 @@ may be off by a whole step; the tolerances below allow one.
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgm.sparse.active import (
     CONV1X1,
@@ -20,11 +20,11 @@ from sgm.sparse.active import (
 )
 from sgm.sparse.backends.base import PLAIN, Prologue, SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
-from sgm.sparse.modules import Residual, sparse_residual
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, select_ops
 from sgm.sparse.pixels import PixelGeometry
+from sgm.sparse.rules.published import SIGEResnetBlock
 from sgm.sparse.state import SparseState
 from tests.conftest import max_error
 
@@ -235,20 +235,17 @@ def test_the_parts_of_a_product_fill_the_card(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_residual_block_runs_on_either_backend() -> None:
     """The engine's own block, with a shortcut, on both backends."""
-    norm = nn.GroupNorm(1, 8)  # never called in a sparse pass
-    layers = [nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(8, 12, 1)]
-    conv1, conv2, shortcut = (layer.to(DEVICE) for layer in layers)
-    block = Residual(norm, conv1, norm, conv2, shortcut)
+    block = SIGEResnetBlock(8, 12, 1).to(DEVICE)
     first, second = prologue_of(2, 8).affine, prologue_of(2, 12).affine
     maps = {name: draw(2, 12, 6, 10) for name in ("hidden", "shortcut", "out")}
     x, mask = draw(2, 8, 6, 10), mask_of(6, 10)
     results = []
     for ops in (TORCH, select_ops("triton", DEVICE)):
         state = SparseState(ops)
-        site = Site(state, "block")
+        site = block.site = Site(state, "block")
         site.put(first=first, second=second, **maps)
         with torch.inference_mode(), state.sparse({(6, 10): mask}):
-            results.append(sparse_residual(site, block, x))
+            results.append(block(x))
     assert max_error(*results) < 1e-5
 
 

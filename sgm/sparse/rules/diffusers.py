@@ -25,6 +25,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from sgm.sparse.backends.base import PLAIN
 from sgm.sparse.layers import (
     DoubledConv2d,
     DownConv2d,
@@ -37,11 +38,12 @@ from sgm.sparse.layers import (
     SparseConvNorm,
     SparseGroupNorm,
     TextAttention,
+    as_map,
+    as_rows,
     rows_as_map,
     update_kv_cache,
 )
 from sgm.sparse.mask_sets import SparseStateError
-from sgm.sparse.modules import PLAIN, as_map, as_rows
 from sgm.sparse.network import SparseModule, SparseRoot
 from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PIXELS, PixelGeometry
 from sgm.sparse.sparsify import Rule, Table
@@ -129,9 +131,7 @@ class SparseDecoder(_Coder, Decoder):
 class SparseDownsample2D(ShortMap, Downsample2D):
     """A halving: of a UNet padded on every side, of an encoder at the end."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
+    @property
     def geometry(self) -> PixelGeometry:
         return DOWN if self.padding else DOWN_END
 
@@ -139,11 +139,7 @@ class SparseDownsample2D(ShortMap, Downsample2D):
 class SparseUpsample2D(ShortMap, Upsample2D):
     """A doubling."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
-    def geometry(self) -> PixelGeometry:
-        return DOUBLED
+    geometry = DOUBLED
 
 
 class SparseTransformer2DModel(SparseModule, Transformer2DModel):

@@ -25,14 +25,15 @@ from sgm.sparse.layers import (
     SparseConvNorm,
     SparseGroupNorm,
     TextAttention,
+    as_map,
+    as_rows,
     lay_side_by_side,
     rows_as_map,
     side_by_side,
     update_kv_cache,
 )
-from sgm.sparse.modules import as_map, as_rows
 from sgm.sparse.network import SparseModule
-from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PixelGeometry
+from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END
 from sgm.sparse.rules.published import LINEAR, PUBLISHED, ROOTS, SparseUNetModel
 from sgm.sparse.sparsify import Rule, Table
 
@@ -40,31 +41,19 @@ from sgm.sparse.sparsify import Rule, Table
 class SparseDownsample(ShortMap, Downsample):
     """A halving of the UNet."""
 
-    def short_conv(self) -> nn.Module:
-        return self.op
-
-    def geometry(self) -> PixelGeometry:
-        return DOWN
+    geometry, conv_name = DOWN, "op"
 
 
 class SparseEndPaddedDownsample(ShortMap, model.Downsample):
     """A halving of the encoder."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
-    def geometry(self) -> PixelGeometry:
-        return DOWN_END
+    geometry = DOWN_END
 
 
 class SparseUpsample(ShortMap, model.Upsample):
     """A doubling."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
-    def geometry(self) -> PixelGeometry:
-        return DOUBLED
+    geometry = DOUBLED
 
 
 class SparseUNet(SparseUNetModel):
