@@ -36,7 +36,7 @@ LAYERS: dict[str, str] = {
     r"sgm\.profiling\b.*": "profiling",
     r"sgm\.models\b.*": "models",
     r"sgm\.modules\b.*": "modules",
-    r"sgm\.sparse\.backends\.base": "sparse data",  # the contract, of which all may speak
+    r"sgm\.sparse\.backends\.torch_ref": "sparse data",  # the contract, of which all may speak
     r"sgm\.sparse\.backends\b.*": "sparse.backends",
     r"sgm\.sparse\.ops": "sparse.ops",
     r"sgm\.sparse\.(state|network)": "sparse.state",

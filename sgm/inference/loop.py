@@ -59,7 +59,8 @@ class Kept:
     """What was recorded of an unedited picture before.
 
     Attributes:
-        unet: to be interpolated each, and summed: recordings, and what another prompt changes.
+        unet: the recordings of the picture, and what another prompt changes in them; each is
+            interpolated, and they are summed.
         unedited: latents at these steps.
         encoder: recording of the picture; None for inpainting, which reads none.
         decoder: that of its latents.

@@ -35,12 +35,9 @@ def recording(
     return handle_of(network).recording(masks, dtype)
 
 
-def sparse(
-    network: torch.nn.Module, masks: MaskPyramid | None, update: bool = False
-) -> AbstractContextManager[None]:
-    """Scope in which a network computes where the masks say; without masks, everywhere. See
-    `SparseState.sparse` for `update`."""
-    return nullcontext() if masks is None else handle_of(network).sparse(masks, update)
+def sparse(network: torch.nn.Module, masks: MaskPyramid | None) -> AbstractContextManager[None]:
+    """Scope in which a network computes where the masks say; without masks, everywhere."""
+    return nullcontext() if masks is None else handle_of(network).sparse(masks)
 
 
 def table_of_preset(preset: Preset) -> Table:
@@ -104,11 +101,7 @@ class Networks:
             self.layout = handle.ops.memory_format
         self.engine.to(memory_format=self.layout)
         if self._sparse and runtime.wants_graphs(graphs, self.device, Backend(name)):
-            self.use_graphs()
-
-    def use_graphs(self) -> None:
-        """Run sparse passes of the UNet as CUDA graphs; see `SparseState.use_graphs`."""
-        handle_of(self.unet).use_graphs()
+            handle_of(self.unet).use_graphs()
 
     def forget(self) -> None:
         """Free all recordings; at full size they are gigabytes."""
@@ -179,19 +172,18 @@ class Networks:
 
         zeroed = [] if negative_prompt or self.is_refiner else ["txt"]
         texts = prompt_pair(prompt, negative_prompt) if weighted else (prompt, negative_prompt)
-        return self.engine.conditioner.get_unconditional_conditioning(
-            batch(texts[0]), batch(texts[1]), zeroed
-        )
-
-    def _laid_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A tensor of a conditioning as the networks want it."""
-        return x.to(dtype, memory_format=self.layout if x.ndim == 4 else torch.preserve_format)
+        conditioner = self.engine.conditioner
+        return conditioner(batch(texts[0])), conditioner(batch(texts[1]), zeroed)
 
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
         passes of the UNet attend to the texts of this one, which are projected here, once."""
         dtype = next(self.unet.parameters()).dtype
-        c, uc = ({k: self._laid_out(v, dtype) for k, v in cond.items()} for cond in (c, uc))
+
+        def ready(x: Tensor) -> Tensor:
+            return x.to(dtype, memory_format=self.layout if x.ndim == 4 else torch.preserve_format)
+
+        c, uc = ({key: ready(value) for key, value in cond.items()} for cond in (c, uc))
         guider = guider_of(scale)
         if is_sparse(self.unet):
             handle_of(self.unet).set_text(guider.conditioning(c, uc)["crossattn"])

@@ -4,15 +4,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
-from types import TracebackType
 
 import torch
-from torch import Tensor
 
 from sgm.inference.loop import Kept, KeptSteps
 from sgm.inference.stores import Store
 from sgm.inference.track import DECODER, ENCODER, Track
-from sgm.sparse.recording import Recording, each_tensor
+from sgm.sparse.recording import Recording, tensors_of
 
 
 class Prefetch:
@@ -35,7 +33,7 @@ class Prefetch:
         self._coming: tuple[str, Future[Recording]] | None = None
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`."""
+        """A recording of the store, on the device."""
         if self._coming is None or self._coming[0] != name:
             self._fetch(name)
         assert self._coming is not None
@@ -43,7 +41,10 @@ class Prefetch:
         if self._stream is not None:
             here = torch.cuda.current_stream(self.device)
             here.wait_stream(self._stream)
-            each_tensor(recording, lambda t: _used_on(t, here))
+            # Until `here` is through with it, the memory of a tensor stays its own.
+            for value in recording.values.values():
+                for tensor in tensors_of(value):
+                    tensor.record_stream(here)
         if name in self._next:
             self._fetch(self._next[name])
         return recording
@@ -60,12 +61,7 @@ class Prefetch:
     def __enter__(self) -> "Prefetch":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the thread; what it was fetching is dropped."""
         self._coming = None
         self._thread.shutdown(cancel_futures=True)
@@ -93,9 +89,3 @@ def kept_of(
         unet = tuple(steps_of(names) for names in (of_base, of_prompt) if names)
         encoder = store.get(ENCODER) if track.stepped else None
         yield Kept(unet, latents, encoder, store.get(DECODER))
-
-
-def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """Keep the memory of a tensor of another stream until this one is through with it."""
-    tensor.record_stream(stream)
-    return tensor

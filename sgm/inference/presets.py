@@ -57,17 +57,11 @@ class Recorded:
         return DTYPES[self.precision]
 
     def changed(self, settings: RecordingSettings) -> "Recorded":
-        """As somebody wants it."""
-        found = self
-        if settings.every is not None:
-            found = replace(found, count=None, every=settings.every)
-        if settings.count is not None:
-            found = replace(found, count=settings.count)
-        if settings.precision is not None:
-            found = replace(found, precision=settings.precision)
-        if settings.prompt_steps is not None:
-            found = replace(found, prompt_steps=settings.prompt_steps)
-        return found
+        """With what a person has set instead."""
+        given = {name: value for name, value in vars(settings).items() if value is not None}
+        if "every" in given:  # so their number is not that of the preset
+            given = {"count": None, **given}
+        return replace(self, **given)
 
 
 EVERY_STEP = Recorded()
@@ -111,7 +105,7 @@ class Recipe:
     sdedit_early: int = 0
 
     def with_recordings(self, settings: RecordingSettings) -> "Recipe":
-        """With recordings as somebody wants them, whatever the task."""
+        """With what a person has set of the recordings, whatever the task."""
         return replace(
             self,
             recorded=self.recorded.changed(settings),
@@ -172,7 +166,7 @@ class StepMasks:
 
     @property
     def all(self) -> tuple[MaskPyramid, ...]:
-        """Each once."""
+        """All different ones."""
         return (self.late,) if self.early is None else (self.early, self.late)
 
     @property

@@ -6,6 +6,7 @@ denoised for itself from the first level of its strength. So each has recordings
 
 import hashlib
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,22 +24,25 @@ END = "end"
 PROMPT = "prompt-"  # begins the names of what another prompt changes
 
 
+@dataclass(eq=False)
 class Track:
     """Which steps of a run are recorded, and of what.
 
-    Args:
+    Attributes:
         name: what its names in a store begin with.
         sigmas: levels of the run [steps + 1], float32 on the CPU.
         recorded: which steps are recorded.
         stepped: whether the unedited picture is denoised for itself (SDEdit).
+        made: the steps that are recorded, rising.
     """
 
-    def __init__(
-        self, name: str, sigmas: Tensor, recorded: Recorded, stepped: bool = False
-    ) -> None:
-        self.name, self.sigmas, self.stepped = name, sigmas, stepped
-        self.recorded = recorded
-        self.made = recorded.steps(len(sigmas) - 1)
+    name: str
+    sigmas: Tensor
+    recorded: Recorded
+    stepped: bool = False
+
+    def __post_init__(self) -> None:
+        self.made = self.recorded.steps(len(self.sigmas) - 1)
 
     def name_of(self, step: int) -> str:
         """Store key of the recording of a step."""

@@ -5,8 +5,9 @@ what a full pass does with them. The sampling loop puts the latents back around 
 records the full passes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,25 +16,26 @@ from sgm.inference.noise import Noise
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState, per_sample
 
 
-class Unedited(Protocol):
+class Unedited(ABC):
     """Latents of the unedited picture at the steps of a run."""
 
+    @abstractmethod
     def latents(self, step: int) -> Tensor | None:
         """Those before a step [1, C, h, w]; None where they are not known."""
-        ...
 
+    @abstractmethod
     def full_pass(self, step: int) -> Tensor:
         """Run the network on them, in whatever scope the caller has opened; the estimate or the
         next latents that it ends in [1, C, h, w]."""
-        ...
 
     def result(self) -> Tensor | None:
         """Those after the last step; None where they are not put back then."""
-        ...
+        return None
 
 
-class FreshNoise:
-    """The picture noised anew for every step, as published for inpainting.
+class FreshNoise(Unedited):
+    """The picture noised anew for every step, as published for inpainting; nor is anything put
+    back after the last step.
 
     Args:
         z: scaled latents of the picture [1, C, h, w].
@@ -54,16 +56,13 @@ class FreshNoise:
         return self._now[1]
 
     def full_pass(self, step: int) -> Tensor:
-        """One call of `denoise`."""
         return self.denoise(self.latents(step), per_sample(float(self.sigmas[step]), self.z))
 
-    def result(self) -> None:
-        """Nothing: there is no blending after the last step (published)."""
 
-
-class FixedNoise:
+class FixedNoise(Unedited):
     """The picture with one noise at every level. So the latents of a level need no other level, and
-    what is recorded there changes smoothly from level to level.
+    what is recorded there changes smoothly from level to level. Nothing is put back after the last
+    step: the network's picture is put into the input then.
 
     Args:
         z: scaled latents of the picture [1, C, h, w].
@@ -77,18 +76,13 @@ class FixedNoise:
         self.sigmas = sigmas.to(z.device)
 
     def latents(self, step: int) -> Tensor:
-        """z + draw * sigma."""
         return self.z + self.draw * self.sigmas[step]
 
     def full_pass(self, step: int) -> Tensor:
-        """One call of `denoise`."""
         return self.denoise(self.latents(step), self.sigmas[step].expand(len(self.z)))
 
-    def result(self) -> None:
-        """Nothing: the network's picture is put into the input afterwards."""
 
-
-class SteppedAlong:
+class SteppedAlong(Unedited):
     """The picture noised once and denoised for itself, in steps from one level to a later one.
 
     Args:
@@ -122,32 +116,30 @@ class SteppedAlong:
         return x
 
     def result(self) -> Tensor:
-        """The latents after the last full pass."""
         return self._latents[-1]
 
 
-class KeptLatents:
+@dataclass(frozen=True, eq=False)
+class KeptLatents(Unedited):
     """Latents that were kept with their recordings.
 
-    Args:
+    Attributes:
         at: by step [1, C, h, w].
         end: those after the last step; None where they are not put back.
     """
 
-    def __init__(self, at: dict[int, Tensor], end: Tensor | None) -> None:
-        self._at, self._end = at, end
+    at: dict[int, Tensor]
+    end: Tensor | None
 
     def latents(self, step: int) -> Tensor | None:
-        """Those that were kept for this step."""
-        return self._at.get(step)
+        return self.at.get(step)
 
     def full_pass(self, step: int) -> Tensor:
         """Never asked for: the recordings are there."""
         raise AssertionError(f"step {step} was recorded")
 
     def result(self) -> Tensor | None:
-        """Those that were kept for the end."""
-        return self._end
+        return self.end
 
 
 def noised(z: Tensor, draw: Tensor, sigmas: Tensor, solver: Solver) -> Tensor:

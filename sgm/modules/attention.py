@@ -9,19 +9,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Multi-head scaled dot-product attention (Vaswani et al., 2017).
 
     Args:
         q: [B, N, heads * d].
         k, v: [B, M, heads * d], same dtype as q.
         heads: number of heads.
+        causal: whether a token sees only itself and those before it.
 
     Returns:
         [B, N, heads * d].
     """
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, N, d]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
 
 
 # Outputs that a CPU computes at once: a matrix product with few rows and a wide output is slow

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm.sparse.backends.base import PLAIN
+from sgm.sparse.backends.torch_ref import PLAIN
 from sgm.sparse.mask_sets import AnyGeometry
 from sgm.sparse.masks import Resolution
 from sgm.sparse.matmul import linear
 from sgm.sparse.network import Site, SparseModule
-from sgm.sparse.norm import RecordedRows, moments_of
+from sgm.sparse.norm import Moments, RecordedRows, moments_of
 from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PIXELS, SAME, PixelGeometry, PixelSet
 from sgm.sparse.recording import Recorded, size_of, widened
 
@@ -86,7 +86,7 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
         the norm records such, the rows around them: [B, n + m, C]."""
         site, size = self.site, self.site.size(rows)
         active = site.state.active(PIXELS, size, rows.device)
-        moments, old = site.moments("moments", rows), site.tensor("rows", rows)
+        moments, old = site.get("moments", rows, Moments), site.tensor("rows", rows)
         recorded = RecordedRows(
             moments, size[0] * size[1], old, self._around(rows), not site.mask_specific
         )
@@ -312,7 +312,7 @@ class TextAttention(SparseModule):
 
     def project_text(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, T, D] of text tokens [B, T, C]."""
-        raise NotImplementedError
+        return self.to_k(context), self.to_v(context)
 
     def text_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values to attend to; SparseStateError if the text that was set has another

@@ -1,18 +1,19 @@
 """Layers with a sparse pass, and their named places in the state of their network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.mask_sets import AnyGeometry
 from sgm.sparse.masks import Resolution
-from sgm.sparse.norm import Affine, Moments
 from sgm.sparse.recording import Recorded
 from sgm.sparse.state import Mode, SparseState
+
+Kind = TypeVar("Kind")
 
 
 class Site:
@@ -27,7 +28,7 @@ class Site:
         return self.state.mode
 
     @property
-    def ops(self) -> SparseOps:
+    def ops(self) -> TorchOps:
         return self.state.ops
 
     @property
@@ -47,29 +48,19 @@ class Site:
                 known = self.tensor(key, value)
                 self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
 
+    def get(self, key: str, x: Tensor, kind: type[Kind]) -> Kind:
+        """A recorded value of a kind, for an input x; SparseStateError if it does not fit x."""
+        value = self.state.get(self.name, key, x)
+        assert isinstance(value, kind)
+        return value
+
     def tensor(self, key: str, x: Tensor) -> Tensor:
         """A recorded tensor, for an input x; SparseStateError if it does not fit x."""
-        value = self.state.get(self.name, key, x)
-        assert isinstance(value, Tensor)
-        return value
-
-    def affine(self, key: str, x: Tensor) -> Affine:
-        """A recorded norm, for an input x; SparseStateError if it does not fit x."""
-        value = self.state.get(self.name, key, x)
-        assert isinstance(value, Affine)
-        return value
-
-    def moments(self, key: str, x: Tensor) -> Moments:
-        """Recorded moments, for an input x; SparseStateError if they do not fit x."""
-        value = self.state.get(self.name, key, x)
-        assert isinstance(value, Moments)
-        return value
+        return self.get(key, x, Tensor)
 
     def size(self, x: Tensor) -> Resolution:
         """The recorded (height, width) of this layer's whole input map."""
-        value = self.state.get(self.name, "size", x)
-        assert isinstance(value, tuple)
-        return value
+        return self.get("size", x, tuple)
 
     def active(self, geometry: AnyGeometry, x: Tensor) -> ActiveSet:
         """The active set of a convolution whose input is the map x [B, C, H, W]."""
@@ -147,14 +138,3 @@ class SparseRoot:
 def is_sparse(network: nn.Module) -> bool:
     """Whether a network was made sparse."""
     return isinstance(network, SparseRoot) and network.site is not _DENSE
-
-
-def state_of(network: nn.Module) -> SparseState:
-    """The state of a network that was made sparse.
-
-    Raises:
-        TypeError: it is dense.
-    """
-    if not isinstance(network, SparseRoot) or not is_sparse(network):
-        raise TypeError(f"{type(network).__name__} has no sparse pass; call sparsify on it first")
-    return network.site.state

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.graphs import Capture, MaskMemory, StepGraphs
 from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import select_ops
-from sgm.sparse.quantise import Quantised
 from sgm.sparse.recording import (
+    Quantised,
     Recorded,
     Recording,
     each_tensor,
@@ -59,7 +59,7 @@ class SparseState:
         ops: who runs the sparse operators; by default the best that runs on a CPU.
     """
 
-    def __init__(self, ops: SparseOps | None = None) -> None:
+    def __init__(self, ops: TorchOps | None = None) -> None:
         self.ops = ops or select_ops()
         self.mode = Mode.DENSE
         self.updates = False
@@ -156,13 +156,8 @@ class SparseState:
     def use(self, recording: Recording) -> None:
         """Make a recording that was kept the present one; one in the memory of `room` is not
         copied."""
-        if self.static is None:
-            self.record = recording
-            return
-        if recording.masks is not None:
-            self._use_masks(recording.masks)
         static = self._static_of(recording)
-        if recording is static.room:
+        if static is None or recording is static.room:
             self.record = recording
             return
         self.record = Recording(recording.masks, recording.dtype)
@@ -173,20 +168,20 @@ class SparseState:
     def room(self, recording: Recording) -> Recording:
         """Memory for the widened values of recordings like this one, to be filled and then given to
         `use`: where there are graphs, that which they read."""
-        room = room_for(recording)
-        if self.static is not None:
-            if recording.masks is not None:
-                self._use_masks(recording.masks)
-            static = self._static_of(recording)
+        room, static = room_for(recording), self._static_of(recording)
+        if static is not None:
             for place, value in room.values.items():
                 room.values[place] = static.room_for(("record", *place), value)
             static.room = room
         return room
 
     def _static_of(self, recording: Recording) -> StaticMemory | None:
-        """Where graphs read such a recording; None without graphs."""
-        own = self.static is not None and recording.mask_specific
-        return self._memory.static if own else self.static
+        """Where graphs read such a recording, whose masks are in use afterwards; None without
+        graphs."""
+        if self.static is None or recording.masks is None:
+            return self.static
+        self._use_masks(recording.masks)
+        return self._memory.static
 
     def prepare(self, recording: Recording, masks: Iterable[MaskPyramid]) -> None:
         """Make the active sets of passes to come: making them waits for the device.

@@ -99,7 +99,3 @@ class StaticMemory:
         self.version += 1
         held = self.sets[key] = active.clone()
         return held
-
-    def size_in_bytes(self) -> int:
-        """Memory of the held tensors, without the lists of pixels."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())

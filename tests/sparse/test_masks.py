@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 
+from sgm.inference.presets import PUBLISHED
 from sgm.sparse.active import (
     CONV1X1,
     CONV3X3,
@@ -20,8 +21,6 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
     inpainting_pyramid,
-    sdedit_decoder_pyramid,
-    sdedit_pyramid,
 )
 
 KINDS = {
@@ -32,8 +31,8 @@ KINDS = {
 }
 RECIPES = {
     "inpaint": inpainting_pyramid,
-    "sdedit": sdedit_pyramid,
-    "sdedit_decoder": sdedit_decoder_pyramid,
+    "sdedit": PUBLISHED.sdedit_masks,
+    "sdedit_decoder": PUBLISHED.sdedit_decoder_masks,
 }
 
 

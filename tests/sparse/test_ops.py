@@ -28,8 +28,7 @@ from sgm.sparse.active import (
     active_blocks,
     block_active_set,
 )
-from sgm.sparse.backends.base import Prologue
-from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.backends.torch_ref import Prologue, TorchOps
 from sgm.sparse.layers import as_map, as_rows
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine

@@ -18,8 +18,7 @@ from sgm.sparse.active import (
     Geometry,
     block_active_set,
 )
-from sgm.sparse.backends.base import PLAIN, Prologue, SparseOps
-from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.backends.torch_ref import PLAIN, Prologue, TorchOps
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, select_ops
@@ -96,14 +95,14 @@ class Case:
         # Rows with others between them, as a slice of a wider map has.
         self.residual = draw(batch, pixels, narrow + 3, dtype=dtype)[:, :, :narrow]
 
-    def conv(self, ops: SparseOps, dtype: torch.dtype | None = None) -> Tensor:
+    def conv(self, ops: TorchOps, dtype: torch.dtype | None = None) -> Tensor:
         dtype = dtype or self.dtype
         prologue = widened(self.prologue) if dtype == torch.float64 else self.prologue
         tensors = (t.to(dtype) for t in (self.x, self.weight, self.bias))
         x, weight, bias = tensors
         return ops.conv(x, self.active, weight, bias, prologue)
 
-    def check(self, *backends: SparseOps) -> None:
+    def check(self, *backends: TorchOps) -> None:
         """Never worse than twice torch's error, and a step of the dtype for each rounding."""
         exact = self.conv(TORCH, torch.float64)
         step = torch.finfo(self.dtype).eps * float(exact.abs().max())
@@ -113,7 +112,7 @@ class Case:
             assert rows.dtype == self.dtype
             assert max_error(rows, exact) <= allowed
 
-    def check_scatter(self, *backends: SparseOps) -> None:
+    def check_scatter(self, *backends: TorchOps) -> None:
         arguments = (self.active, self.weight, self.bias, self.prologue)
         pixels, positions = self.active.written
         exact = self.conv(TORCH, torch.float64)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser, Network
-from sgm.modules.diffusionmodules.guiders import Conditioning, Guider
+from sgm.modules.diffusionmodules.guiders import Conditioning, IdentityGuider
 from sgm.modules.diffusionmodules.schedules import Discretization, Schedule, schedule_of
 from sgm.specs import SamplingParams, Turbo
 from sgm.words import Sampler
@@ -37,7 +37,11 @@ Draw = Callable[[float, Tensor], Tensor]
 
 
 def guided(
-    denoiser: DiscreteDenoiser, network: Network, guider: Guider, c: Conditioning, uc: Conditioning
+    denoiser: DiscreteDenoiser,
+    network: Network,
+    guider: IdentityGuider,
+    c: Conditioning,
+    uc: Conditioning,
 ) -> Denoise:
     """Join denoiser, network, guider and the two conditionings into what `Solver.step` calls.
 
@@ -55,16 +59,6 @@ def guided(
         return guider(denoiser(network, batch, levels, cond), sigma)
 
     return denoise
-
-
-def prepare_noise_scale(x: Tensor, sigmas: Tensor) -> Tensor:
-    """Unit noise at the size it has at the first level: x * sqrt(1 + sigma_0^2).
-
-    Args:
-        x: shape [B, ...]. Not changed.
-        sigmas: shape [steps + 1].
-    """
-    return x * torch.sqrt(1.0 + sigmas[0] ** 2)
 
 
 def per_sample(sigma: float, x: Tensor) -> Tensor:
@@ -111,7 +105,7 @@ def dpmpp_2m_step(
 
 @dataclass(frozen=True, eq=False)
 class SolverState:
-    """What a multistep solver remembers of the step before: its estimate [B, ...] and level."""
+    """What a multistep solver remembers of a step: its estimate [B, ...] and level."""
 
     denoised: Tensor
     sigma: float
@@ -128,8 +122,8 @@ class Solver(ABC):
         return self.schedule.sigmas(discretization, strength)
 
     def start(self, x: Tensor, sigmas: Tensor) -> Tensor:
-        """Latents [B, ...] of about unit size, scaled to the first level."""
-        return prepare_noise_scale(x, sigmas)
+        """Latents [B, ...] of about unit size, as large as noise is at the first level."""
+        return x * torch.sqrt(1.0 + sigmas[0] ** 2)
 
     def step(
         self,
@@ -153,20 +147,15 @@ class Solver(ABC):
         """
         sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
         denoised = denoise(x, per_sample(sigma, x))
-        moved = self._move(x, denoised, sigma, sigma_next, state)
-        return moved, SolverState(denoised, sigma)
+        now = SolverState(denoised, sigma)
+        return self._move(x, now, sigma_next, state), now
 
     @abstractmethod
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        """Latents [B, ...] at `sigma_next`, from those at `sigma` and their estimate `denoised`;
-        `state` is that of the step before."""
+        """Latents [B, ...] at `sigma_next`, from those of this step, x, and what is known of it and
+        of the step before."""
 
 
 class DPMPP2M(Solver):
@@ -178,29 +167,21 @@ class DPMPP2M(Solver):
     """
 
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        old_denoised, sigma_prev = (None, None) if state is None else (state.denoised, state.sigma)
-        return dpmpp_2m_step(x, denoised, old_denoised, sigma, sigma_next, sigma_prev)
+        old_denoised, sigma_prev = (
+            (None, None) if before is None else (before.denoised, before.sigma)
+        )
+        return dpmpp_2m_step(x, now.denoised, old_denoised, now.sigma, sigma_next, sigma_prev)
 
 
 class Euler(Solver):
     """Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
 
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        return dpmpp_2m_step(x, denoised, None, sigma, sigma_next, None)
+        return dpmpp_2m_step(x, now.denoised, None, now.sigma, sigma_next, None)
 
 
 @dataclass(frozen=True)
@@ -216,14 +197,9 @@ class LCM(Solver):
     draw: Draw
 
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        return denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else denoised
+        return now.denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else now.denoised
 
 
 def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:

@@ -19,11 +19,11 @@ from sgm.modules.diffusionmodules import model
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, ActiveSet, Geometry
-from sgm.sparse.backends.base import PLAIN, Prologue
+from sgm.sparse.backends.torch_ref import PLAIN, Prologue
 from sgm.sparse.layers import FewRowsLinear, as_map, as_rows
 from sgm.sparse.matmul import linear
 from sgm.sparse.network import Site, SparseModule, SparseRoot
-from sgm.sparse.norm import Affine, group_norm_affine
+from sgm.sparse.norm import Affine, moments_of
 from sgm.sparse.sparsify import Rule, Table
 
 
@@ -77,12 +77,12 @@ class SIGEResidual(SparseModule):
         that a sparse pass needs no embedding (published behaviour).
         """
         norm1, conv1, norm2, conv2, shortcut = self.parts()
-        first = group_norm_affine(x, norm1)
+        first = moments_of(x).affine(norm1)
         hidden = conv1(F.silu(first(x)).to(x.dtype))
         if emb is None:
-            second = group_norm_affine(hidden, norm2)
+            second = moments_of(hidden).affine(norm2)
         else:
-            outer = group_norm_affine(hidden + emb[:, :, None, None], norm2)
+            outer = moments_of(hidden + emb[:, :, None, None]).affine(norm2)
             second = Affine(outer.scale, outer.scale * emb + outer.shift)
         out = conv2(F.silu(second(hidden)).to(x.dtype))
         if shortcut is None:
@@ -99,12 +99,12 @@ class SIGEResidual(SparseModule):
         shortcut stands (published behaviour)."""
         site, (_, conv1, _, conv2, shortcut) = self.site, self.parts()
         active = site.active(CONV3X3, x)
-        first = Prologue(site.affine("first", x), silu=True)
+        first = Prologue(site.get("first", x, Affine), silu=True)
         hidden = conv_map(site, "hidden", x, active, conv1, first)
         skipped = x
         if shortcut is not None:
             skipped = conv_map(site, "shortcut", x, site.active(CONV1X1, x), shortcut)
-        second = Prologue(site.affine("second", x), silu=True)
+        second = Prologue(site.get("second", x, Affine), silu=True)
         return conv_map(site, "out", hidden, active, conv2, second, skipped)
 
 
@@ -213,7 +213,7 @@ class SIGESpatialTransformer(SparseModule, SpatialTransformer):
     def _record(self, x: Tensor, context: Tensor) -> Tensor:
         if self.use_linear:
             raise ValueError("use_linear_in_transformer must be False in a sparse network.")
-        norm = group_norm_affine(x, self.norm)
+        norm = moments_of(x).affine(self.norm)
         tokens = as_rows(self.proj_in(norm(x).to(x.dtype)))  # [B, H*W, D]
         for depth, block in enumerate(self.transformer_blocks):
             self.site.put(**{f"tokens{depth}": tokens})
@@ -224,7 +224,7 @@ class SIGESpatialTransformer(SparseModule, SpatialTransformer):
 
     def _sparse(self, x: Tensor) -> Tensor:
         site, proj_in, proj_out = self.site, self.proj_in, self.proj_out
-        active, prologue = site.active(CONV1X1, x), Prologue(site.affine("norm", x))
+        active, prologue = site.active(CONV1X1, x), Prologue(site.get("norm", x, Affine))
         rows = site.ops.conv(as_rows(x), active, proj_in.weight, proj_in.bias, prologue)
         for depth, block in enumerate(self.transformer_blocks):
             known = site.tensor(f"tokens{depth}", x)
@@ -239,7 +239,7 @@ class SIGEAttnBlock(SparseModule, model.AttnBlock):
     recorded."""
 
     def _record(self, x: Tensor) -> Tensor:
-        norm = group_norm_affine(x, self.norm)
+        norm = moments_of(x).affine(self.norm)
         h = norm(x).to(x.dtype)
         q, k, v = (as_rows(layer(h)) for layer in (self.q, self.k, self.v))  # [B, H*W, C]
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -250,7 +250,7 @@ class SIGEAttnBlock(SparseModule, model.AttnBlock):
     def _sparse(self, x: Tensor) -> Tensor:
         site, ops = self.site, self.site.ops
         active = site.active(CONV1X1, x)
-        h = ops.gather(as_rows(x), active, Prologue(site.affine("norm", x)))  # [B, n, C]
+        h = ops.gather(as_rows(x), active, Prologue(site.get("norm", x, Affine)))  # [B, n, C]
         q, k, v = (
             F.linear(h, layer.weight[:, :, 0, 0], layer.bias) for layer in (self.q, self.k, self.v)
         )
