@@ -9,7 +9,7 @@ from sgm.inference.sdedit import SDEdit
 from sgm.specs import SamplingParams
 
 
-def inpainted(
+def inpaint_with(
     pipe: Pipeline,
     image: Tensor,
     mask: Tensor,
@@ -24,7 +24,7 @@ def inpainted(
     return pipe.edit(Inpainting(image, mask, pipe.recipe.blend), params, noise)
 
 
-def redrawn(
+def sdedit_with(
     pipe: Pipeline,
     init: Tensor | None,
     edited: Tensor,

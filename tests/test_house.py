@@ -76,7 +76,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Signatures that may take `**name`: every keyword is kept as data, or all are handed on to one that
 # names them, so none can be swallowed.
 KEYWORD_DATA = {
-    ("sgm/sparse/state.py", "put"),
     ("sgm/sparse/network.py", "put"),
     ("sgm/sparse/network.py", "update"),
     ("sgm/sparse/network.py", "forward"),

@@ -13,7 +13,7 @@ from sgm.inference.border import match_border
 from sgm.inference.composite import composite, grained, opacity, opacity_of_drawing
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.loop import Plan
+from sgm.inference.loop import Kept, Plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
@@ -142,8 +142,10 @@ class Cropped(Edit):
         """Of the window."""
         return self.inner.shown
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
-        return self.inner.prepare(networks, recipe, noise)
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
+    ) -> Plan:
+        return self.inner.prepare(networks, recipe, noise, kept)
 
     def _seen_region(self, recipe: Recipe) -> Tensor:
         """Where the edit is to the end, as the network sees it: bool or float [h, w]."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sgm.inference.loop import Plan
+from sgm.inference.loop import Kept, Plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
@@ -48,12 +48,15 @@ class Edit(ABC):
         return networks.masked(*self.shown, noise) if networks.reads_mask else None
 
     @abstractmethod
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
+    ) -> Plan:
         """Encode the pictures and make the masks.
 
         Args:
             recipe: which masks UNet and autoencoder run with; None for a dense run.
             noise: source of the posteriors' draws.
+            kept: what was recorded of the unedited picture before, to be used instead.
 
         Raises:
             ValueError: there is nothing to edit, or a sparse run lacks the unedited picture.

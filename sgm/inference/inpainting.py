@@ -58,39 +58,28 @@ class Inpainting(Edit):
     def shown(self) -> tuple[Tensor, Tensor]:
         return self.image, self.mask.bool()
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
-        z = networks.encode(self.image, noise, "init")
-        if recipe is None:
-            return Plan(Source.FRESH, z, inside=self._inside(z))
-        return self._plan(z, recipe, None)
-
-    def from_recording(
-        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
     ) -> Plan:
-        """The plan of an edit of a picture whose latents z and recordings were kept; nothing has to
-        be encoded."""
-        return self._plan(z, recipe, kept)
-
-    def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
-        """Those of the decoder, the ring included."""
-        return self.covered(recipe.inpainting_decoder(self.marked))
-
-    def _plan(self, z: Tensor, recipe: Recipe, kept: Kept | None) -> Plan:
+        z = networks.encode(self.image, noise, "init") if kept is None else kept.z
+        sampled = self.covered(inpainting_pyramid(self.marked))
+        inside = sampled[z.shape[2], z.shape[3]].to(z.device)
+        if recipe is None:
+            return Plan(Source.FRESH, z, inside=inside)
         sparse_decode = kept is not None or recipe.sparse_decode
         return Plan(
             Source.FIXED if recipe.hold else Source.FRESH,
             z,
-            inside=self._inside(z),
+            inside=inside,
             masks=StepMasks(self.covered(recipe.inpainting(self.marked))),
             recorded=recipe.recorded,
             kept=kept,
             decoder_masks=self.decoder_masks(recipe) if sparse_decode else None,
         )
 
-    def _inside(self, z: Tensor) -> Tensor:
-        """What is sampled of the latents z: bool [h, w]."""
-        sampled = self.covered(inpainting_pyramid(self.marked))
-        return sampled[z.shape[2], z.shape[3]].to(z.device)
+    def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
+        """Those of the decoder, the ring included."""
+        return self.covered(recipe.inpainting_decoder(self.marked))
 
     def weight(self, recipe: Recipe) -> Tensor | None:
         """1 on the mask, falling to 0 in its ring."""

@@ -136,7 +136,7 @@ class Networks:
         """
         z = self.encode(picture * ~mask, noise, "masked")
         size = mask.shape[0] // z.shape[2]
-        return with_mask(z, F.max_pool2d(mask[None, None].float(), size).to(z))
+        return torch.cat([F.max_pool2d(mask[None, None].float(), size).to(z), z], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32, of scaled latents.
@@ -178,26 +178,19 @@ class Networks:
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
         passes of the UNet attend to the texts of this one, which are projected here, once."""
-        dtype = next(self.unet.parameters()).dtype
-
-        def ready(x: Tensor) -> Tensor:
-            return x.to(dtype, memory_format=self.layout if x.ndim == 4 else torch.preserve_format)
-
-        c, uc = ({key: ready(value) for key, value in cond.items()} for cond in (c, uc))
-        guider = guider_of(scale)
+        dtype, guider = next(self.unet.parameters()).dtype, guider_of(scale)
+        cond = guider.conditioning(c, uc)
+        for key, x in cond.items():
+            layout = self.layout if x.ndim == 4 else torch.preserve_format
+            cond[key] = x.to(dtype, memory_format=layout)
         if is_sparse(self.unet):
-            handle_of(self.unet).set_text(guider.conditioning(c, uc)["crossattn"])
-        denoise = guided(self.engine.denoiser, self.engine.model, guider, c, uc)
+            handle_of(self.unet).set_text(cond["crossattn"])
+        denoise = guided(self.engine.denoiser, self.engine.model, guider, cond)
 
         def laid_out(x: Tensor, sigma: Tensor) -> Tensor:
             return denoise(x.contiguous(memory_format=self.layout), sigma)
 
         return laid_out
-
-
-def with_mask(z: Tensor, mask: Tensor) -> Tensor:
-    """Mask [1, 1, h, w] and latents of a masked picture [1, C, h, w] as a network reads them."""
-    return torch.cat([mask, z], dim=1)
 
 
 def _check_finite(x: Tensor) -> None:

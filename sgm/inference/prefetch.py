@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from sgm.inference.loop import Kept, KeptSteps
 from sgm.inference.stores import Store
@@ -69,11 +70,12 @@ class Prefetch:
 
 @contextmanager
 def kept_of(
-    track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
+    z: Tensor, track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
 ) -> Iterator[Kept]:
     """The recordings of a track as an edit reads them.
 
     Args:
+        z: scaled latents of the picture [1, C, h, w].
         of_prompt: names of what its prompt changes, by step.
         store: what to read.
         device: of the networks.
@@ -88,4 +90,4 @@ def kept_of(
 
         unet = tuple(steps_of(names) for names in (of_base, of_prompt) if names)
         encoder = store.get(ENCODER) if track.stepped else None
-        yield Kept(unet, latents, encoder, store.get(DECODER))
+        yield Kept(z, unet, latents, encoder, store.get(DECODER))

@@ -32,7 +32,7 @@ class Recorded:
 
     Attributes:
         count: how many, at least 2; None for every `every`-th.
-        every: steps from one to the next, at most.
+        every: most steps from one recorded step to the next.
         order: of the polynomial through the nearest ones.
         power: 1 for even spacing; above 1 they are denser at the first steps.
         precision: in which they are kept.
@@ -47,7 +47,7 @@ class Recorded:
     prompt_steps: int = 0
 
     def steps(self, steps: int) -> list[int]:
-        """Those of so many steps, rising; the first and the last among them."""
+        """The recorded steps of a run of so many, rising; the first and the last among them."""
         count = count_of(steps, self.every) if self.count is None else self.count
         return spread(steps, count, self.power)
 
@@ -155,13 +155,13 @@ class StepMasks:
     share: float = 0.0
 
     def at(self, step: int, steps: int) -> MaskPyramid:
-        """Those of a step, from 0, of so many."""
+        """Masks of a step, counted from 0, in a run of so many steps."""
         if self.early is None or step >= int(self.share * steps):
             return self.late
         return self.early
 
     def change(self, steps: int) -> int:
-        """The step from which on they are others, of so many; 0 where they stay."""
+        """The first step with the late masks in a run of so many; 0 where the masks stay."""
         return 0 if self.early is None else int(self.share * steps)
 
     @property

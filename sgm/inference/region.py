@@ -83,9 +83,7 @@ class Region:
 
     def recording(self) -> Recording:
         """As it is kept beside the recordings."""
-        kept = Recording()
-        kept.values[MASK] = self.limit
-        return kept
+        return Recording(values={MASK: self.limit})
 
 
 class BoundedStore(Store):
@@ -200,7 +198,8 @@ def _with_rows(
 
         return with_tensors(value, part)
 
-    found = Recording(recording.masks, recording.dtype)
-    for (site, key), value in recording.values.items():
-        found.values[site, key] = changed(site, value) if key == ROWS else value
-    return found
+    values = {
+        (site, key): changed(site, value) if key == ROWS else value
+        for (site, key), value in recording.values.items()
+    }
+    return Recording(recording.masks, recording.dtype, values)

@@ -58,42 +58,29 @@ class SDEdit(Edit):
         """The edited picture, and that all of it is redrawn."""
         return self.edited, torch.ones(self.size, dtype=torch.bool, device=self.edited.device)
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
-        """A dense run encodes the edited picture alone; a sparse one the unedited in full and then
-        the edited sparsely (published order)."""
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
+    ) -> Plan:
+        """A dense run encodes the edited picture alone; a sparse one the unedited in full, unless
+        that was recorded, and then the edited sparsely (published order)."""
         if recipe is None:
             edited = networks.encode(self.edited, noise, "edited")
             return Plan(Source.NONE, None, start=edited, strength=self.strength)
         masks = recipe.sdedit_masks(self.marked)
-        with recording(networks.encoder, masks):
-            z = networks.encode(self.init, noise, "init")
+        if kept is None:
+            with recording(networks.encoder, masks):
+                z = networks.encode(self.init, noise, "init")
+        else:
+            assert kept.encoder is not None  # of a track of SDEdit
+            handle_of(networks.encoder).use(kept.encoder)
+            z = kept.z
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
-        networks.forget()  # of the encoder, before the UNet needs the memory
-        return self._plan(z, edited, recipe, masks, None)
-
-    def from_recording(
-        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
-    ) -> Plan:
-        """The plan of an edit of a picture whose latents z and recordings were kept. The edited
-        picture is encoded sparsely.
-
-        Raises:
-            ValueError: without the unedited picture, or with an equal one.
-        """
-        masks = recipe.sdedit_masks(self.marked)
-        assert kept.encoder is not None  # of a track of SDEdit
-        handle_of(networks.encoder).use(kept.encoder)
-        with sparse(networks.encoder, masks):
-            edited = networks.encode(self.edited, noise, "edited")
-        return self._plan(z, edited, recipe, masks, kept)
-
-    def _plan(
-        self, z: Tensor, edited: Tensor, recipe: Recipe, masks: MaskPyramid, kept: Kept | None
-    ) -> Plan:
-        sparse_decode = kept is not None or recipe.sparse_decode
+        if kept is None:
+            networks.forget()  # of the encoder, before the UNet needs the memory
         steps = recipe.sdedit_steps(self.marked, masks)
         size = (edited.shape[2], edited.shape[3])
+        sparse_decode = kept is not None or recipe.sparse_decode
         return Plan(
             Source.STEPPED,
             z,

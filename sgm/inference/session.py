@@ -12,7 +12,7 @@ from sgm.inference.choose_store import MakeStore
 from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.nan_check import NanCheck
-from sgm.inference.networks import recording, with_mask
+from sgm.inference.networks import recording
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prefetch import kept_of
@@ -165,7 +165,7 @@ class EditSession:
         is shown all of the picture."""
         size, concat = (self.picture.shape[1], self.picture.shape[2]), None
         if self.networks.reads_mask:
-            concat = with_mask(self.z, torch.zeros_like(self.z[:, :1]))
+            concat = torch.cat([torch.zeros_like(self.z[:, :1]), self.z], dim=1)
         return self.pipeline.denoiser(params, size, concat)
 
     def _track(self, task: Task, strength: float) -> Track:
@@ -219,9 +219,7 @@ class EditSession:
 
     def put_latents(self) -> None:
         """Keep those of the picture."""
-        latents = Recording()
-        latents.values["", "z"] = self.z
-        self.store.put(LATENTS, latents)
+        self.store.put(LATENTS, Recording(values={("", "z"): self.z}))
 
     def _ready(self, task: Task, strength: float) -> Track:
         """The track of an edit, recorded now if it was not before."""
@@ -293,9 +291,9 @@ class EditSession:
         with self.scope() as stage:
             with stage("record"):
                 of_prompt = names_of_prompt(self, track, params)
-            with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
+            with kept_of(self.z, track, of_prompt, self.store, self.networks.device) as kept:
                 with stage("encode"):
-                    plan = edit.from_recording(self.networks, self.z, recipe, self.noise, kept)
+                    plan = edit.prepare(self.networks, recipe, self.noise, kept)
                     plan = replace(plan, concat=edit.concat(self.networks, self.noise))
                 noise = noise_inside(plan.inside, seed, self.noise)
                 done = self.pipeline.denoise(plan, params, edit.size, noise, stage, self.progress)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm.inference.noise import Noise
-from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState, per_sample
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState
 
 
 class Unedited(ABC):
@@ -21,7 +21,7 @@ class Unedited(ABC):
 
     @abstractmethod
     def latents(self, step: int) -> Tensor | None:
-        """Those before a step [1, C, h, w]; None where they are not known."""
+        """Latents before a step [1, C, h, w]; None where they are not known."""
 
     @abstractmethod
     def full_pass(self, step: int) -> Tensor:
@@ -29,34 +29,8 @@ class Unedited(ABC):
         next latents that it ends in [1, C, h, w]."""
 
     def result(self) -> Tensor | None:
-        """Those after the last step; None where they are not put back then."""
+        """Latents after the last step; None where they are not put back then."""
         return None
-
-
-class FreshNoise(Unedited):
-    """The picture noised anew for every step, as published for inpainting; nor is anything put
-    back after the last step.
-
-    Args:
-        z: scaled latents of the picture [1, C, h, w].
-        sigmas: levels of the run [steps + 1].
-        noise: its draws are called `step/<number>`.
-        denoise: what a full pass calls.
-    """
-
-    def __init__(self, z: Tensor, sigmas: Tensor, noise: Noise, denoise: Denoise) -> None:
-        self.z, self.sigmas, self.noise, self.denoise = z, sigmas, noise, denoise
-        self._now: tuple[int, Tensor] | None = None
-
-    def latents(self, step: int) -> Tensor:
-        """The picture with a draw of this step's own."""
-        if self._now is None or self._now[0] != step:
-            draw = self.noise(f"step/{step}", self.z.shape).to(self.z)
-            self._now = (step, self.z + draw * float(self.sigmas[step]))
-        return self._now[1]
-
-    def full_pass(self, step: int) -> Tensor:
-        return self.denoise(self.latents(step), per_sample(float(self.sigmas[step]), self.z))
 
 
 class FixedNoise(Unedited):
@@ -80,6 +54,25 @@ class FixedNoise(Unedited):
 
     def full_pass(self, step: int) -> Tensor:
         return self.denoise(self.latents(step), self.sigmas[step].expand(len(self.z)))
+
+
+class FreshNoise(FixedNoise):
+    """The picture noised anew for every step, as published for inpainting; nor is anything put
+    back after the last step.
+
+    Args:
+        z, sigmas, denoise: as of `FixedNoise`.
+        noise: its draws are called `step/<number>`.
+    """
+
+    def __init__(self, z: Tensor, sigmas: Tensor, noise: Noise, denoise: Denoise) -> None:
+        super().__init__(z, torch.zeros_like(z), sigmas, denoise)
+        self.noise, self._step = noise, -1  # the step of the present draw
+
+    def latents(self, step: int) -> Tensor:
+        if step != self._step:
+            self._step, self.draw = step, self.noise(f"step/{step}", self.z.shape).to(self.z)
+        return super().latents(step)
 
 
 class SteppedAlong(Unedited):

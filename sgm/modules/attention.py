@@ -39,13 +39,9 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            return self._in_pieces(x)
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    def _in_pieces(self, x: Tensor) -> Tensor:
-        """The pass, a piece of the outputs at a time."""
+        if x.device.type != "cpu":
+            value, gate = self.proj(x).chunk(2, dim=-1)
+            return value * F.gelu(gate)
         (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         parts = (t.split(CPU_PIECE) for t in (value, value_bias, gate, gate_bias))
         pieces = [

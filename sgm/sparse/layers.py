@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.sparse.backends.torch_ref import PLAIN
-from sgm.sparse.mask_sets import AnyGeometry
+from sgm.sparse.mask_sets import AnyGeometry, SparseStateError
 from sgm.sparse.masks import Resolution
 from sgm.sparse.matmul import linear
 from sgm.sparse.network import Site, SparseModule
@@ -317,4 +317,12 @@ class TextAttention(SparseModule):
     def text_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values to attend to; SparseStateError if the text that was set has another
         shape than the context."""
-        return self.site.state.text_of(self.site.name, context) or self.project_text(context)
+        found = self.site.state.text.get(self.site.name)
+        if found is None:
+            return self.project_text(context)
+        if found[0].shape[:2] != context.shape[:2]:
+            raise SparseStateError(
+                f"The text that was set has {tuple(found[0].shape[:2])} tokens (batch, length) and "
+                f"this pass comes with {tuple(context.shape[:2])}; call set_text with its text."
+            )
+        return found

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.torch_ref import TorchOps
-from sgm.sparse.mask_sets import AnyGeometry
+from sgm.sparse.mask_sets import AnyGeometry, SparseStateError
 from sgm.sparse.masks import Resolution
-from sgm.sparse.recording import Recorded
+from sgm.sparse.recording import Quantised, Recorded, narrowed, tensors_of, widened
 from sgm.sparse.state import Mode, SparseState
 
 Kind = TypeVar("Kind")
@@ -38,8 +38,19 @@ class Site:
         return self.state.record.mask_specific
 
     def put(self, **values: Recorded) -> None:
-        """Record values of this layer under their names."""
-        self.state.put(self.name, **values)
+        """Record values of this layer under their names; of a recording for one mask only what
+        that mask reads, and as small as it was asked for."""
+        state, record, name = self.state, self.state.record, self.name
+        if state.records and record.mask_specific and name in state.layers:
+            values = state.layers[name].cut(values)
+        if state.records:
+            values = {key: narrowed(value, record.dtype) for key, value in values.items()}
+        static = state.static_of(record)
+        for key, value in values.items():
+            # What is quantised is never read by a graph: `use` widens it.
+            if static is not None and not isinstance(value, Quantised):
+                value = static.hold(("record", name, key), value)
+            record.values[name, key] = value
 
     def update(self, active: ActiveSet, **rows: Tensor) -> None:
         """Put rows [B, n, C] at the active outputs of recorded maps, if the scope asks for it."""
@@ -49,9 +60,26 @@ class Site:
                 self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
 
     def get(self, key: str, x: Tensor, kind: type[Kind]) -> Kind:
-        """A recorded value of a kind, for an input x; SparseStateError if it does not fit x."""
-        value = self.state.get(self.name, key, x)
+        """A recorded value of a kind, widened, for an input x of the sparse pass.
+
+        Raises:
+            SparseStateError: it was not recorded, or for another batch, device or dtype.
+        """
+        if (self.name, key) not in self.state.record.values:
+            raise SparseStateError(
+                f"Nothing is recorded for {self.name}.{key}; record with the same network first."
+            )
+        value = widened(self.state.record.values[self.name, key])
         assert isinstance(value, kind)
+        for tensor in tensors_of(value):  # a size has none
+            same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype
+            if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:
+                raise SparseStateError(
+                    f"The recording of {self.name} is for a batch of {tensor.shape[0]} in "
+                    f"{tensor.dtype} on {tensor.device}, but the sparse pass has {x.shape[0]} in "
+                    f"{x.dtype} on {x.device}; record again with this input's batch, dtype and "
+                    "device."
+                )
         return value
 
     def tensor(self, key: str, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a full pass leaves for sparse ones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -107,45 +107,20 @@ def widened(value: Recorded) -> Recorded:
     return value.widen() if isinstance(value, Quantised) else value
 
 
-def each_tensor(recording: "Recording", change: Callable[[Tensor], Tensor]) -> "Recording":
-    """A recording of the results of `change` for every tensor."""
-    changed = Recording(recording.masks, recording.dtype)
-    for key, value in recording.values.items():
-        changed.values[key] = with_tensors(value, lambda number, part: change(part))
-    return changed
-
-
-def room_for(recording: "Recording") -> "Recording":
-    """Memory for the values of such a recording, widened."""
-    room = Recording(recording.masks)
-    for key, value in recording.values.items():
-        if isinstance(value, Quantised):
-            room.values[key] = torch.empty_like(value.codes, dtype=value.scale.dtype)
-        else:
-            room.values[key] = with_tensors(value, lambda number, part: torch.empty_like(part))
-    return room
-
-
-def narrow(recording: "Recording", dtype: torch.dtype | None) -> "Recording":
-    """A recording with its rows and tokens in fewer bytes; None leaves it."""
-    changed = Recording(recording.masks, dtype)
-    for key, value in recording.values.items():
-        changed.values[key] = narrowed(value, dtype)
-    return changed
-
-
+@dataclass(eq=False)
 class Recording:
     """What one full pass left for sparse ones, by layer and name.
 
-    Args:
+    Attributes:
         masks: of the only sparse passes that it serves, for which it keeps nothing else; None if it
             serves any.
         dtype: of the rows and tokens in it (see `quantise`); None for the network's.
+        values: by the names of a layer and of a value of it.
     """
 
-    def __init__(self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None) -> None:
-        self.masks, self.dtype = masks, dtype
-        self.values: dict[tuple[str, str], Recorded] = {}
+    masks: MaskPyramid | None = None
+    dtype: torch.dtype | None = None
+    values: dict[tuple[str, str], Recorded] = field(default_factory=dict)
 
     @property
     def mask_specific(self) -> bool:
@@ -161,7 +136,33 @@ class Recording:
 
     def size_in_bytes(self) -> int:
         """Memory of its tensors."""
-        total = 0
-        for value in self.values.values():
-            total += sum(part.numel() * part.element_size() for part in tensors_of(value))
-        return total
+        parts = (part for value in self.values.values() for part in tensors_of(value))
+        return sum(part.numel() * part.element_size() for part in parts)
+
+
+def each_tensor(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
+    """A recording of the results of `change` for every tensor."""
+
+    def changed(value: Recorded) -> Recorded:
+        return with_tensors(value, lambda number, part: change(part))
+
+    values = {key: changed(value) for key, value in recording.values.items()}
+    return Recording(recording.masks, recording.dtype, values)
+
+
+def room_for(recording: Recording) -> Recording:
+    """Memory for the values of such a recording, widened."""
+
+    def room(value: Recorded) -> Recorded:
+        if isinstance(value, Quantised):
+            return torch.empty_like(value.codes, dtype=value.scale.dtype)
+        return with_tensors(value, lambda number, part: torch.empty_like(part))
+
+    values = {key: room(value) for key, value in recording.values.items()}
+    return Recording(recording.masks, values=values)
+
+
+def narrow(recording: Recording, dtype: torch.dtype | None) -> Recording:
+    """A recording with its rows and tokens in fewer bytes; None leaves it."""
+    values = {key: narrowed(value, dtype) for key, value in recording.values.items()}
+    return Recording(recording.masks, dtype, values)

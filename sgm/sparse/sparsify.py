@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sgm.sparse.backends.torch_ref import TorchOps
@@ -169,7 +168,8 @@ class Sparse(SparseState):
         self.bind()
 
     def bind(self) -> None:
-        """Apply the table to the layers that are there now, and give each its place.
+        """Apply the table to the layers that are there now, and give each its place; done anew at
+        every recording.
 
         Raises:
             NotSparseError: a layer cannot be made sparse.
@@ -213,19 +213,6 @@ class Sparse(SparseState):
                 f"There is no rule for {name}, a {type(layer).__name__} that looks further than "
                 "one pixel."
             )
-
-    @contextmanager
-    def recording(
-        self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
-    ) -> Iterator[Recording]:
-        """Scope in which passes are dense and make a new recording; see `SparseState.recording`.
-
-        Raises:
-            NotSparseError: a layer that came since cannot be made sparse.
-        """
-        self.bind()
-        with super().recording(masks, dtype) as record:
-            yield record
 
     def set_text(self, context: Tensor) -> None:
         """Project a text once for all sparse passes until the next call, or until `clear`. Those

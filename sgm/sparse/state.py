@@ -18,11 +18,9 @@ from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import (
-    Quantised,
     Recorded,
     Recording,
     each_tensor,
-    narrowed,
     room_for,
     size_of,
     tensors_of,
@@ -53,7 +51,8 @@ class Mode(Enum):
 
 
 class SparseState:
-    """Mode, masks, active sets and the recording of one network.
+    """Mode, masks, active sets and the recording of one network; its layers read and write them
+    through their `Site`s.
 
     Args:
         ops: who runs the sparse operators; by default the best that runs on a CPU.
@@ -66,7 +65,7 @@ class SparseState:
         self.record = Recording()
         self.layers: dict[str, Layer] = {}
         self.text: dict[str, tuple[Tensor, Tensor]] = {}
-        self._masks: MaskPyramid | None = None
+        self.masks: MaskPyramid | None = None  # of the current or last sparse scope
         self._active: dict[SetKey, ActiveSet] = {}  # those that are in use
         self._sets: list[MaskSets] = []
         self.static: StaticMemory | None = None
@@ -115,9 +114,9 @@ class SparseState:
 
     def _use_masks(self, masks: MaskPyramid) -> None:
         """Take the active sets of some masks into use."""
-        if masks is self._masks:
+        if masks is self.masks:
             return
-        self._masks, self._active = masks, {}
+        self.masks, self._active = masks, {}
         if self.static is None:
             return
         size = self._sets_of(masks).size
@@ -130,6 +129,9 @@ class SparseState:
             known = self._memory.static.sets[geometry, level]
             self.active(geometry, level, known.outputs.device)
 
+    def bind(self) -> None:
+        """Give the layers that are there now their places; a state without a network has none."""
+
     @contextmanager
     def recording(
         self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
@@ -141,7 +143,11 @@ class SparseState:
             masks: make it serve sparse passes with these masks only, and keep no more than they
                 read (blocks of preset `published` keep whole maps all the same).
             dtype: int8 or bfloat16, to keep rows and tokens in; None for the network's.
+
+        Raises:
+            NotSparseError: a layer that came since the last one cannot be made sparse.
         """
+        self.bind()
         if masks is not None:
             self._use_masks(masks)
         with self._in_mode(Mode.RECORD):
@@ -156,26 +162,25 @@ class SparseState:
     def use(self, recording: Recording) -> None:
         """Make a recording that was kept the present one; one in the memory of `room` is not
         copied."""
-        static = self._static_of(recording)
+        static = self.static_of(recording)
         if static is None or recording is static.room:
             self.record = recording
             return
-        self.record = Recording(recording.masks, recording.dtype)
         named = {("record", *place): widened(value) for place, value in recording.values.items()}
-        held = static.hold_all(named)
-        self.record.values = dict(zip(recording.values, held, strict=True))
+        values = dict(zip(recording.values, static.hold_all(named), strict=True))
+        self.record = Recording(recording.masks, recording.dtype, values)
 
     def room(self, recording: Recording) -> Recording:
         """Memory for the widened values of recordings like this one, to be filled and then given to
         `use`: where there are graphs, that which they read."""
-        room, static = room_for(recording), self._static_of(recording)
+        room, static = room_for(recording), self.static_of(recording)
         if static is not None:
             for place, value in room.values.items():
                 room.values[place] = static.room_for(("record", *place), value)
             static.room = room
         return room
 
-    def _static_of(self, recording: Recording) -> StaticMemory | None:
+    def static_of(self, recording: Recording) -> StaticMemory | None:
         """Where graphs read such a recording, whose masks are in use afterwards; None without
         graphs."""
         if self.static is None or recording.masks is None:
@@ -204,11 +209,13 @@ class SparseState:
         self._use_masks(masks)
         present, self.record = self.record, recording
         try:
-            found, values = Recording(masks, recording.dtype), recording.by_layer()
-            for name, layer in self.layers.items():
-                for key, value in layer.cut(values.get(name, {})).items():
-                    found.values[name, key] = value
-            return found
+            values = recording.by_layer()
+            found = {
+                (name, key): value
+                for name, layer in self.layers.items()
+                for key, value in layer.cut(values.get(name, {})).items()
+            }
+            return Recording(masks, recording.dtype, found)
         finally:
             self.record = present
 
@@ -240,54 +247,10 @@ class SparseState:
             finally:
                 self.updates = False
 
-    @property
-    def masks(self) -> MaskPyramid | None:
-        """The masks of the current or last sparse scope."""
-        return self._masks
-
     def clear(self) -> None:
         """Forget recording, masks and text, and free their memory."""
-        self.record, self._masks, self._active, self.text = Recording(), None, {}, {}
+        self.record, self.masks, self._active, self.text = Recording(), None, {}, {}
         self._sets = []
-
-    def put(self, site: str, **values: Recorded) -> None:
-        """Record values of a layer; of a recording for one mask only what that mask reads, and as
-        small as it was asked for."""
-        if self.mode is Mode.RECORD and self.record.mask_specific and site in self.layers:
-            values = self.layers[site].cut(values)
-        if self.mode is Mode.RECORD:
-            values = {key: narrowed(value, self.record.dtype) for key, value in values.items()}
-        for key, value in values.items():
-            # What is quantised is never read by a graph: `use` widens it.
-            static = self._static_of(self.record)
-            if static is not None and not isinstance(value, Quantised):
-                value = static.hold(("record", site, key), value)
-            self.record.values[site, key] = value
-
-    def get(self, site: str, key: str, x: Tensor) -> Recorded:
-        """A recorded value of a layer, widened, for an input x of the sparse pass.
-
-        Raises:
-            SparseStateError: it was not recorded, or for another batch, device or dtype.
-        """
-        try:
-            value = self.record.values[site, key]
-        except KeyError:
-            raise SparseStateError(
-                f"Nothing is recorded for {site}.{key}; record with the same network first."
-            ) from None
-        if isinstance(value, tuple):
-            return value
-        value = widened(value)
-        tensor = tensors_of(value)[0]
-        same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype
-        if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:
-            raise SparseStateError(
-                f"The recording of {site} is for a batch of {tensor.shape[0]} in {tensor.dtype} "
-                f"on {tensor.device}, but the sparse pass has {x.shape[0]} in {x.dtype} on "
-                f"{x.device}; record again with this input's batch, dtype and device."
-            )
-        return value
 
     def active(self, geometry: AnyGeometry, size: Resolution, device: torch.device) -> ActiveSet:
         """The active set of a convolution at an input resolution; built once per mask.
@@ -297,8 +260,8 @@ class SparseState:
         """
         key = (geometry, size)
         if key not in self._active:
-            assert self._masks is not None  # a scope set them
-            active = self._sets_of(self._masks).get(key, device)
+            assert self.masks is not None  # a scope set them
+            active = self._sets_of(self.masks).get(key, device)
             if self.static is not None:
                 active = self._memory.static.hold_set(key, active)
             self._active[key] = active
@@ -311,8 +274,8 @@ class SparseState:
         Raises:
             SparseStateError: the masks lack such a level.
         """
-        assert self._masks is not None  # a scope set them
-        size = next((size for size in self._masks if size[0] * size[1] == area), None)
+        assert self.masks is not None  # a scope set them
+        size = next((size for size in self.masks if size[0] * size[1] == area), None)
         if size is None:
             raise SparseStateError(f"The masks have no level of {area} pixels.")
         return self.active(geometry, size, device)
@@ -326,17 +289,3 @@ class SparseState:
     def is_sparse_pass(self) -> bool:
         """Whether the pass that runs is a sparse one."""
         return self.mode is Mode.SPARSE
-
-    def text_of(self, site: str, context: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the text that was set, for a layer; None if none was.
-
-        Raises:
-            SparseStateError: the text has another batch or length than the context [B, T, C].
-        """
-        found = self.text.get(site)
-        if found is not None and found[0].shape[:2] != context.shape[:2]:
-            raise SparseStateError(
-                f"The text that was set has {tuple(found[0].shape[:2])} tokens (batch, length) and "
-                f"this pass comes with {tuple(context.shape[:2])}; call set_text with its text."
-            )
-        return found

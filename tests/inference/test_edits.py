@@ -30,7 +30,7 @@ from sgm.sparse.sparsify import Table, handle_of, sparsify
 from sgm.sparse.state import Mode
 from sgm.words import Precision
 from tests.conftest import ROOT, max_error, tiny_weights
-from tests.edits_here import inpainted, redrawn
+from tests.edits_here import inpaint_with, sdedit_with
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute
 SIZES = [(64, 64), (64, 128), (128, 192)]
@@ -102,13 +102,13 @@ def drawn_on(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def inpaint(pipe: Pipeline, size: tuple[int, int], mask: Tensor, steps: int = STEPS) -> EditResult:
-    return inpainted(pipe, picture(size), mask, PROMPT, steps=steps, noise=NamedNoise(3))
+    return inpaint_with(pipe, picture(size), mask, PROMPT, steps=steps, noise=NamedNoise(3))
 
 
 def sdedit(pipe: Pipeline, size: tuple[int, int], mask: Tensor) -> EditResult:
     image = picture(size)
     edited = drawn_on(image, mask)
-    return redrawn(pipe, image, edited, PROMPT, steps=STEPS, noise=NamedNoise(3))
+    return sdedit_with(pipe, image, edited, PROMPT, steps=STEPS, noise=NamedNoise(3))
 
 
 def full(size: tuple[int, int]) -> Tensor:
@@ -391,8 +391,8 @@ def test_a_dense_edit_ignores_the_unedited_picture(dense: Pipeline) -> None:
     size = SIZES[1]
     edited = drawn_on(picture(size), rectangle(size))
     options = {"steps": STEPS, "noise": NamedNoise(3)}
-    alone = redrawn(dense, None, edited, PROMPT, **options)
-    beside = redrawn(dense, picture(size), edited, PROMPT, **options)
+    alone = sdedit_with(dense, None, edited, PROMPT, **options)
+    beside = sdedit_with(dense, picture(size), edited, PROMPT, **options)
     assert torch.equal(alone.image, beside.image)
     assert alone.edit_ratio is None and beside.edit_ratio > 0
 
@@ -401,16 +401,16 @@ def test_a_sparse_edit_needs_two_pictures_that_differ(sige: Pipeline) -> None:
     size = SIZES[0]
     image = picture(size)
     with pytest.raises(ValueError, match="needs the unedited picture"):
-        redrawn(sige, None, image, PROMPT, steps=STEPS)
+        sdedit_with(sige, None, image, PROMPT, steps=STEPS)
     with pytest.raises(ValueError, match="empty"):
-        redrawn(sige, image, image.clone(), PROMPT, steps=STEPS)
+        sdedit_with(sige, image, image.clone(), PROMPT, steps=STEPS)
 
 
 def test_an_empty_mask_is_refused(dense: Pipeline, sige: Pipeline) -> None:
     size = SIZES[0]
     for pipe in (dense, sige):
         with pytest.raises(ValueError, match="empty"):
-            inpainted(pipe, picture(size), ~full(size), PROMPT, steps=STEPS)
+            inpaint_with(pipe, picture(size), ~full(size), PROMPT, steps=STEPS)
 
 
 def test_a_refused_edit_does_not_spoil_the_next(sige: Pipeline) -> None:
@@ -423,7 +423,7 @@ def test_a_refused_edit_does_not_spoil_the_next(sige: Pipeline) -> None:
         return NamedNoise(4)(name, shape)
 
     with pytest.raises(KeyboardInterrupt):
-        inpainted(sige, picture(size), rectangle(size), PROMPT, steps=STEPS, noise=interrupted)
+        inpaint_with(sige, picture(size), rectangle(size), PROMPT, steps=STEPS, noise=interrupted)
     assert torch.equal(inpaint(sige, size, rectangle(size)).image, before.image)
 
 
@@ -449,15 +449,15 @@ def test_sizes_are_checked_before_anything_runs(
     dense: Pipeline, picture: tuple[int, int], mask: tuple[int, int]
 ) -> None:
     with pytest.raises(ValueError, match="multiples of 64"):
-        inpainted(dense, torch.zeros(3, *picture), torch.ones(*mask).bool(), PROMPT)
+        inpaint_with(dense, torch.zeros(3, *picture), torch.ones(*mask).bool(), PROMPT)
     with pytest.raises(ValueError, match="multiples of 64"):
-        redrawn(dense, torch.zeros(3, *mask), torch.zeros(3, *picture), PROMPT)
+        sdedit_with(dense, torch.zeros(3, *mask), torch.zeros(3, *picture), PROMPT)
 
 
 def test_an_edit_frees_its_recordings(sige: Pipeline) -> None:
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[20:40, 10:30] = True
-    inpainted(sige, torch.zeros(3, 64, 64), mask, PROMPT, steps=1)
+    inpaint_with(sige, torch.zeros(3, 64, 64), mask, PROMPT, steps=1)
     networks = sige.networks
     for network in (networks.unet, networks.encoder, networks.decoder):
         assert handle_of(network).record.size_in_bytes() == 0

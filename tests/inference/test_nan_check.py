@@ -11,7 +11,7 @@ from sgm.inference.presets import FAST, PUBLISHED, Recipe
 from sgm.inference.session import EditSession
 from sgm.specs import RecordingSettings, SamplingParams
 from sgm.words import Precision
-from tests.edits_here import inpainted, redrawn
+from tests.edits_here import inpaint_with, sdedit_with
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 64)
@@ -80,10 +80,10 @@ def test_an_edit_names_the_step(kind: str, recipe: Recipe, task: str, first: int
     image, mask = picture(SIZE), rectangle(SIZE)
     with pytest.raises(UserError, match=f"no numbers from step 3 of {STEPS} on, at fp32"):
         if task == "inpainting":
-            inpainted(pipe, image, mask, "a horse", steps=STEPS)
+            inpaint_with(pipe, image, mask, "a horse", steps=STEPS)
         else:
             edited = drawn_on(image, mask)
-            redrawn(pipe, image, edited, "a horse", steps=STEPS, strength=1.0)
+            sdedit_with(pipe, image, edited, "a horse", steps=STEPS, strength=1.0)
 
 
 def test_half_precision_is_named_as_a_remedy() -> None:
@@ -93,7 +93,7 @@ def test_half_precision_is_named_as_a_remedy() -> None:
     pipe = Pipeline(networks, Precision.BF16, sparse=False)
     expected = r"from step 1 of 2 on, at bf16; .*, or use --precision fp32\.$"
     with pytest.raises(UserError, match=expected):
-        inpainted(pipe, picture(SIZE), rectangle(SIZE), "a horse", steps=2)
+        inpaint_with(pipe, picture(SIZE), rectangle(SIZE), "a horse", steps=2)
 
 
 def test_a_recording_of_no_numbers_is_refused() -> None:

@@ -19,6 +19,7 @@ from sgm.modules.diffusionmodules.sampling import (
     DPMPP2M,
     Denoise,
     Solver,
+    SolverState,
     dpmpp_2m_step,
     guided,
     per_sample,
@@ -247,7 +248,7 @@ def make_denoise(data: Golden, name: str, guider: IdentityGuider, samples: int) 
     """The guided toy; the turbo sampler is given the conditional tensors on both halves."""
     c = {"vector": data["trajectory/cond_vector"][:samples]}
     uc = c if name == "turbo" else {"vector": data["trajectory/uc_vector"][:samples]}
-    return guided(toy_denoiser, None, guider, c, uc)
+    return guided(toy_denoiser, None, guider, guider.conditioning(c, uc))
 
 
 @pytest.mark.parametrize("name", ["dpmpp2m", "turbo"])
@@ -333,11 +334,11 @@ def test_second_order_converges_faster_than_first() -> None:
 
     def error(steps: int, with_history: bool) -> float:
         sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64).tolist()
-        x, old, previous = torch.ones(1, dtype=torch.float64), None, None
+        x, before = torch.ones(1, dtype=torch.float64), None
         for sigma, following in pairwise(sigmas):
-            denoised = x / (1 + sigma**2)
-            x = dpmpp_2m_step(x, denoised, old, sigma, following, previous)
-            old, previous = (denoised, sigma) if with_history else (None, None)
+            now = SolverState(x / (1 + sigma**2), sigma)
+            x = dpmpp_2m_step(x, now, following, before)
+            before = now if with_history else None
         return abs(x.item() - (1.01 / 101) ** 0.5)
 
     assert error(100, with_history=False) / error(200, with_history=False) < 2.5

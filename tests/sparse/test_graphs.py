@@ -258,7 +258,8 @@ def test_a_step_never_waits_for_the_device(network) -> None:
     run = Run(kind, unet)
     x, edited, named = run.inputs(1)
     c = {"crossattn": named["context"][:1], "vector": named["y"][:1]}
-    denoise = guided(engine.denoiser, engine.model, VanillaCFG(5.0), c, c)
+    guider = VanillaCFG(5.0)
+    denoise = guided(engine.denoiser, engine.model, guider, guider.conditioning(c, c))
     sigma = torch.full((1,), 3.0)
     with fresh(unet):
         masks = FIRST if kind == "fast" else None

@@ -33,18 +33,17 @@ class Prologue:
     affine: Affine | None = None
     silu: bool = False
 
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Apply to rows [B, n, C]; arithmetic in float32 where scale and shift are."""
+        out = rows
+        if self.affine is not None:
+            out = torch.addcmul(self.affine.shift[:, None], out, self.affine.scale[:, None])
+        if self.silu:
+            out = F.silu(out)
+        return out.to(rows.dtype)
+
 
 PLAIN = Prologue()
-
-
-def apply(prologue: Prologue, rows: Tensor) -> Tensor:
-    """The prologue on rows [B, n, C]; arithmetic in float32 where scale and shift are."""
-    out = rows
-    if prologue.affine is not None:
-        out = torch.addcmul(prologue.affine.shift[:, None], out, prologue.affine.scale[:, None])
-    if prologue.silu:
-        out = F.silu(out)
-    return out.to(rows.dtype)
 
 
 def add_terms(rows: Tensor, embedding: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -80,7 +79,7 @@ class TorchOps:
             [B, n, C]; zeros for outputs outside the map.
         """
         outputs, positions = active.written
-        rows = apply(prologue, x.index_select(1, outputs))
+        rows = prologue(x.index_select(1, outputs))
         if positions is None:
             return rows
         return rows.new_zeros(len(x), active.count, x.shape[2]).index_copy(1, positions, rows)
@@ -114,7 +113,7 @@ class TorchOps:
             rows = linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
             return add_terms(rows, embedding, residual)
         support = active.support
-        rows = apply(prologue, x if support is None else x.index_select(1, support))  # [B, m, C]
+        rows = prologue(x if support is None else x.index_select(1, support))  # [B, m, C]
         rows = F.pad(rows, (0, 0, 0, 1))  # row m: the zero that padding reads
         matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, -1)  # [C_out, k * k * C]
         row_bytes = len(x) * kernel * kernel * channels * x.element_size()
@@ -206,7 +205,7 @@ class TorchOps:
             old = self.gather(old, active, PLAIN)
         now = recorded.moments.replaced(old, rows, recorded.pixels, active.inside)
         short = rows if around is None else torch.cat([rows, around], dim=1)
-        return apply(Prologue(now.affine(norm), silu), short)
+        return Prologue(now.affine(norm), silu)(short)
 
     def layer_norm(self, x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """`x + added`, and its layer norm; all [..., C]."""

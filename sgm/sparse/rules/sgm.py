@@ -42,7 +42,7 @@ class SparseUNet(SparseUNetModel):
     """The UNet; sparse passes make the time embeddings of all residual blocks by one product."""
 
     def embedding(self, timesteps: Tensor, y: Tensor) -> Tensor | dict[nn.Module, Tensor]:
-        """As ever; in sparse passes that of each residual block, [B, C_out]."""
+        """That of all residual blocks, [B, 4 * C]; in sparse passes projected by each, [B, C]."""
         emb, state = super().embedding(timesteps, y), self.site.state
         blocks = [layer for layer in state.layers.values() if isinstance(layer, SparseResBlock)]
         linears = [block.emb_layers[1] for block in blocks]
