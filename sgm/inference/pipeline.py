@@ -15,11 +15,10 @@ from sgm.errors import UserError
 from sgm.inference import loop
 from sgm.inference.edit import Edit
 from sgm.inference.loop import Plan
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import Networks, NonFiniteError, table_of_preset
 from sgm.inference.noise import Noise, by_level, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
-from sgm.inference.progress import Progress, Stopwatch, told
+from sgm.inference.progress import NanCheck, Progress, Stopwatch, told
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of

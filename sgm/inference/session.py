@@ -11,12 +11,11 @@ from sgm import runtime
 from sgm.inference.choose_store import MakeStore
 from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prefetch import kept_of
-from sgm.inference.progress import Progress, Stopwatch, each
+from sgm.inference.progress import NanCheck, Progress, Stopwatch, each
 from sgm.inference.region import (
     REGION,
     BoundedStore,

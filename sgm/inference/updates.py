@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sgm.inference.interpolate import combine
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import recording
-from sgm.inference.progress import each
+from sgm.inference.progress import NanCheck, each
 from sgm.inference.region import REGION
 from sgm.inference.track import DECODER, ENCODER, LATENTS, Track
 from sgm.sparse.masks import cover

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sgm.inference import pipeline
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import FAST
+from sgm.inference.progress import NanCheck
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore
 from sgm.photo import Blend

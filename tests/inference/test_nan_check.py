@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from sgm.errors import UserError
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, PUBLISHED, Recipe
+from sgm.inference.progress import NanCheck
 from sgm.inference.session import EditSession
 from sgm.specs import RecordingSettings, SamplingParams
 from sgm.words import Precision

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from sgm.inference import loop
 from sgm.inference.crop import crop_inpainting, crop_sdedit, window_around
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
-from sgm.inference.progress import Stopwatch
+from sgm.inference.progress import NanCheck, Stopwatch
 from sgm.inference.session import EditSession
 from sgm.photo import Blend
 from sgm.sparse.sparsify import handle_of
