@@ -32,12 +32,12 @@ class Region:
     def __init__(self, limit: Tensor, recipe: Recipe) -> None:
         self.limit = limit
         drawn = recipe.sdedit + recipe.sdedit_decoder
-        self._drawn_limit = grown(limit, drawn)
+        self.drawn_limit = grown(limit, drawn)
         wide = max(drawn, recipe.sdedit_early if recipe.early else 0)
         self._read: Mapping[str, MaskPyramid] = {
             "inpainting": read_by(_levels(limit, recipe)),
             "sdedit": read_by(_levels(grown(limit, wide), recipe)),
-            "autoencoder": read_by(_levels(self._drawn_limit, recipe)),
+            "autoencoder": read_by(_levels(self.drawn_limit, recipe)),
         }
 
     @classmethod
@@ -58,23 +58,6 @@ class Region:
         """A recording of whole maps with zeros in the rows that no edit reads."""
         read = self.read(name)
         return unbounded(bounded(recording, read), read)
-
-    def check(self, edit: Inpainting | SDEdit, recipe: Recipe) -> None:
-        """Refuse an edit that does not lie within, with what changes around it.
-
-        Raises:
-            UserError: part of it lies outside.
-        """
-        drawn = isinstance(edit, SDEdit)
-        asked, touched = edit.marked if drawn else edit.mask > 0, edit.touched(recipe)
-        outside = asked & ~self.limit
-        if touched is not None:
-            outside = outside | touched & ~(self._drawn_limit if drawn else self.limit)
-        if outside.any():
-            raise UserError(
-                f"The edit spans {box(asked)}, and edits within {box(self.limit)} were recorded, "
-                "their rings included; edit there, or record a larger region or the whole picture."
-            )
 
     def holds(self, changed: Tensor, name: str) -> bool:
         """Whether recordings of a name can be brought up to date where a picture has changed, bool
@@ -119,6 +102,27 @@ def size_kept(region: Region | None, name: str, recording: Recording) -> int:
     """Bytes that are kept of the recording of a name."""
     kept = recording if region is None else bounded(recording, region.read(name))
     return kept.size_in_bytes()
+
+
+def check_within(region: Region | None, edit: Inpainting | SDEdit, recipe: Recipe) -> None:
+    """Refuse an edit that, with what changes around it, lies outside of the region that was
+    recorded; None for the whole picture.
+
+    Raises:
+        UserError: part of it lies outside.
+    """
+    if region is None:
+        return
+    drawn = isinstance(edit, SDEdit)
+    asked, touched = edit.marked if drawn else edit.mask > 0, edit.touched(recipe)
+    outside = asked & ~region.limit
+    if touched is not None:
+        outside = outside | touched & ~(region.drawn_limit if drawn else region.limit)
+    if outside.any():
+        raise UserError(
+            f"The edit spans {box(asked)}, and edits within {box(region.limit)} were recorded, "
+            "their rings included; edit there, or record a larger region or the whole picture."
+        )
 
 
 def region_in(store: Store, recipe: Recipe) -> Region | None:

@@ -20,6 +20,7 @@ from sgm.inference.region import (
     REGION,
     BoundedStore,
     Region,
+    check_within,
     region_in,
     size_kept,
 )
@@ -282,8 +283,7 @@ class EditSession:
         seed: int | None,
     ) -> EditResult:
         recipe = self.pipeline.recipe
-        if self.region is not None:
-            self.region.check(edit, recipe)
+        check_within(self.region, edit, recipe)
         track = self._ready(task, strength)
         params = replace(self.params, prompt=prompts[0], negative_prompt=prompts[1])
         edit = self.pipeline.placed(edit)
