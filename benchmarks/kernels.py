@@ -28,8 +28,7 @@ from sgm.cli.program import start
 from sgm.errors import UserError
 from sgm.inference.presets import FAST
 from sgm.sparse.active import CONV3X3, ActiveSet, block_active_set
-from sgm.sparse.backends.base import Prologue, SparseOps
-from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.backends.torch_ref import Prologue, TorchOps
 from sgm.sparse.masks import Resolution, inpainting_pyramid
 from sgm.sparse.norm import Affine, Moments, RecordedRows
 from sgm.sparse.ops import select_ops
@@ -49,7 +48,7 @@ HEAD = 64  # width of an attention head
 TEXT = 77  # tokens
 
 
-def triton_variants(quick: bool) -> dict[str, SparseOps]:
+def triton_variants(quick: bool) -> dict[str, TorchOps]:
     """The backend as it chooses, and each number of parts forced."""
     from sgm.sparse.backends.triton_ops import TritonOps
 
@@ -70,7 +69,7 @@ def bench_conv(bench: Bench, active: ActiveSet, size: Resolution, channels: int,
     ]
     bias = bench.draw(wide)
 
-    def conv(ops: SparseOps, copy: int) -> Tensor:
+    def conv(ops: TorchOps, copy: int) -> Tensor:
         terms = {"embedding": embedding, "residual": residual}
         return ops.conv(x, active, weights[copy], bias, **terms)
 
@@ -100,7 +99,7 @@ def bench_blocks(bench: Bench, active: ActiveSet, channels: int) -> None:
     ]
     bias, affine = bench.draw(channels), Affine(*torch.randn(2, BATCH, channels).to(bench.device))
 
-    def put(ops: SparseOps, copy: int, dtype: torch.dtype, in_place: bool) -> Tensor:
+    def put(ops: TorchOps, copy: int, dtype: torch.dtype, in_place: bool) -> Tensor:
         tensors = (t.to(dtype) for t in (x, weights[copy], bias, base, residual))
         x_, weight, bias_, base_, residual_ = tensors
         terms = (Prologue(affine, silu=True), base_, residual_)

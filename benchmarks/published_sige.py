@@ -29,13 +29,13 @@ from sgm import runtime
 from sgm.cli.program import start
 from sgm.errors import UserError
 from sgm.io.files import check_writable
-from sgm.modules.diffusionmodules.sige_openaimodel import SIGEResBlock
 from sgm.profiling import latency
-from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, select_ops
+from sgm.sparse.rules.published import SIGEResBlock
 from sgm.sparse.state import SparseState
 from sgm.words import Precision
 from tools.compare import markdown_table
@@ -88,7 +88,7 @@ class Trial:
         ops: who runs the sparse pass.
     """
 
-    def __init__(self, size: Size, mask: Tensor, ops: SparseOps) -> None:
+    def __init__(self, size: Size, mask: Tensor, ops: TorchOps) -> None:
         torch.manual_seed(0)
         device, shape = mask.device, (size.batch, size.channels, size.height, size.width)
         block = SIGEResBlock(size.channels, EMBEDDING, size.channels, GROUPS).eval().to(device)

@@ -34,15 +34,13 @@ LAYERS: dict[str, str] = {
     r"sgm\.cli\b.*": "cli",
     r"sgm\.inference\b.*": "inference",
     r"sgm\.profiling\b.*": "profiling",
-    r"sgm\.models\.sige_.*": "sige models",
     r"sgm\.models\b.*": "models",
-    r"sgm\.modules\.(.*\.)?sige_\w+": "sige modules",
     r"sgm\.modules\b.*": "modules",
-    r"sgm\.sparse\.backends\.base": "sparse data",  # the contract, of which all may speak
+    r"sgm\.sparse\.backends\.torch_ref": "sparse data",  # the contract, of which all may speak
     r"sgm\.sparse\.backends\b.*": "sparse.backends",
     r"sgm\.sparse\.ops": "sparse.ops",
     r"sgm\.sparse\.(state|network)": "sparse.state",
-    r"sgm\.sparse\.(modules|layers)": "sparse.layers",
+    r"sgm\.sparse\.layers": "sparse.layers",
     r"sgm\.sparse\.rules\b.*": "sparse.rules",  # the only ones that know networks
     r"sgm\.sparse(\.(sparsify|swap))?": "sparse",
     r"sgm\.sparse\..*": "sparse data",  # masks, active sets, norms: tensors in, tensors out
@@ -63,11 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparse.state": {"sparse.ops", "sparse data"},
     "sparse.layers": {"sparse.state", "sparse.ops", "sparse data"},
     "sparse": SPARSE,
-    "sparse.rules": {"modules", "sige modules"} | SPARSE,
+    "sparse.rules": {"modules"} | SPARSE,
     "modules": {"base"},
     "models": {"modules", "base"},
-    "sige modules": {"modules", "base"} | SPARSE - {"sparse"},
-    "sige models": {"models", "sige modules", "modules", "base"},
     "inference": {"models", "modules", "base", "io", "sparse.rules"} | SPARSE,
     "profiling": {"inference", "models", "modules", "base"} | SPARSE,
     "cli": {"inference", "profiling", "io", "base", "sparse data", "sparse"},
@@ -80,7 +76,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Signatures that may take `**name`: every keyword is kept as data, or all are handed on to one that
 # names them, so none can be swallowed.
 KEYWORD_DATA = {
-    ("sgm/sparse/state.py", "put"),
     ("sgm/sparse/network.py", "put"),
     ("sgm/sparse/network.py", "update"),
     ("sgm/sparse/network.py", "forward"),
@@ -159,10 +154,8 @@ def layer(module: str) -> str:
 
 
 def test_the_layers_are_told_apart() -> None:
-    assert layer("sgm.modules.diffusionmodules.sige_model") == "sige modules"
-    assert layer("sgm.modules.sige_attention") == "sige modules"
+    assert layer("sgm.modules.diffusionmodules.sige_openaimodel") == "modules"
     assert layer("sgm.modules.diffusionmodules.model") == "modules"
-    assert layer("sgm.models.sige_autoencoder") == "sige models"
     assert layer("sgm.sparse.masks") == "sparse data" and layer("sgm.specs") == "base"
     assert set(LAYERS.values()) == set(MAY_IMPORT)
 

@@ -26,7 +26,7 @@ from sgm.sparse.masks import (
     difference_mask,
     dilate,
 )
-from sgm.specs import ModelSpec
+from sgm.specs import ModelSpec, SamplingParams
 from sgm.words import Precision, RunType, Task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,11 +113,13 @@ def run_edit(
             same for every pipeline.
     """
     noise = NamedNoise(edit.seed) if noise is None else noise
-    common = {"seed": edit.seed, "steps": steps, "scale": edit.scale}
-    common |= {"progress": progress, "noise": noise}
+    params = SamplingParams(edit.prompt, "", edit.seed, steps, edit.scale, edit.strength)
+    blend = pipeline.recipe.blend
     if edit.edited is None:
-        return pipeline.inpaint(edit.image, edit.mask, edit.prompt, **common)
-    return pipeline.sdedit(edit.image, edit.edited, edit.prompt, strength=edit.strength, **common)
+        asked: Inpainting | SDEdit = Inpainting(edit.image, edit.mask, blend)
+    else:
+        asked = SDEdit(edit.image, edit.edited, edit.strength, blend=blend)
+    return pipeline.edit(asked, params, noise, progress)
 
 
 def far_from(mask: Tensor) -> Tensor:

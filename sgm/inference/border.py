@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgm.sparse.masks import grown
+
 # Widths of the blurs that spread the difference, as shares of the longer side, and their weights:
 # near the border the narrow ones decide, far inside only the wide ones are left.
 SCALES = ((0.006, 1.0), (0.016, 0.2), (0.04, 0.04), (0.1, 0.008))
@@ -38,7 +40,7 @@ def match_border(edited: Tensor, source: Tensor, weight: Tensor, feather: int) -
     side = max(weight.shape)
     inside = weight >= 1
     reach = max(2, round(BAND * side))
-    band = _grown(inside, reach) & ~inside
+    band = grown(inside, reach) & ~inside
     if not band.any():
         return edited
     difference = source - edited
@@ -74,14 +76,6 @@ def _left_at_border(difference: Tensor, weight: Tensor, feather: int) -> Tensor:
     falling = blur((weight < 1)[None].to(difference), float(feather))[0]
     # Thin strokes and spots have the outside on all sides.
     return seen * torch.where(weight < 1, falling, falling.clamp(max=HALF))
-
-
-def _grown(mask: Tensor, reach: int) -> Tensor:
-    """A mask, bool [H, W], and all pixels within `reach` of it in both directions."""
-    values = mask[None, None].float()
-    for size, padding in (((2 * reach + 1, 1), (reach, 0)), ((1, 2 * reach + 1), (0, reach))):
-        values = F.max_pool2d(values, size, stride=1, padding=padding)
-    return values[0, 0] > 0
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

@@ -4,7 +4,6 @@ for, and the result is put back into the picture at full resolution."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -130,33 +129,23 @@ class Cropped(Edit):
 
     @property
     def size(self) -> tuple[int, int]:
-        """See `Edit.size`; of what the network sees."""
+        """Of what the network sees."""
         return self.inner.size
-
-    def on(self, device: torch.device) -> Self:
-        """See `Edit.on`."""
-        inner, levels = self.inner.on(device), self.levels.to(device)
-        return replace(self, inner=inner, source=self.source.to(device), levels=levels)
 
     @property
     def ratio(self) -> float:
-        """See `Edit.ratio`; of the whole picture."""
+        """Of the whole picture."""
         return (self.levels > 0.5).float().mean().item()
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """See `Edit.shown`; of the window."""
+        """Of the window."""
         return self.inner.shown
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
-        """See `Edit.prepare`."""
-        return self.inner.prepare(networks, recipe, noise)
-
-    def from_recording(
-        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
     ) -> Plan:
-        """See `Edit.from_recording`; of the window."""
-        return self.inner.from_recording(networks, z, recipe, noise, kept)
+        return self.inner.prepare(networks, recipe, noise, kept)
 
     def _seen_region(self, recipe: Recipe) -> Tensor:
         """Where the edit is to the end, as the network sees it: bool or float [h, w]."""
@@ -174,13 +163,13 @@ class Cropped(Edit):
         return opacity_of_drawing(levels, levels | grown, margin, width)
 
     def weight(self, recipe: Recipe) -> Tensor:
-        """See `Edit.weight`; of the whole picture."""
+        """Of the whole picture."""
         weight = torch.zeros(self.levels.shape, device=self.levels.device)
         self.window.of(weight)[:] = self._weight(recipe)
         return weight
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
-        """See `Edit.finish`: the whole picture."""
+        """The whole picture."""
         weight, put_in = self._weight(recipe), composite
         if self.blend.match_border:
             # Colours at the size that the network sees, grain at full resolution.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.inference.border import blur
-from sgm.sparse.masks import DIFFERENCE_THRESHOLD, difference_mask
+from sgm.sparse.masks import DIFFERENCE_THRESHOLD, difference_mask, grown
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ def find_drawing(init: Tensor, edited: Tensor) -> Tensor:
     certain = (shift > CERTAIN * noise) & (shift > LEAST) & raw
     likely = (shift > LIKELY * noise) & (shift > LEAST / 2) & raw
     certain = _without_specks(certain)
-    near = F.max_pool2d(certain[None, None].float(), 2 * REACH + 1, 1, REACH)[0, 0] > 0
-    return certain | (likely & near)
+    return certain | (likely & grown(certain, REACH))
 
 
 def _clean(init: Tensor, edited: Tensor, raw: Tensor) -> bool:

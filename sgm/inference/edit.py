@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Self
 
 import torch
@@ -15,16 +16,20 @@ from sgm.specs import SIZE_MULTIPLE
 
 
 class Edit(ABC):
-    """What a person asks for, apart from the prompt: pictures and, for inpainting, a mask."""
+    """What a person asks for, apart from the prompt: pictures and, for inpainting, a mask. Each
+    kind of edit is a frozen dataclass."""
 
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
         """Height and width in pixels, multiples of 64."""
 
-    @abstractmethod
     def on(self, device: torch.device) -> Self:
         """The same edit with its pictures and masks on a device, where they are then worked on."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)}
+        inner = {name: x.on(device) for name, x in parts.items() if isinstance(x, Edit)}
+        return replace(self, **moved, **inner)
 
     @property
     @abstractmethod
@@ -43,22 +48,19 @@ class Edit(ABC):
         return networks.masked(*self.shown, noise) if networks.reads_mask else None
 
     @abstractmethod
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
+    ) -> Plan:
         """Encode the pictures and make the masks.
 
         Args:
             recipe: which masks UNet and autoencoder run with; None for a dense run.
             noise: source of the posteriors' draws.
+            kept: what was recorded of the unedited picture before, to be used instead.
 
         Raises:
             ValueError: there is nothing to edit, or a sparse run lacks the unedited picture.
         """
-
-    @abstractmethod
-    def from_recording(
-        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
-    ) -> Plan:
-        """The plan of an edit of a picture whose latents z and recordings were kept."""
 
     @abstractmethod
     def weight(self, recipe: Recipe) -> Tensor | None:

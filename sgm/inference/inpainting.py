@@ -1,10 +1,8 @@
 """Inpainting: repaint a masked region, everything else held to the picture at every step."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
-import torch
 from torch import Tensor
 
 from sgm.inference.composite import blended, opacity
@@ -40,16 +38,10 @@ class Inpainting(Edit):
 
     @property
     def size(self) -> tuple[int, int]:
-        """See `Edit.size`."""
         return self.image.shape[1], self.image.shape[2]
-
-    def on(self, device: torch.device) -> Self:
-        """See `Edit.on`."""
-        return replace(self, image=self.image.to(device), mask=self.mask.to(device))
 
     @property
     def ratio(self) -> float:
-        """See `Edit.ratio`."""
         return self.marked.float().mean().item()
 
     @property
@@ -64,48 +56,33 @@ class Inpainting(Edit):
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """See `Edit.shown`."""
         return self.image, self.mask.bool()
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
-        """Encode the picture and bring the mask to the size of its latents; see `Edit.prepare`.
-
-        Raises:
-            ValueError: the mask is empty.
-        """
-        z = networks.encode(self.image, noise, "init")
-        if recipe is None:
-            return Plan(Source.FRESH, z, inside=self._inside(z))
-        decoder_masks = self.decoder_masks(recipe) if recipe.sparse_decode else None
-        return self._plan(z, recipe, decoder_masks)
-
-    def from_recording(
-        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
     ) -> Plan:
-        """See `Edit.from_recording`; nothing has to be encoded."""
-        return replace(self._plan(z, recipe, self.decoder_masks(recipe)), kept=kept)
+        z = networks.encode(self.image, noise, "init") if kept is None else kept.z
+        sampled = self.covered(inpainting_pyramid(self.marked))
+        inside = sampled[z.shape[2], z.shape[3]].to(z.device)
+        if recipe is None:
+            return Plan(Source.FRESH, z, inside=inside)
+        sparse_decode = kept is not None or recipe.sparse_decode
+        return Plan(
+            Source.FIXED if recipe.hold else Source.FRESH,
+            z,
+            inside=inside,
+            masks=StepMasks(self.covered(recipe.inpainting(self.marked))),
+            recorded=recipe.recorded,
+            kept=kept,
+            decoder_masks=self.decoder_masks(recipe) if sparse_decode else None,
+        )
 
     def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
         """Those of the decoder, the ring included."""
         return self.covered(recipe.inpainting_decoder(self.marked))
 
-    def _plan(self, z: Tensor, recipe: Recipe, decoder_masks: MaskPyramid | None) -> Plan:
-        return Plan(
-            Source.FIXED if recipe.hold else Source.FRESH,
-            z,
-            inside=self._inside(z),
-            masks=StepMasks(self.covered(recipe.inpainting(self.marked))),
-            recorded=recipe.recorded,
-            decoder_masks=decoder_masks,
-        )
-
-    def _inside(self, z: Tensor) -> Tensor:
-        """What is sampled of the latents z: bool [h, w]."""
-        sampled = self.covered(inpainting_pyramid(self.marked))
-        return sampled[z.shape[2], z.shape[3]].to(z.device)
-
     def weight(self, recipe: Recipe) -> Tensor | None:
-        """See `Edit.weight`: the mask and its ring."""
+        """1 on the mask, falling to 0 in its ring."""
         return self._opacity
 
     @cached_property
@@ -113,7 +90,6 @@ class Inpainting(Edit):
         return self.blend and opacity(self.mask, self.blend.width(self.size))
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
-        """See `Edit.finish`; the edited part is the mask."""
         if self.blend is None:
             return picture
         return blended(picture, (self.image + 1) / 2, self.mask, self.blend)

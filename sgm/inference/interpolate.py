@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm.sparse.masks import MaskPyramid
-from sgm.sparse.quantise import Quantised
-from sgm.sparse.recording import Recording, by_dtype, room_for, tensors_of
+from sgm.sparse.recording import Quantised, Recording, by_dtype, room_for, tensors_of
 
 
 def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
@@ -119,16 +118,12 @@ class Curve:
         change: int = 0,
     ) -> None:
         self._make, self._order, self._cut, self._change = make, order, cut, change
-        self._made = list(made)
-        self._to_come = list(made)
-        self._last = {m: self._last_use(m) for m in made}
+        self._made, self._to_come = list(made), list(made)
+        # The last step whose polynomial goes through each of them.
+        self._last = {m: s for s in range(made[0], made[-1] + 1) for m in nearest(made, s, order)}
         self._whole: dict[int, Recording] = {}
         self._fitting: dict[int, Recording] = {}
         self._masks: MaskPyramid | None = None
-
-    def _last_use(self, point: int) -> int:
-        steps = range(self._made[0], self._made[-1] + 1)
-        return max(s for s in steps if point in nearest(self._made, s, self._order))
 
     def terms(self, step: int, masks: MaskPyramid) -> list[tuple[Recording, float]]:
         """Recordings for sparse passes with some masks, and what each weighs at a step. Steps are
@@ -143,8 +138,7 @@ class Curve:
         for m in points:
             if m not in self._fitting:
                 whole = self._whole[m]
-                specific = whole.mask_specific
-                self._fitting[m] = whole if specific else self._cut(whole, masks)
+                self._fitting[m] = whole if whole.mask_specific else self._cut(whole, masks)
         if step >= self._change:
             self._whole = {m: r for m, r in self._whole.items() if m not in self._fitting}
         return list(zip((self._fitting[m] for m in points), lagrange(points, step), strict=True))
@@ -156,18 +150,14 @@ class Curve:
     def _reach(self, step: int) -> list[int]:
         """The points of a step's polynomial; all that are still to be used have been made."""
         points = nearest(self._made, step, self._order)
-        self._forget_before(step)
+        for kept in (self._whole, self._fitting):  # drop what no step from this one on needs
+            for m in [m for m in kept if self._last[m] < step]:
+                del kept[m]
         while self._to_come and self._to_come[0] <= points[-1]:
             made = self._to_come.pop(0)
             if self._last[made] >= step:
                 self._whole[made] = self._make(made)
         return points
-
-    def _forget_before(self, step: int) -> None:
-        """Drop what no step from this one on needs."""
-        for kept in (self._whole, self._fitting):
-            for m in [m for m in kept if self._last[m] < step]:
-                del kept[m]
 
 
 class Interpolated:

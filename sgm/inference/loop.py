@@ -4,7 +4,7 @@ Two things differ between the ways of editing, and each is data of a `Plan`: whe
 the unedited picture come from (`sgm.inference.unedited`), and which steps are recorded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -26,7 +26,7 @@ from sgm.inference.unedited import (
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
-from sgm.sparse.sparsify import Sparse, handle_of
+from sgm.sparse.sparsify import handle_of
 
 # Called as (step number, latents, estimate of those at the end) after every sampler step.
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -46,7 +46,7 @@ class KeptSteps:
     """Recordings of some steps.
 
     Attributes:
-        get: that of a step, which serves any masks.
+        get: that of a step, which serves any masks or those of all passes.
         made: the steps that have one, rising.
     """
 
@@ -59,12 +59,15 @@ class Kept:
     """What was recorded of an unedited picture before.
 
     Attributes:
-        unet: to be interpolated each, and summed: recordings, and what another prompt changes.
-        unedited: latents at these steps.
-        encoder: recording of the picture; None for inpainting, which reads none.
-        decoder: that of its latents.
+        z: scaled latents of the picture [1, C, h, w].
+        unet: the recordings of the picture, and what another prompt changes in them; each is
+            interpolated, and they are summed.
+        unedited: latents of the picture at the recorded steps; None where the seed tells them.
+        encoder: recording of the encoder on the picture; None for inpainting, which reads none.
+        decoder: recording of the decoder on the picture's latents.
     """
 
+    z: Tensor
     unet: tuple[KeptSteps, ...]
     unedited: KeptLatents | None
     encoder: Recording | None
@@ -213,29 +216,22 @@ def _recordings(
     if plan.masks is None or not count:
         return None
     handle, change = handle_of(networks.unet), plan.masks.change(count)
-    order, dtype = plan.recorded.order, plan.recorded.dtype
-    if plan.kept is not None:
-        kept = plan.kept.unet
-        curves = [Curve(k.get, k.made, order, handle.cut, change) for k in kept]
-        return _interpolated(handle, plan.masks, curves)
-    assert unedited is not None
 
     def make(step: int, masks: MaskPyramid | None) -> Recording:
-        with recording(networks.unet, masks, dtype):
+        assert unedited is not None
+        with recording(networks.unet, masks, plan.recorded.dtype):
             unedited.full_pass(step)
         return handle.kept()
 
-    if len(made) == count:
+    if plan.kept is not None:
+        sources = plan.kept.unet
+    elif len(made) == count:
         return make
-    one = None if change else plan.masks.late
-    curve = Curve(lambda s: make(s, one), made, order, handle.cut, change)
-    return _interpolated(handle, plan.masks, [curve])
-
-
-def _interpolated(
-    handle: Sparse, masks: StepMasks, curves: Sequence[Curve]
-) -> Callable[[int, MaskPyramid], Recording]:
-    """The sum of some curves at a step. The active sets of all masks are made here, so that no
-    step has to wait for the device to make them."""
-    handle.prepare(curves[0].begin(0), masks.all)
+    else:
+        one = None if change else plan.masks.late
+        sources = (KeptSteps(lambda step: make(step, one), made),)
+    curves = [Curve(s.get, s.made, plan.recorded.order, handle.cut, change) for s in sources]
+    # The active sets of all masks are made here, so that no step has to wait for the device to make
+    # them.
+    handle.prepare(curves[0].begin(0), plan.masks.all)
     return Interpolated(*curves, room=handle.room).at

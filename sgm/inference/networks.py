@@ -35,12 +35,9 @@ def recording(
     return handle_of(network).recording(masks, dtype)
 
 
-def sparse(
-    network: torch.nn.Module, masks: MaskPyramid | None, update: bool = False
-) -> AbstractContextManager[None]:
-    """Scope in which a network computes where the masks say; without masks, everywhere. See
-    `SparseState.sparse` for `update`."""
-    return nullcontext() if masks is None else handle_of(network).sparse(masks, update)
+def sparse(network: torch.nn.Module, masks: MaskPyramid | None) -> AbstractContextManager[None]:
+    """Scope in which a network computes where the masks say; without masks, everywhere."""
+    return nullcontext() if masks is None else handle_of(network).sparse(masks)
 
 
 def table_of_preset(preset: Preset) -> Table:
@@ -104,11 +101,7 @@ class Networks:
             self.layout = handle.ops.memory_format
         self.engine.to(memory_format=self.layout)
         if self._sparse and runtime.wants_graphs(graphs, self.device, Backend(name)):
-            self.use_graphs()
-
-    def use_graphs(self) -> None:
-        """Run sparse passes of the UNet as CUDA graphs; see `SparseState.use_graphs`."""
-        handle_of(self.unet).use_graphs()
+            handle_of(self.unet).use_graphs()
 
     def forget(self) -> None:
         """Free all recordings; at full size they are gigabytes."""
@@ -143,7 +136,7 @@ class Networks:
         """
         z = self.encode(picture * ~mask, noise, "masked")
         size = mask.shape[0] // z.shape[2]
-        return with_mask(z, F.max_pool2d(mask[None, None].float(), size).to(z))
+        return torch.cat([F.max_pool2d(mask[None, None].float(), size).to(z), z], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32, of scaled latents.
@@ -179,33 +172,25 @@ class Networks:
 
         zeroed = [] if negative_prompt or self.is_refiner else ["txt"]
         texts = prompt_pair(prompt, negative_prompt) if weighted else (prompt, negative_prompt)
-        return self.engine.conditioner.get_unconditional_conditioning(
-            batch(texts[0]), batch(texts[1]), zeroed
-        )
-
-    def _laid_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A tensor of a conditioning as the networks want it."""
-        return x.to(dtype, memory_format=self.layout if x.ndim == 4 else torch.preserve_format)
+        conditioner = self.engine.conditioner
+        return conditioner(batch(texts[0])), conditioner(batch(texts[1]), zeroed)
 
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
         passes of the UNet attend to the texts of this one, which are projected here, once."""
-        dtype = next(self.unet.parameters()).dtype
-        c, uc = ({k: self._laid_out(v, dtype) for k, v in cond.items()} for cond in (c, uc))
-        guider = guider_of(scale)
+        dtype, guider = next(self.unet.parameters()).dtype, guider_of(scale)
+        cond = guider.conditioning(c, uc)
+        for key, x in cond.items():
+            layout = self.layout if x.ndim == 4 else torch.preserve_format
+            cond[key] = x.to(dtype, memory_format=layout)
         if is_sparse(self.unet):
-            handle_of(self.unet).set_text(guider.conditioning(c, uc)["crossattn"])
-        denoise = guided(self.engine.denoiser, self.engine.model, guider, c, uc)
+            handle_of(self.unet).set_text(cond["crossattn"])
+        denoise = guided(self.engine.denoiser, self.engine.model, guider, cond)
 
         def laid_out(x: Tensor, sigma: Tensor) -> Tensor:
             return denoise(x.contiguous(memory_format=self.layout), sigma)
 
         return laid_out
-
-
-def with_mask(z: Tensor, mask: Tensor) -> Tensor:
-    """Mask [1, 1, h, w] and latents of a masked picture [1, C, h, w] as a network reads them."""
-    return torch.cat([mask, z], dim=1)
 
 
 def _check_finite(x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A loaded model that edits pictures: load once, then inpaint and sdedit any number of times."""
+"""A loaded model that edits pictures: load once, then edit any number of times."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -14,14 +14,11 @@ from sgm import runtime
 from sgm.errors import UserError
 from sgm.inference import loop
 from sgm.inference.edit import Edit
-from sgm.inference.inpainting import Inpainting
 from sgm.inference.loop import Plan
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.networks import Networks, NonFiniteError, table_of_preset
 from sgm.inference.noise import Noise, by_level, sequential_noise
 from sgm.inference.presets import PUBLISHED, RECIPES, Recipe
-from sgm.inference.progress import Progress, Stopwatch, told
-from sgm.inference.sdedit import SDEdit
+from sgm.inference.progress import NanCheck, Progress, Stopwatch, told
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of
@@ -49,30 +46,23 @@ class EditResult:
     edit_ratio: float | None
 
 
+@dataclass(eq=False)
 class Pipeline:
     """The networks of one checkpoint together with the way they run.
 
-    Args:
+    Attributes:
         networks: on their device, in their dtype.
         precision: decides the TF32 switches of a run; the dtype of the weights is given already.
         sparse: whether edits run sparsely.
-        recipe: how sparsely, and whether pixels outside of an edit stay those of the input.
         turbo: the few steps to make instead of the whole schedule.
+        recipe: how sparsely, and whether pixels outside of an edit stay those of the input.
     """
 
-    def __init__(
-        self,
-        networks: Networks,
-        precision: Precision,
-        sparse: bool,
-        turbo: Turbo | None = None,
-        recipe: Recipe = PUBLISHED,
-    ) -> None:
-        self.networks = networks
-        self.precision = precision
-        self.sparse = sparse
-        self.turbo = turbo
-        self.recipe = recipe
+    networks: Networks
+    precision: Precision
+    sparse: bool
+    turbo: Turbo | None = None
+    recipe: Recipe = PUBLISHED
 
     @classmethod
     def load(
@@ -120,7 +110,7 @@ class Pipeline:
 
     def with_recipe(self, recipe: Recipe) -> "Pipeline":
         """The same networks, run by another recipe."""
-        return Pipeline(self.networks, self.precision, self.sparse, self.turbo, recipe)
+        return replace(self, recipe=recipe)
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -133,7 +123,7 @@ class Pipeline:
                 self.networks.forget()
 
     def prepare(self, edit: Edit, noise: Noise) -> Plan:
-        """Encode the pictures and make the masks; inside `scope`. See `Edit.prepare`."""
+        """Encode the pictures and make the masks, as `Edit.prepare` does; inside `scope`."""
         recipe = self.recipe if self.sparse else None
 
         def prepared() -> Plan:
@@ -156,7 +146,7 @@ class Pipeline:
             return EditResult(edit.finish(picture, self.recipe).cpu(), seconds, edit.ratio)
 
     def decode(self, plan: Plan) -> Tensor:
-        """Picture of a denoised plan; inside `scope`. See `loop.decode`."""
+        """Picture [3, H, W] in [0, 1], float32, of a denoised plan; inside `scope`."""
         return self._retried(lambda: loop.decode(plan, self.networks))
 
     def _retried(self, run: Callable[[], Result]) -> Result:
@@ -269,61 +259,3 @@ class Pipeline:
             with stage("decode"):
                 picture = self.decode(plan)
             return self.finished(edit, picture, stage.seconds)
-
-    def inpaint(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        prompt: str,
-        negative_prompt: str = "",
-        *,
-        seed: int = 2,
-        steps: int | None = None,
-        scale: float = 6.0,
-        progress: bool = False,
-        noise: Noise = sequential_noise,
-    ) -> EditResult:
-        """Repaint the masked part of a picture.
-
-        Args:
-            image: [3, H, W] in [-1, 1], H and W multiples of 64.
-            mask: bool [H, W], True where to repaint; not empty.
-            steps: default 50, or 4 for a turbo run.
-            noise: source of the random draws; by default the published order of draws.
-
-        Raises:
-            ValueError: the mask is empty, or the sizes are not as above.
-        """
-        params = SamplingParams(prompt, negative_prompt, seed, steps, scale)
-        return self.edit(Inpainting(image, mask, self.recipe.blend), params, noise, progress)
-
-    def sdedit(
-        self,
-        init_image: Tensor | None,
-        edited_image: Tensor,
-        prompt: str,
-        negative_prompt: str = "",
-        *,
-        seed: int = 2,
-        steps: int | None = None,
-        scale: float = 6.0,
-        strength: float = 0.8,
-        progress: bool = False,
-        noise: Noise = sequential_noise,
-    ) -> EditResult:
-        """Turn a picture that was drawn on into one in the manner of the model.
-
-        Args:
-            init_image: the unedited picture [3, H, W] in [-1, 1]; a dense run does without it.
-            edited_image: the picture that was drawn on, same shape; not equal to the unedited.
-            steps: of the whole schedule; default 50, or 4 for a turbo run.
-            strength: share of the schedule that is run.
-            noise: source of the random draws; by default the published order of draws.
-
-        Raises:
-            ValueError: a sparse run without the unedited picture, or with an equal one; or the
-                sizes are not as above.
-        """
-        params = SamplingParams(prompt, negative_prompt, seed, steps, scale, strength)
-        edit = SDEdit(init_image, edited_image, strength, blend=self.recipe.blend)
-        return self.edit(edit, params, noise, progress)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from sgm.inference.loop import Kept, KeptSteps
 from sgm.inference.stores import Store
 from sgm.inference.track import DECODER, ENCODER, Track
-from sgm.sparse.recording import Recording, each_tensor
+from sgm.sparse.recording import Recording, tensors_of
 
 
 class Prefetch:
@@ -35,7 +34,7 @@ class Prefetch:
         self._coming: tuple[str, Future[Recording]] | None = None
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`."""
+        """A recording of the store, on the device."""
         if self._coming is None or self._coming[0] != name:
             self._fetch(name)
         assert self._coming is not None
@@ -43,7 +42,10 @@ class Prefetch:
         if self._stream is not None:
             here = torch.cuda.current_stream(self.device)
             here.wait_stream(self._stream)
-            each_tensor(recording, lambda t: _used_on(t, here))
+            # Until `here` is through with it, the memory of a tensor stays its own.
+            for value in recording.values.values():
+                for tensor in tensors_of(value):
+                    tensor.record_stream(here)
         if name in self._next:
             self._fetch(self._next[name])
         return recording
@@ -60,12 +62,7 @@ class Prefetch:
     def __enter__(self) -> "Prefetch":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the thread; what it was fetching is dropped."""
         self._coming = None
         self._thread.shutdown(cancel_futures=True)
@@ -73,11 +70,12 @@ class Prefetch:
 
 @contextmanager
 def kept_of(
-    track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
+    z: Tensor, track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
 ) -> Iterator[Kept]:
     """The recordings of a track as an edit reads them.
 
     Args:
+        z: scaled latents of the picture [1, C, h, w].
         of_prompt: names of what its prompt changes, by step.
         store: what to read.
         device: of the networks.
@@ -92,10 +90,4 @@ def kept_of(
 
         unet = tuple(steps_of(names) for names in (of_base, of_prompt) if names)
         encoder = store.get(ENCODER) if track.stepped else None
-        yield Kept(unet, latents, encoder, store.get(DECODER))
-
-
-def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """Keep the memory of a tensor of another stream until this one is through with it."""
-    tensor.record_stream(stream)
-    return tensor
+        yield Kept(z, unet, latents, encoder, store.get(DECODER))

@@ -32,7 +32,7 @@ class Recorded:
 
     Attributes:
         count: how many, at least 2; None for every `every`-th.
-        every: steps from one to the next, at most.
+        every: most steps from one recorded step to the next.
         order: of the polynomial through the nearest ones.
         power: 1 for even spacing; above 1 they are denser at the first steps.
         precision: in which they are kept.
@@ -47,7 +47,7 @@ class Recorded:
     prompt_steps: int = 0
 
     def steps(self, steps: int) -> list[int]:
-        """Those of so many steps, rising; the first and the last among them."""
+        """The recorded steps of a run of so many, rising; the first and the last among them."""
         count = count_of(steps, self.every) if self.count is None else self.count
         return spread(steps, count, self.power)
 
@@ -57,17 +57,11 @@ class Recorded:
         return DTYPES[self.precision]
 
     def changed(self, settings: RecordingSettings) -> "Recorded":
-        """As somebody wants it."""
-        found = self
-        if settings.every is not None:
-            found = replace(found, count=None, every=settings.every)
-        if settings.count is not None:
-            found = replace(found, count=settings.count)
-        if settings.precision is not None:
-            found = replace(found, precision=settings.precision)
-        if settings.prompt_steps is not None:
-            found = replace(found, prompt_steps=settings.prompt_steps)
-        return found
+        """With what a person has set instead."""
+        given = {name: value for name, value in vars(settings).items() if value is not None}
+        if "every" in given:  # so their number is not that of the preset
+            given = {"count": None, **given}
+        return replace(self, **given)
 
 
 EVERY_STEP = Recorded()
@@ -111,7 +105,7 @@ class Recipe:
     sdedit_early: int = 0
 
     def with_recordings(self, settings: RecordingSettings) -> "Recipe":
-        """With recordings as somebody wants them, whatever the task."""
+        """With what a person has set of the recordings, whatever the task."""
         return replace(
             self,
             recorded=self.recorded.changed(settings),
@@ -161,18 +155,18 @@ class StepMasks:
     share: float = 0.0
 
     def at(self, step: int, steps: int) -> MaskPyramid:
-        """Those of a step, from 0, of so many."""
+        """Masks of a step, counted from 0, in a run of so many steps."""
         if self.early is None or step >= int(self.share * steps):
             return self.late
         return self.early
 
     def change(self, steps: int) -> int:
-        """The step from which on they are others, of so many; 0 where they stay."""
+        """The first step with the late masks in a run of so many; 0 where the masks stay."""
         return 0 if self.early is None else int(self.share * steps)
 
     @property
     def all(self) -> tuple[MaskPyramid, ...]:
-        """Each once."""
+        """All different ones."""
         return (self.late,) if self.early is None else (self.early, self.late)
 
     @property

@@ -1,6 +1,6 @@
 """A region of a picture that bounds where its later edits may be, so that less has to be kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,13 +11,14 @@ from sgm.inference.presets import Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.inference.track import DECODER, ENCODER
-from sgm.sparse.bounds import bounded, read_by, unbounded
-from sgm.sparse.masks import MaskPyramid, dilate
-from sgm.sparse.recording import Recording
+from sgm.sparse.masks import MaskPyramid, dilate, grown
+from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, SAME
+from sgm.sparse.recording import Recorded, Recording, with_tensors
 from sgm.words import RecordingMemory, Task
 
 REGION = "region"  # store key of its mask
 MASK = ("", "mask")  # in the recording of that name
+ROWS = "rows"  # the recorded values that are read by active pixels
 
 
 class Region:
@@ -31,12 +32,12 @@ class Region:
     def __init__(self, limit: Tensor, recipe: Recipe) -> None:
         self.limit = limit
         drawn = recipe.sdedit + recipe.sdedit_decoder
-        self._drawn_limit = grown(limit, drawn)
+        self.drawn_limit = grown(limit, drawn)
         wide = max(drawn, recipe.sdedit_early if recipe.early else 0)
         self._read: Mapping[str, MaskPyramid] = {
             "inpainting": read_by(_levels(limit, recipe)),
             "sdedit": read_by(_levels(grown(limit, wide), recipe)),
-            "autoencoder": read_by(_levels(self._drawn_limit, recipe)),
+            "autoencoder": read_by(_levels(self.drawn_limit, recipe)),
         }
 
     @classmethod
@@ -58,13 +59,6 @@ class Region:
         read = self.read(name)
         return unbounded(bounded(recording, read), read)
 
-    def holds_edit(self, edit: Inpainting | SDEdit, recipe: Recipe) -> bool:
-        """Whether an edit, with what changes around it, lies within."""
-        limit = self._drawn_limit if isinstance(edit, SDEdit) else self.limit
-        touched = edit.touched(recipe)
-        beyond = marked_by(edit) & ~self.limit
-        return not (beyond if touched is None else beyond | touched & ~limit).any()
-
     def holds(self, changed: Tensor, name: str) -> bool:
         """Whether recordings of a name can be brought up to date where a picture has changed, bool
         [H, W], by an edit of the region."""
@@ -72,9 +66,7 @@ class Region:
 
     def recording(self) -> Recording:
         """As it is kept beside the recordings."""
-        kept = Recording()
-        kept.values[MASK] = self.limit
-        return kept
+        return Recording(values={MASK: self.limit})
 
 
 class BoundedStore(Store):
@@ -90,23 +82,19 @@ class BoundedStore(Store):
 
     @property
     def place(self) -> RecordingMemory:
-        """See `Store.place`."""
         return self._store.place
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`."""
         self._store.put(name, bounded(recording, self._region.read(name)))
 
     def names(self) -> set[str]:
-        """See `Store.names`."""
         return self._store.names()
 
     def forget(self, name: str) -> None:
-        """See `Store.forget`."""
         self._store.forget(name)
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`; rows that no edit reads are zero."""
+        """Rows that no edit reads are zero."""
         return unbounded(self._store.get(name), self._region.read(name))
 
 
@@ -117,22 +105,24 @@ def size_kept(region: Region | None, name: str, recording: Recording) -> int:
 
 
 def check_within(region: Region | None, edit: Inpainting | SDEdit, recipe: Recipe) -> None:
-    """Refuse an edit outside of the region that was recorded; None for the whole picture.
+    """Refuse an edit that, with what changes around it, lies outside of the region that was
+    recorded; None for the whole picture.
 
     Raises:
         UserError: part of it lies outside.
     """
-    if region is not None and not region.holds_edit(edit, recipe):
+    if region is None:
+        return
+    drawn = isinstance(edit, SDEdit)
+    asked, touched = edit.marked if drawn else edit.mask > 0, edit.touched(recipe)
+    outside = asked & ~region.limit
+    if touched is not None:
+        outside = outside | touched & ~(region.drawn_limit if drawn else region.limit)
+    if outside.any():
         raise UserError(
-            f"The edit spans {box(marked_by(edit))}, and edits within {box(region.limit)} were "
-            "recorded, their rings included; edit there, or record a larger region or the whole "
-            "picture."
+            f"The edit spans {box(asked)}, and edits within {box(region.limit)} were recorded, "
+            "their rings included; edit there, or record a larger region or the whole picture."
         )
-
-
-def marked_by(edit: Inpainting | SDEdit) -> Tensor:
-    """Where an edit was asked for, bool [H, W]."""
-    return edit.marked if isinstance(edit, SDEdit) else edit.mask > 0
 
 
 def region_in(store: Store, recipe: Recipe) -> Region | None:
@@ -142,11 +132,6 @@ def region_in(store: Store, recipe: Recipe) -> Region | None:
     limit = store.get(REGION).values[MASK]
     assert isinstance(limit, Tensor)
     return Region(limit.cpu(), recipe)
-
-
-def grown(mask: Tensor, distance: int) -> Tensor:
-    """A mask, bool [H, W], grown by a square: it holds every other growth by this distance."""
-    return F.max_pool2d(mask[None, None].float(), 2 * distance + 1, 1, distance)[0, 0] > 0
 
 
 def box(mask: Tensor) -> str:
@@ -169,3 +154,56 @@ def _levels(limit: Tensor, recipe: Recipe) -> MaskPyramid:
         if min(size) == 1:
             return levels
         size = (size[0] // 2, size[1] // 2)
+
+
+def read_by(masks: MaskPyramid) -> MaskPyramid:
+    """Which pixels sparse passes read, with these masks or any part of them: bool by resolution,
+    the active ones and those around them."""
+    found = {}
+    for size, active in masks.items():
+        read = active
+        for geometry in (SAME, DOWN, DOWN_END, DOUBLED):
+            outputs = masks.get(geometry.out_size(size))
+            if outputs is not None:
+                read = read | geometry.read(outputs, size)
+        found[size] = read
+    return found
+
+
+def bounded(recording: Recording, read: MaskPyramid) -> Recording:
+    """A recording with the rows [B, n, C] of these pixels alone. Keys and values stay whole: every
+    active pixel attends to all of them."""
+    return _with_rows(recording, read, lambda rows, pixels, count: rows.index_select(1, pixels))
+
+
+def unbounded(recording: Recording, read: MaskPyramid) -> Recording:
+    """The inverse of `bounded`: rows [B, P, C] of whole maps, with zeros at all other pixels."""
+
+    def put(rows: Tensor, pixels: Tensor, count: int) -> Tensor:
+        whole = rows.new_zeros(rows.shape[0], count, rows.shape[2])
+        return whole.index_copy_(1, pixels, rows)
+
+    return _with_rows(recording, read, put)
+
+
+def _with_rows(
+    recording: Recording, read: MaskPyramid, change: Callable[[Tensor, Tensor, int], Tensor]
+) -> Recording:
+    """A recording whose rows are changed, given which pixels are read and how many there are."""
+
+    def changed(site: str, value: Recorded) -> Recorded:
+        size = recording.values[site, "size"]
+        assert isinstance(size, tuple)
+        pixels, count = read[size].flatten().nonzero()[:, 0], size[0] * size[1]
+
+        def part(number: int, tensor: Tensor) -> Tensor:
+            # The second tensor of a quantised map is its scale, which has no rows.
+            return tensor if number else change(tensor, pixels.to(tensor.device), count)
+
+        return with_tensors(value, part)
+
+    values = {
+        (site, key): changed(site, value) if key == ROWS else value
+        for (site, key), value in recording.values.items()
+    }
+    return Recording(recording.masks, recording.dtype, values)

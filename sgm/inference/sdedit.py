@@ -1,8 +1,7 @@
 """SDEdit (Meng et al., 2022): noise a picture that was drawn on, and denoise it again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -46,73 +45,42 @@ class SDEdit(Edit):
 
     @property
     def size(self) -> tuple[int, int]:
-        """See `Edit.size`."""
         return self.edited.shape[1], self.edited.shape[2]
-
-    def on(self, device: torch.device) -> Self:
-        """See `Edit.on`."""
-        given = {"init": self.init, "edited": self.edited, "drawing": self.drawing}
-        return replace(self, **{k: x if x is None else x.to(device) for k, x in given.items()})
 
     @property
     def ratio(self) -> float | None:
-        """See `Edit.ratio`."""
         if self.init is None and self.drawing is None:
             return None
         return self.marked.float().mean().item()
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """See `Edit.shown`: all of the picture is redrawn."""
+        """The edited picture, and that all of it is redrawn."""
         return self.edited, torch.ones(self.size, dtype=torch.bool, device=self.edited.device)
 
-    def prepare(self, networks: Networks, recipe: Recipe | None, noise: Noise) -> Plan:
-        """See `Edit.prepare`. A dense run encodes the edited picture alone; a sparse one the
-        unedited in full and then the edited sparsely (published order).
-
-        Raises:
-            ValueError: a sparse run without the unedited picture, or with an equal one.
-        """
+    def prepare(
+        self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
+    ) -> Plan:
+        """A dense run encodes the edited picture alone; a sparse one the unedited in full, unless
+        that was recorded, and then the edited sparsely (published order)."""
         if recipe is None:
             edited = networks.encode(self.edited, noise, "edited")
             return Plan(Source.NONE, None, start=edited, strength=self.strength)
-        difference = self.marked
-        masks = recipe.sdedit_masks(difference)
-        with recording(networks.encoder, masks):
-            z = networks.encode(self.init, noise, "init")
+        masks = recipe.sdedit_masks(self.marked)
+        if kept is None:
+            with recording(networks.encoder, masks):
+                z = networks.encode(self.init, noise, "init")
+        else:
+            assert kept.encoder is not None  # of a track of SDEdit
+            handle_of(networks.encoder).use(kept.encoder)
+            z = kept.z
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")
-        networks.forget()  # of the encoder, before the UNet needs the memory
-        decoder_masks = self.decoder_masks(recipe) if recipe.sparse_decode else None
-        return self._plan(z, edited, recipe, masks, decoder_masks)
-
-    def from_recording(
-        self, networks: Networks, z: Tensor, recipe: Recipe, noise: Noise, kept: Kept
-    ) -> Plan:
-        """See `Edit.from_recording`. The edited picture is encoded sparsely.
-
-        Raises:
-            ValueError: without the unedited picture, or with an equal one.
-        """
-        difference = self.marked
-        masks = recipe.sdedit_masks(difference)
-        assert kept.encoder is not None  # of a track of SDEdit
-        handle_of(networks.encoder).use(kept.encoder)
-        with sparse(networks.encoder, masks):
-            edited = networks.encode(self.edited, noise, "edited")
-        decoder_masks = self.decoder_masks(recipe)
-        return replace(self._plan(z, edited, recipe, masks, decoder_masks), kept=kept)
-
-    def _plan(
-        self,
-        z: Tensor,
-        edited: Tensor,
-        recipe: Recipe,
-        masks: MaskPyramid,
-        decoder_masks: MaskPyramid | None,
-    ) -> Plan:
+        if kept is None:
+            networks.forget()  # of the encoder, before the UNet needs the memory
         steps = recipe.sdedit_steps(self.marked, masks)
         size = (edited.shape[2], edited.shape[3])
+        sparse_decode = kept is not None or recipe.sparse_decode
         return Plan(
             Source.STEPPED,
             z,
@@ -121,7 +89,8 @@ class SDEdit(Edit):
             masks=steps,
             recorded=recipe.sdedit_recorded,
             strength=self.strength,
-            decoder_masks=decoder_masks,
+            kept=kept,
+            decoder_masks=self.decoder_masks(recipe) if sparse_decode else None,
         )
 
     @cached_property
@@ -144,14 +113,14 @@ class SDEdit(Edit):
         return masks if touched is None else cover(masks, touched)
 
     def weight(self, recipe: Recipe) -> Tensor | None:
-        """See `Edit.weight`: 1 on the drawing, 0 beyond its region and the ring."""
+        """1 on the drawing, 0 beyond its region and the ring."""
         if self.blend is None or (self.init is None and self.drawing is None):
             return None
         drawing, width = self.marked, self.blend.width(self.size)
         return opacity_of_drawing(drawing, self.region(recipe), recipe.sdedit, width)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
-        """See `Edit.finish`; the edited part is put into the unedited picture, if there is one."""
+        """The edited part is put into the unedited picture, if there is one."""
         weight = self.weight(recipe)
         if self.blend is None or weight is None:
             return picture

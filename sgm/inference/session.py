@@ -8,17 +8,14 @@ import torch
 from torch import Tensor
 
 from sgm import runtime
-from sgm.inference.accept import bring_up_to_date
 from sgm.inference.choose_store import MakeStore
 from sgm.inference.edit import check_sizes
 from sgm.inference.inpainting import Inpainting
-from sgm.inference.nan_check import NanCheck
-from sgm.inference.networks import recording, with_mask
+from sgm.inference.networks import recording
 from sgm.inference.noise import NamedNoise, Noise, noise_inside
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prefetch import kept_of
-from sgm.inference.progress import Progress, Stopwatch, each
-from sgm.inference.prompt_shift import record_shift
+from sgm.inference.progress import NanCheck, Progress, Stopwatch, each
 from sgm.inference.region import (
     REGION,
     BoundedStore,
@@ -30,6 +27,7 @@ from sgm.inference.region import (
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import DeviceStore, Store
 from sgm.inference.track import DECODER, ENCODER, LATENTS, Track
+from sgm.inference.updates import bring_up_to_date, names_of_prompt
 from sgm.modules.diffusionmodules.sampling import Denoise
 from sgm.sparse.recording import Recording
 from sgm.sparse.sparsify import handle_of
@@ -167,7 +165,7 @@ class EditSession:
         is shown all of the picture."""
         size, concat = (self.picture.shape[1], self.picture.shape[2]), None
         if self.networks.reads_mask:
-            concat = with_mask(self.z, torch.zeros_like(self.z[:, :1]))
+            concat = torch.cat([torch.zeros_like(self.z[:, :1]), self.z], dim=1)
         return self.pipeline.denoiser(params, size, concat)
 
     def _track(self, task: Task, strength: float) -> Track:
@@ -185,8 +183,7 @@ class EditSession:
         return Track(f"sdedit-{strength}", sigmas, recipe.sdedit_recorded, stepped=True)
 
     def is_recorded(self, task: Task, strength: float) -> bool:
-        """Whether an edit of this kind has its recordings; if not, the first such edit makes
-        them."""
+        """Whether an edit of this kind has its recordings; if not, the first makes them."""
         return self._track(task, strength).name_of_latents in self.store.names()
 
     def _record(self, track: Track, make_store: MakeStore | None = None) -> int:
@@ -222,9 +219,7 @@ class EditSession:
 
     def put_latents(self) -> None:
         """Keep those of the picture."""
-        latents = Recording()
-        latents.values["", "z"] = self.z
-        self.store.put(LATENTS, latents)
+        self.store.put(LATENTS, Recording(values={("", "z"): self.z}))
 
     def _ready(self, task: Task, strength: float) -> Track:
         """The track of an edit, recorded now if it was not before."""
@@ -240,23 +235,6 @@ class EditSession:
         self.tracks[track.name] = track
         return track
 
-    def _prompt_names(self, track: Track, params: SamplingParams) -> dict[int, str]:
-        """Store keys of what the prompt of an edit changes, by step; they are there afterwards."""
-        words = (params.prompt, params.negative_prompt)
-        if words == (self.params.prompt, self.params.negative_prompt):
-            return {}
-        names = {step: track.name_of_prompt(*words, step) for step in track.steps_of_prompt()}
-        if not self.store.names().issuperset(names.values()):
-            denoise, watch = self.denoiser(params), NanCheck(self.networks.device)
-            latents = track.latents_of(self.store.get(track.name_of_latents))
-            unedited = latents or track.unedited(self.z, self.noise, denoise, self.solver)
-            unet = self.networks.unet
-            record_shift(
-                track, names, self.store, unet, unedited, denoise, watch, self.region, self.progress
-            )
-            watch.check(self.pipeline.precision)
-        return names
-
     def inpaint(
         self, prompt: str, mask: Tensor, negative_prompt: str = "", seed: int | None = None
     ) -> EditResult:
@@ -269,12 +247,8 @@ class EditSession:
         Raises:
             ValueError: the mask is empty or of another size.
         """
-        recipe = self.pipeline.recipe
-        edit = Inpainting(self.picture, mask, recipe.blend)
-        check_within(self.region, edit, recipe)
-        track = self._ready(Task.INPAINTING, 1.0)
-        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
-        return self._edit(edit, track, params, seed)
+        edit = Inpainting(self.picture, mask, self.pipeline.recipe.blend)
+        return self._edit(edit, Task.INPAINTING, 1.0, (prompt, negative_prompt), seed)
 
     def sdedit(
         self,
@@ -297,29 +271,28 @@ class EditSession:
         Raises:
             ValueError: nothing was drawn, the size differs, or the strength makes no step.
         """
-        recipe = self.pipeline.recipe
-        edit = SDEdit(self.picture, edited, strength, drawing, recipe.blend)
-        check_within(self.region, edit, recipe)
-        track = self._ready(Task.SDEDIT, strength)
-        params = replace(self.params, prompt=prompt, negative_prompt=negative_prompt)
-        return self._edit(edit, track, params, seed)
+        edit = SDEdit(self.picture, edited, strength, drawing, self.pipeline.recipe.blend)
+        return self._edit(edit, Task.SDEDIT, strength, (prompt, negative_prompt), seed)
 
     def _edit(
         self,
         edit: Inpainting | SDEdit,
-        track: Track,
-        params: SamplingParams,
+        task: Task,
+        strength: float,
+        prompts: tuple[str, str],
         seed: int | None,
     ) -> EditResult:
+        recipe = self.pipeline.recipe
+        check_within(self.region, edit, recipe)
+        track = self._ready(task, strength)
+        params = replace(self.params, prompt=prompts[0], negative_prompt=prompts[1])
         edit = self.pipeline.placed(edit)
         with self.scope() as stage:
             with stage("record"):
-                of_prompt = self._prompt_names(track, params)
-            with kept_of(track, of_prompt, self.store, self.networks.device) as kept:
+                of_prompt = names_of_prompt(self, track, params)
+            with kept_of(self.z, track, of_prompt, self.store, self.networks.device) as kept:
                 with stage("encode"):
-                    plan = edit.from_recording(
-                        self.networks, self.z, self.pipeline.recipe, self.noise, kept
-                    )
+                    plan = edit.prepare(self.networks, recipe, self.noise, kept)
                     plan = replace(plan, concat=edit.concat(self.networks, self.noise))
                 noise = noise_inside(plan.inside, seed, self.noise)
                 done = self.pipeline.denoise(plan, params, edit.size, noise, stage, self.progress)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.quantise import Quantised
-from sgm.sparse.recording import Recorded, Recording, each_tensor, tensors_of
+from sgm.sparse.recording import Quantised, Recorded, Recording, each_tensor, tensors_of
 from sgm.words import RecordingMemory
 
 KINDS = {"affine": Affine, "moments": Moments, "quantised": Quantised}
@@ -37,7 +36,7 @@ class Store(ABC):
 
     @abstractmethod
     def names(self) -> set[str]:
-        """Of all that is kept."""
+        """Names of all that is kept."""
 
     @abstractmethod
     def forget(self, name: str) -> None:
@@ -61,47 +60,38 @@ class DeviceStore(Store):
         self._kept: dict[str, Recording] = {}
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`. A copy: a network that runs as a CUDA graph records into the same memory
+        """Keeps a copy: a network that runs as a CUDA graph records into the same memory
         again."""
         self._kept[name] = each_tensor(recording, Tensor.clone)
 
     def names(self) -> set[str]:
-        """See `Store.names`."""
         return set(self._kept)
 
     def forget(self, name: str) -> None:
-        """See `Store.forget`."""
         del self._kept[name]
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`."""
         return self._kept[name]
 
 
-class HostStore(Store):
+class HostStore(DeviceStore):
     """Recordings of a GPU in pinned host memory."""
 
     place = RecordingMemory.HOST
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self.device = device
-        self._kept: dict[str, Recording] = {}
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`."""
-        pinned = self.device.type == "cuda"
-        self._kept[name] = each_tensor(recording, lambda t: _copied_to_host(t, pinned))
+        def copied(tensor: Tensor) -> Tensor:
+            pinned = self.device.type == "cuda"
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            return host.copy_(tensor)
 
-    def names(self) -> set[str]:
-        """See `Store.names`."""
-        return set(self._kept)
-
-    def forget(self, name: str) -> None:
-        """See `Store.forget`."""
-        del self._kept[name]
+        self._kept[name] = each_tensor(recording, copied)
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`."""
         return each_tensor(self._kept[name], lambda t: t.to(self.device, non_blocking=True))
 
 
@@ -116,7 +106,7 @@ class DiskStore(Store):
         self._checked: set[str] = set()
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`; written beside and then renamed."""
+        """Written beside and then renamed."""
         tensors, sizes = _flat(recording)
         path = self._path(name)
         part = path.with_suffix(".part")
@@ -132,11 +122,11 @@ class DiskStore(Store):
         self._checked.add(name)
 
     def names(self) -> set[str]:
-        """See `Store.names`; of the manifest, where that was read."""
+        """Of the manifest, where that was read."""
         return set(self.checksums)
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`; the checksum is compared when a file is first read."""
+        """The checksum is compared when a file is first read."""
         path = self._path(name)
         try:
             if name not in self._checked and _checksum(path) != self.checksums[name]:
@@ -148,7 +138,6 @@ class DiskStore(Store):
             raise UserError(f"Recording {path} is missing or damaged; record again.") from error
 
     def forget(self, name: str) -> None:
-        """See `Store.forget`."""
         del self.checksums[name]
         self._path(name).unlink(missing_ok=True)
 
@@ -182,25 +171,16 @@ class Overlay(Store):
         return self._memory if self._passing(name) else self._store
 
     def put(self, name: str, recording: Recording) -> None:
-        """See `Store.put`."""
         self._of(name).put(name, recording)
 
     def names(self) -> set[str]:
-        """See `Store.names`."""
         return self._store.names() | self._memory.names()
 
     def forget(self, name: str) -> None:
-        """See `Store.forget`."""
         self._of(name).forget(name)
 
     def get(self, name: str) -> Recording:
-        """See `Store.get`."""
         return self._of(name).get(name)
-
-
-def _copied_to_host(tensor: Tensor, pinned: bool) -> Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-    return host.copy_(tensor)
 
 
 def _flat(recording: Recording) -> tuple[dict[str, Tensor], dict[str, list[int]]]:

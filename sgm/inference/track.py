@@ -6,6 +6,7 @@ denoised for itself from the first level of its strength. So each has recordings
 
 import hashlib
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,29 +24,33 @@ END = "end"
 PROMPT = "prompt-"  # begins the names of what another prompt changes
 
 
+@dataclass(eq=False)
 class Track:
     """Which steps of a run are recorded, and of what.
 
-    Args:
+    Attributes:
         name: what its names in a store begin with.
         sigmas: levels of the run [steps + 1], float32 on the CPU.
         recorded: which steps are recorded.
         stepped: whether the unedited picture is denoised for itself (SDEdit).
+        made: the steps that are recorded, rising.
     """
 
-    def __init__(
-        self, name: str, sigmas: Tensor, recorded: Recorded, stepped: bool = False
-    ) -> None:
-        self.name, self.sigmas, self.stepped = name, sigmas, stepped
-        self.recorded = recorded
-        self.made = recorded.steps(len(sigmas) - 1)
+    name: str
+    sigmas: Tensor
+    recorded: Recorded
+    stepped: bool = False
+
+    def __post_init__(self) -> None:
+        self.made = self.recorded.steps(len(self.sigmas) - 1)
 
     def name_of(self, step: int) -> str:
         """Store key of the recording of a step."""
         return f"{self.name}-{step:04d}"
 
     def made_in(self, names: Collection[str]) -> list[int]:
-        """The steps that a store with these names has, which may be others than now by default."""
+        """The steps that are recorded in a store with these names; with other settings than today's
+        they may be others than `made`."""
         return [step for step in range(len(self.sigmas) - 1) if self.name_of(step) in names]
 
     def steps_of_prompt(self) -> list[int]:
@@ -76,16 +81,10 @@ class Track:
     def kept_latents(self, unedited: Unedited) -> Recording:
         """The latents of a source at the recorded steps, to be stored. Those with fixed noise are
         not needed: they follow from z and the seed."""
-        kept, end = Recording(), unedited.result()
-        if self.stepped and end is not None:
-            for step in self.made:
-                x = unedited.latents(step)
-                assert x is not None
-                kept.values["", str(step)] = x
-            kept.values["", END] = end
-        else:
-            kept.values["", END] = torch.zeros(1)  # a file holds at least one tensor
-        return kept
+        if not self.stepped:
+            return Recording(values={("", END): torch.zeros(1)})  # a file holds at least one tensor
+        kept = {str(step): unedited.latents(step) for step in self.made} | {END: unedited.result()}
+        return Recording(values={("", key): x for key, x in kept.items() if x is not None})
 
     def latents_of(self, kept: Recording) -> KeptLatents | None:
         """The stored latents as an edit reads them; None for fixed noise."""

@@ -5,65 +5,38 @@ what a full pass does with them. The sampling loop puts the latents back around 
 records the full passes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sgm.inference.noise import Noise
-from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState, per_sample
+from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState
 
 
-class Unedited(Protocol):
+class Unedited(ABC):
     """Latents of the unedited picture at the steps of a run."""
 
+    @abstractmethod
     def latents(self, step: int) -> Tensor | None:
-        """Those before a step [1, C, h, w]; None where they are not known."""
-        ...
+        """Latents before a step [1, C, h, w]; None where they are not known."""
 
+    @abstractmethod
     def full_pass(self, step: int) -> Tensor:
         """Run the network on them, in whatever scope the caller has opened; the estimate or the
         next latents that it ends in [1, C, h, w]."""
-        ...
 
     def result(self) -> Tensor | None:
-        """Those after the last step; None where they are not put back then."""
-        ...
+        """Latents after the last step; None where they are not put back then."""
+        return None
 
 
-class FreshNoise:
-    """The picture noised anew for every step, as published for inpainting.
-
-    Args:
-        z: scaled latents of the picture [1, C, h, w].
-        sigmas: levels of the run [steps + 1].
-        noise: its draws are called `step/<number>`.
-        denoise: what a full pass calls.
-    """
-
-    def __init__(self, z: Tensor, sigmas: Tensor, noise: Noise, denoise: Denoise) -> None:
-        self.z, self.sigmas, self.noise, self.denoise = z, sigmas, noise, denoise
-        self._now: tuple[int, Tensor] | None = None
-
-    def latents(self, step: int) -> Tensor:
-        """The picture with a draw of this step's own."""
-        if self._now is None or self._now[0] != step:
-            draw = self.noise(f"step/{step}", self.z.shape).to(self.z)
-            self._now = (step, self.z + draw * float(self.sigmas[step]))
-        return self._now[1]
-
-    def full_pass(self, step: int) -> Tensor:
-        """One call of `denoise`."""
-        return self.denoise(self.latents(step), per_sample(float(self.sigmas[step]), self.z))
-
-    def result(self) -> None:
-        """Nothing: there is no blending after the last step (published)."""
-
-
-class FixedNoise:
+class FixedNoise(Unedited):
     """The picture with one noise at every level. So the latents of a level need no other level, and
-    what is recorded there changes smoothly from level to level.
+    what is recorded there changes smoothly from level to level. Nothing is put back after the last
+    step: the network's picture is put into the input then.
 
     Args:
         z: scaled latents of the picture [1, C, h, w].
@@ -77,18 +50,32 @@ class FixedNoise:
         self.sigmas = sigmas.to(z.device)
 
     def latents(self, step: int) -> Tensor:
-        """z + draw * sigma."""
         return self.z + self.draw * self.sigmas[step]
 
     def full_pass(self, step: int) -> Tensor:
-        """One call of `denoise`."""
         return self.denoise(self.latents(step), self.sigmas[step].expand(len(self.z)))
 
-    def result(self) -> None:
-        """Nothing: the network's picture is put into the input afterwards."""
+
+class FreshNoise(FixedNoise):
+    """The picture noised anew for every step, as published for inpainting; nor is anything put
+    back after the last step.
+
+    Args:
+        z, sigmas, denoise: as of `FixedNoise`.
+        noise: its draws are called `step/<number>`.
+    """
+
+    def __init__(self, z: Tensor, sigmas: Tensor, noise: Noise, denoise: Denoise) -> None:
+        super().__init__(z, torch.zeros_like(z), sigmas, denoise)
+        self.noise, self._step = noise, -1  # the step of the present draw
+
+    def latents(self, step: int) -> Tensor:
+        if step != self._step:
+            self._step, self.draw = step, self.noise(f"step/{step}", self.z.shape).to(self.z)
+        return super().latents(step)
 
 
-class SteppedAlong:
+class SteppedAlong(Unedited):
     """The picture noised once and denoised for itself, in steps from one level to a later one.
 
     Args:
@@ -122,32 +109,30 @@ class SteppedAlong:
         return x
 
     def result(self) -> Tensor:
-        """The latents after the last full pass."""
         return self._latents[-1]
 
 
-class KeptLatents:
+@dataclass(frozen=True, eq=False)
+class KeptLatents(Unedited):
     """Latents that were kept with their recordings.
 
-    Args:
+    Attributes:
         at: by step [1, C, h, w].
         end: those after the last step; None where they are not put back.
     """
 
-    def __init__(self, at: dict[int, Tensor], end: Tensor | None) -> None:
-        self._at, self._end = at, end
+    at: dict[int, Tensor]
+    end: Tensor | None
 
     def latents(self, step: int) -> Tensor | None:
-        """Those that were kept for this step."""
-        return self._at.get(step)
+        return self.at.get(step)
 
     def full_pass(self, step: int) -> Tensor:
         """Never asked for: the recordings are there."""
         raise AssertionError(f"step {step} was recorded")
 
     def result(self) -> Tensor | None:
-        """Those that were kept for the end."""
-        return self._end
+        return self.end
 
 
 def noised(z: Tensor, draw: Tensor, sigmas: Tensor, solver: Solver) -> Tensor:

@@ -1,44 +1,12 @@
 """The latent autoencoder: encoder, decoder and the two 1x1 quantisation convolutions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sgm.modules.diffusionmodules.model import Decoder, Encoder
-
-
-@dataclass(frozen=True)
-class AutoencoderParams:
-    """The published `ddconfig`. `resolution`, `dropout` and `attn_type` only mattered in training
-    or chose between equal attentions; they are accepted and have no effect."""
-
-    ch: int
-    ch_mult: tuple[int, ...]
-    num_res_blocks: int
-    in_channels: int
-    out_ch: int
-    z_channels: int
-    double_z: bool = True
-    attn_resolutions: tuple[int, ...] = ()
-    norm_groups: int = 32
-    resolution: int = 256
-    dropout: float = 0.0
-    attn_type: str = "vanilla"
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "AutoencoderParams":
-        """Strict: an unknown or missing key is a ValueError that names it."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"ddconfig has unknown keys {unknown}; known are {sorted(known)}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"ddconfig is incomplete: {error}") from error
+from sgm.modules.diffusionmodules.model import AutoencoderParams, Decoder, Encoder
 
 
 class DiagonalGaussian:
@@ -74,26 +42,13 @@ class AutoencoderKL(nn.Module):
     def __init__(self, *, embed_dim: int, ddconfig: Mapping[str, Any]) -> None:
         super().__init__()
         p = AutoencoderParams.from_mapping(ddconfig)
-        shared = {
-            "ch": p.ch,
-            "ch_mult": p.ch_mult,
-            "num_res_blocks": p.num_res_blocks,
-            "z_channels": p.z_channels,
-            "attn_resolutions": p.attn_resolutions,
-            "norm_groups": p.norm_groups,
-        }
-        self.encoder = Encoder(in_channels=p.in_channels, double_z=p.double_z, **shared)
-        self.decoder = Decoder(out_ch=p.out_ch, **shared)
+        self.encoder, self.decoder = Encoder(p), Decoder(p)
         moments = p.z_channels * (2 if p.double_z else 1)
         self.quant_conv = nn.Conv2d(moments, embed_dim * (2 if p.double_z else 1), 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, p.z_channels, 1)
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(self.quant_conv(self.encoder(x)))
-
-    def encode(self, x: Tensor) -> Tensor:
-        """A sample of the posterior; see `DiagonalGaussian.sample` for its one random draw."""
-        return self.posterior(x).sample()
 
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))

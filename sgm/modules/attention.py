@@ -9,19 +9,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Multi-head scaled dot-product attention (Vaswani et al., 2017).
 
     Args:
         q: [B, N, heads * d].
         k, v: [B, M, heads * d], same dtype as q.
         heads: number of heads.
+        causal: whether a token sees only itself and those before it.
 
     Returns:
         [B, N, heads * d].
     """
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, N, d]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
 
 
 # Outputs that a CPU computes at once: a matrix product with few rows and a wide output is slow
@@ -37,13 +39,9 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            return self._in_pieces(x)
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    def _in_pieces(self, x: Tensor) -> Tensor:
-        """The pass, a piece of the outputs at a time."""
+        if x.device.type != "cpu":
+            value, gate = self.proj(x).chunk(2, dim=-1)
+            return value * F.gelu(gate)
         (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         parts = (t.split(CPU_PIECE) for t in (value, value_bias, gate, gate_bias))
         pieces = [

@@ -13,17 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm.sparse.mask_sets import SetKey
+from sgm.sparse.backends.torch_ref import PLAIN
+from sgm.sparse.mask_sets import AnyGeometry, SparseStateError
 from sgm.sparse.masks import Resolution
 from sgm.sparse.matmul import linear
-from sgm.sparse.modules import PLAIN, as_map, as_rows, conv_rows
 from sgm.sparse.network import Site, SparseModule
-from sgm.sparse.norm import RecordedRows, moments_of
+from sgm.sparse.norm import Moments, RecordedRows, moments_of
 from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PIXELS, SAME, PixelGeometry, PixelSet
-from sgm.sparse.recording import Recorded, widened
+from sgm.sparse.recording import Recorded, size_of, widened
 
 # The first convolution of a network, which reads a whole map.
 ENTRY = PixelGeometry(3, padding=1, padding_end=1, short=False)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """A map [B, C, H, W] as rows [B, H * W, C]; no copy if it is channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])
+
+
+def as_map(rows: Tensor, size: Resolution) -> Tensor:
+    """Rows [B, H * W, C] as a channels-last map [B, C, H, W], without a copy."""
+    return rows.view(rows.shape[0], *size, rows.shape[2]).permute(0, 3, 1, 2)
 
 
 def rows_as_map(rows: Tensor) -> Tensor:
@@ -36,21 +46,6 @@ def pixel_set(site: Site, geometry: PixelGeometry, size: Resolution, x: Tensor) 
     active = site.state.active(geometry, size, x.device)
     assert isinstance(active, PixelSet)
     return active
-
-
-def rows_around(site: Site, geometry: PixelGeometry, x: Tensor) -> Tensor:
-    """The recorded rows [B, m, C] that a convolution reads around the active ones x."""
-    if site.mask_specific:
-        return site.tensor("around", x)
-    around = pixel_set(site, geometry, site.size(x), x).around
-    return site.tensor("rows", x).index_select(1, around)
-
-
-def size_of(values: dict[str, Recorded]) -> Resolution:
-    """The recorded size among a layer's values."""
-    size = values["size"]
-    assert isinstance(size, tuple)
-    return size
 
 
 def cut_around(
@@ -70,6 +65,8 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
     pixels added replaced. The published engine keeps the statistics of the unedited map.
     """
 
+    geometries: Sequence[AnyGeometry] = (PIXELS,)
+
     def _record(self, x: Tensor) -> Tensor:
         self.site.put(size=(x.shape[2], x.shape[3]), rows=as_rows(x), moments=moments_of(x))
         return self._dense(x)
@@ -81,10 +78,6 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
         active = self.site.state.active(PIXELS, size_of(values), rows.device)
         return {**values, "rows": self.site.ops.gather(rows, active, PLAIN)}
 
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """That of its pixels."""
-        return ((PIXELS, size_of(values)),)
-
     def _sparse(self, x: Tensor) -> Tensor:
         return rows_as_map(self.normed(as_rows(x)))
 
@@ -93,7 +86,7 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
         the norm records such, the rows around them: [B, n + m, C]."""
         site, size = self.site, self.site.size(rows)
         active = site.state.active(PIXELS, size, rows.device)
-        moments, old = site.moments("moments", rows), site.tensor("rows", rows)
+        moments, old = site.get("moments", rows, Moments), site.tensor("rows", rows)
         recorded = RecordedRows(
             moments, size[0] * size[1], old, self._around(rows), not site.mask_specific
         )
@@ -117,13 +110,11 @@ class SparseConvNorm(SparseGroupNorm):
     behind the active rows: a short map (see `sgm.sparse.pixels`).
     """
 
+    geometries = (PIXELS, SAME)
+
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """The active rows, and those around them."""
         return {**super().cut(values), **cut_around(self.site, SAME, values)}
-
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """That of its pixels, and that of the convolution."""
-        return (*super().sets(values), (SAME, size_of(values)))
 
     def _around(self, rows: Tensor) -> Tensor:
         site = self.site
@@ -143,9 +134,9 @@ class ShortConv2d(SparseModule, nn.Conv2d):
         self.site.put(size=((x.shape[2] - more) // scale, (x.shape[3] - more) // scale))
         return self._dense(x)
 
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """Its own."""
-        return ((self.geometry, size_of(values)),)
+    @property
+    def geometries(self) -> Sequence[AnyGeometry]:
+        return (self.geometry,)
 
     def _sparse(self, x: Tensor) -> Tensor:
         return rows_as_map(self.product(as_rows(x)))
@@ -181,16 +172,15 @@ class DoubledConv2d(ShortConv2d):
 class EntryConv2d(SparseModule, nn.Conv2d):
     """The first convolution of a network: from a whole map to active rows."""
 
+    geometries = (ENTRY,)
+
     def _record(self, x: Tensor) -> Tensor:
         self.site.put(size=(x.shape[2], x.shape[3]))
         return self._dense(x)
 
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """Its own."""
-        return ((ENTRY, size_of(values)),)
-
     def _sparse(self, x: Tensor) -> Tensor:
-        return rows_as_map(conv_rows(self.site, x, self.site.active(ENTRY, x), self))
+        active = self.site.active(ENTRY, x)
+        return rows_as_map(self.site.ops.conv(as_rows(x), active, self.weight, self.bias))
 
 
 class ExitConv2d(ShortConv2d):
@@ -216,15 +206,18 @@ class ShortMap(SparseModule):
 
     In full passes it is the library's block; in a sparse one it hands its convolution a short map
     of its own input, which is never resampled.
+
+    Attributes:
+        geometry: of the convolution and of what comes before it.
+        conv_name: which attribute of the block the convolution is.
     """
 
-    def short_conv(self) -> nn.Module:
-        """The convolution."""
-        raise NotImplementedError
+    geometry: PixelGeometry
+    conv_name = "conv"
 
-    def geometry(self) -> PixelGeometry:
-        """Of the convolution and of what comes before it."""
-        raise NotImplementedError
+    @property
+    def geometries(self) -> Sequence[AnyGeometry]:
+        return (PIXELS, self.geometry)
 
     def _record(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         self.site.put(size=(x.shape[2], x.shape[3]), rows=as_rows(x))
@@ -232,19 +225,19 @@ class ShortMap(SparseModule):
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """The rows around the active ones."""
-        return cut_around(self.site, self.geometry(), values)
-
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """That of its pixels, and that of the convolution."""
-        return ((PIXELS, size_of(values)), (self.geometry(), size_of(values)))
+        return cut_around(self.site, self.geometry, values)
 
     def _sparse(self, x: Tensor) -> Tensor:
-        site, around = self.site, rows_around(self.site, self.geometry(), x)
-        short = rows_as_map(torch.cat([as_rows(x), around], dim=1))
+        site, rows = self.site, as_rows(x)
+        if site.mask_specific:
+            around = site.tensor("around", rows)
+        else:
+            pixels = pixel_set(site, self.geometry, site.size(rows), rows).around
+            around = site.tensor("rows", rows).index_select(1, pixels)
+        short = rows_as_map(torch.cat([rows, around], dim=1))
         if site.state.updates:
-            active = site.state.active(PIXELS, site.size(x), x.device)
-            site.update(active, rows=as_rows(x))
-        return self.short_conv()(short)
+            site.update(site.state.active(PIXELS, site.size(x), x.device), rows=rows)
+        return getattr(self, self.conv_name)(short)
 
 
 class FewRowsLinear(SparseModule, nn.Linear):
@@ -319,9 +312,17 @@ class TextAttention(SparseModule):
 
     def project_text(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, T, D] of text tokens [B, T, C]."""
-        raise NotImplementedError
+        return self.to_k(context), self.to_v(context)
 
     def text_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values to attend to; SparseStateError if the text that was set has another
         shape than the context."""
-        return self.site.state.text_of(self.site.name, context) or self.project_text(context)
+        found = self.site.state.text.get(self.site.name)
+        if found is None:
+            return self.project_text(context)
+        if found[0].shape[:2] != context.shape[:2]:
+            raise SparseStateError(
+                f"The text that was set has {tuple(found[0].shape[:2])} tokens (batch, length) and "
+                f"this pass comes with {tuple(context.shape[:2])}; call set_text with its text."
+            )
+        return found

@@ -1,27 +1,20 @@
 """The active sets of some masks, made on the host and kept on the device of the network."""
 
 from functools import cached_property
-from typing import Protocol
 
 import torch
 
-from sgm.sparse.active import ActiveSet, bucket
+from sgm.sparse.active import ActiveSet, Geometry, bucket
 from sgm.sparse.masks import MaskPyramid, Resolution
+from sgm.sparse.pixels import PixelGeometry
 
 
 class SparseStateError(RuntimeError):
     """A sparse pass without the recording or the masks it needs; one sentence."""
 
 
-class AnyGeometry(Protocol):
-    """How the outputs of a convolution are chosen: in blocks or pixel by pixel."""
-
-    def active_set(self, masks: MaskPyramid, size: Resolution) -> ActiveSet:
-        """The active set for an input map of `size` (height, width); KeyError for a mask that is
-        not there."""
-        ...
-
-
+# How the outputs of a convolution are chosen: in blocks or pixel by pixel.
+AnyGeometry = Geometry | PixelGeometry
 # Which active set of some masks: of a convolution, at a resolution of its input.
 SetKey = tuple[AnyGeometry, Resolution]
 

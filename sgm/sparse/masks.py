@@ -46,6 +46,12 @@ def dilate(mask: Tensor, distance: int) -> Tensor:
     return _reach(mask, distance) | _reach(mask.t(), distance).t()
 
 
+def grown(mask: Tensor, distance: int) -> Tensor:
+    """Grow a mask, bool [H, W], by a square: every pixel within `distance` in both directions, so
+    that it holds every other growth by this distance."""
+    return _reach(_reach(mask, distance).t(), distance).t()
+
+
 def _reach(mask: Tensor, distance: int) -> Tensor:
     """Whether a pixel is within `distance` of a masked one in its own row, bool [H, W]."""
     length = mask.shape[1]
@@ -119,14 +125,3 @@ def cover(pyramid: MaskPyramid, region: Tensor) -> MaskPyramid:
         size: level | (F.adaptive_max_pool2d(values, size)[0, 0] > 0)
         for size, level in pyramid.items()
     }
-
-
-def sdedit_pyramid(difference: Tensor) -> MaskPyramid:
-    """Masks of an SDEdit run, for encoder and UNet; difference is bool [H, W]."""
-    return downsample_mask(dilate(difference, SDEDIT_DILATION), LEVEL_DILATION)
-
-
-def sdedit_decoder_pyramid(difference: Tensor) -> MaskPyramid:
-    """Masks of an SDEdit run's decoder, which sees changes far around the edit."""
-    grown = dilate(dilate(difference, SDEDIT_DILATION), SDEDIT_DECODER_DILATION)
-    return downsample_mask(grown, 0)

@@ -1,18 +1,19 @@
 """Layers with a sparse pass, and their named places in the state of their network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.backends.base import SparseOps
-from sgm.sparse.mask_sets import AnyGeometry, SetKey
+from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.mask_sets import AnyGeometry, SparseStateError
 from sgm.sparse.masks import Resolution
-from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.recording import Recorded
+from sgm.sparse.recording import Quantised, Recorded, narrowed, tensors_of, widened
 from sgm.sparse.state import Mode, SparseState
+
+Kind = TypeVar("Kind")
 
 
 class Site:
@@ -27,7 +28,7 @@ class Site:
         return self.state.mode
 
     @property
-    def ops(self) -> SparseOps:
+    def ops(self) -> TorchOps:
         return self.state.ops
 
     @property
@@ -37,8 +38,19 @@ class Site:
         return self.state.record.mask_specific
 
     def put(self, **values: Recorded) -> None:
-        """Record values of this layer under their names."""
-        self.state.put(self.name, **values)
+        """Record values of this layer under their names; of a recording for one mask only what
+        that mask reads, and as small as it was asked for."""
+        state, record, name = self.state, self.state.record, self.name
+        if state.records and record.mask_specific and name in state.layers:
+            values = state.layers[name].cut(values)
+        if state.records:
+            values = {key: narrowed(value, record.dtype) for key, value in values.items()}
+        static = state.static_of(record)
+        for key, value in values.items():
+            # What is quantised is never read by a graph: `use` widens it.
+            if static is not None and not isinstance(value, Quantised):
+                value = static.hold(("record", name, key), value)
+            record.values[name, key] = value
 
     def update(self, active: ActiveSet, **rows: Tensor) -> None:
         """Put rows [B, n, C] at the active outputs of recorded maps, if the scope asks for it."""
@@ -47,29 +59,36 @@ class Site:
                 known = self.tensor(key, value)
                 self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
 
+    def get(self, key: str, x: Tensor, kind: type[Kind]) -> Kind:
+        """A recorded value of a kind, widened, for an input x of the sparse pass.
+
+        Raises:
+            SparseStateError: it was not recorded, or for another batch, device or dtype.
+        """
+        if (self.name, key) not in self.state.record.values:
+            raise SparseStateError(
+                f"Nothing is recorded for {self.name}.{key}; record with the same network first."
+            )
+        value = widened(self.state.record.values[self.name, key])
+        assert isinstance(value, kind)
+        for tensor in tensors_of(value):  # a size has none
+            same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype
+            if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:
+                raise SparseStateError(
+                    f"The recording of {self.name} is for a batch of {tensor.shape[0]} in "
+                    f"{tensor.dtype} on {tensor.device}, but the sparse pass has {x.shape[0]} in "
+                    f"{x.dtype} on {x.device}; record again with this input's batch, dtype and "
+                    "device."
+                )
+        return value
+
     def tensor(self, key: str, x: Tensor) -> Tensor:
         """A recorded tensor, for an input x; SparseStateError if it does not fit x."""
-        value = self.state.get(self.name, key, x)
-        assert isinstance(value, Tensor)
-        return value
-
-    def affine(self, key: str, x: Tensor) -> Affine:
-        """A recorded norm, for an input x; SparseStateError if it does not fit x."""
-        value = self.state.get(self.name, key, x)
-        assert isinstance(value, Affine)
-        return value
-
-    def moments(self, key: str, x: Tensor) -> Moments:
-        """Recorded moments, for an input x; SparseStateError if they do not fit x."""
-        value = self.state.get(self.name, key, x)
-        assert isinstance(value, Moments)
-        return value
+        return self.get(key, x, Tensor)
 
     def size(self, x: Tensor) -> Resolution:
         """The recorded (height, width) of this layer's whole input map."""
-        value = self.state.get(self.name, "size", x)
-        assert isinstance(value, tuple)
-        return value
+        return self.get("size", x, tuple)
 
     def active(self, geometry: AnyGeometry, x: Tensor) -> ActiveSet:
         """The active set of a convolution whose input is the map x [B, C, H, W]."""
@@ -80,9 +99,15 @@ _DENSE = Site(SparseState(), "")  # of a layer that no network has bound: its mo
 
 
 class SparseModule:
-    """Mix-in of a layer that has a sparse pass; dense until `sparsify` binds it."""
+    """Mix-in of a layer that has a sparse pass; dense until `sparsify` binds it.
+
+    Attributes:
+        geometries: of the active sets that `_sparse` and `cut` ask for at the recorded `size`, so
+            that `SparseState.prepare` can make them beforehand.
+    """
 
     site: Site = _DENSE
+    geometries: Sequence[AnyGeometry] = ()
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Any:
         """The pass that the network's mode asks for. A sparse one gets x alone: what else a dense
@@ -111,11 +136,6 @@ class SparseModule:
         """What sparse passes with the present masks read of the recorded values; all, by
         default."""
         return values
-
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """The active sets that `_sparse` and `cut` ask for, as far as the recorded values tell at
-        which resolution the layer is; so `SparseState.prepare` can make them beforehand."""
-        return ()
 
 
 class SparseRoot:
@@ -146,14 +166,3 @@ class SparseRoot:
 def is_sparse(network: nn.Module) -> bool:
     """Whether a network was made sparse."""
     return isinstance(network, SparseRoot) and network.site is not _DENSE
-
-
-def state_of(network: nn.Module) -> SparseState:
-    """The state of a network that was made sparse.
-
-    Raises:
-        TypeError: it is dense.
-    """
-    if not isinstance(network, SparseRoot) or not is_sparse(network):
-        raise TypeError(f"{type(network).__name__} has no sparse pass; call sparsify on it first")
-    return network.site.state

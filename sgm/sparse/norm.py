@@ -85,15 +85,3 @@ def moments_of(x: Tensor) -> Moments:
     """Moments of a map [B, C, H, W], in float32; a channels-last map is never copied."""
     values = x.float()
     return Moments(values.mean(dim=(2, 3)), values.square().mean(dim=(2, 3)))
-
-
-def group_norm_affine(x: Tensor, norm: nn.GroupNorm) -> Affine:
-    """The affine form of `norm` on this input; statistics in float32.
-
-    Args:
-        x: [B, C, H, W].
-
-    Returns:
-        scale and shift [B, C].
-    """
-    return moments_of(x).affine(norm)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sgm.sparse.backends.base import SparseOps
 from sgm.sparse.backends.torch_ref import TorchOps
 
 CPU = torch.device("cpu")
@@ -25,7 +24,7 @@ class BackendEntry:
         devices: device types on which "auto" takes it; None for all.
     """
 
-    make: Callable[[], SparseOps]
+    make: Callable[[], TorchOps]
     obstacle: Callable[[torch.device], str | None]
     devices: tuple[str, ...] | None = None
 
@@ -34,7 +33,7 @@ class BackendEntry:
         return (self.devices is None or device.type in self.devices) and not self.obstacle(device)
 
 
-def _make_triton() -> SparseOps:
+def _make_triton() -> TorchOps:
     # Imported on demand: it needs triton, which is optional and slow to import.
     from sgm.sparse.backends.triton_ops import TritonOps
 
@@ -54,7 +53,7 @@ def _triton_obstacle(device: torch.device) -> str | None:
     return None
 
 
-def _make_sige() -> SparseOps:
+def _make_sige() -> TorchOps:
     from sgm.sparse.backends.published_sige import PublishedOps
 
     return PublishedOps()
@@ -78,7 +77,7 @@ BACKENDS: dict[str, BackendEntry] = {
 }
 
 
-def select_ops(name: str = "auto", device: torch.device = CPU) -> SparseOps:
+def select_ops(name: str = "auto", device: torch.device = CPU) -> TorchOps:
     """The operators of a backend by name, or of the best one for the device for "auto".
 
     Raises:

@@ -1,15 +1,56 @@
 """What a full pass leaves for sparse ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.norm import Affine, Moments
-from sgm.sparse.quantise import Quantised, quantise
+
+LARGEST = 127  # code of a quantised map
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A map in fewer bytes.
+
+    Attributes:
+        codes: [B, P, C], int8 or bfloat16.
+        scale: what they are multiplied by, [B, 1, C] or of one element, in the dtype of the map.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def widen(self) -> Tensor:
+        """The map [B, P, C], in memory of its own."""
+        return self.codes.to(self.scale.dtype).mul_(self.scale)
+
+    def add_to(self, total: Tensor, weight: float) -> None:
+        """Add the map, times a weight, to a tensor [B, P, C]."""
+        total.addcmul_(self.codes, self.scale, value=weight)
+
 
 Recorded = Tensor | Quantised | Affine | Moments | Resolution
+
+
+def quantise(x: Tensor, dtype: torch.dtype) -> Tensor | Quantised:
+    """A map in fewer bytes, int8 with a scale a channel or bfloat16; as it is where that would save
+    none.
+
+    Args:
+        x: rows or tokens [B, P, C], floating point.
+        dtype: int8, or bfloat16.
+    """
+    if x.element_size() <= dtype.itemsize or not x.shape[1]:
+        return x
+    if dtype is not torch.int8:
+        return Quantised(x.to(dtype), x.new_ones(()))
+    # The codes are those of the scale as it is rounded here, so it adds no error of its own.
+    scale = (x.abs().amax(dim=1, keepdim=True) / LARGEST).clamp(min=torch.finfo(x.dtype).tiny)
+    return Quantised((x / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale)
 
 
 def tensors_of(value: Recorded) -> tuple[Tensor, ...]:
@@ -37,6 +78,13 @@ def with_tensors(value: Recorded, change: Callable[[int, Tensor], Tensor]) -> Re
     return value
 
 
+def size_of(values: Mapping[str, Recorded]) -> Resolution:
+    """The (height, width) of a layer's whole map, among its recorded values."""
+    size = values["size"]
+    assert isinstance(size, tuple)
+    return size
+
+
 def narrowed(value: Recorded, dtype: torch.dtype | None) -> Recorded:
     """A recorded value in fewer bytes, if it is rows or tokens [B, P, C]; None leaves it."""
     if dtype is None or not isinstance(value, Tensor) or value.ndim != 3:
@@ -59,45 +107,20 @@ def widened(value: Recorded) -> Recorded:
     return value.widen() if isinstance(value, Quantised) else value
 
 
-def each_tensor(recording: "Recording", change: Callable[[Tensor], Tensor]) -> "Recording":
-    """A recording of the results of `change` for every tensor."""
-    changed = Recording(recording.masks, recording.dtype)
-    for key, value in recording.values.items():
-        changed.values[key] = with_tensors(value, lambda number, part: change(part))
-    return changed
-
-
-def room_for(recording: "Recording") -> "Recording":
-    """Memory for the values of such a recording, widened."""
-    room = Recording(recording.masks)
-    for key, value in recording.values.items():
-        if isinstance(value, Quantised):
-            room.values[key] = torch.empty_like(value.codes, dtype=value.scale.dtype)
-        else:
-            room.values[key] = with_tensors(value, lambda number, part: torch.empty_like(part))
-    return room
-
-
-def narrow(recording: "Recording", dtype: torch.dtype | None) -> "Recording":
-    """A recording with its rows and tokens in fewer bytes; None leaves it."""
-    changed = Recording(recording.masks, dtype)
-    for key, value in recording.values.items():
-        changed.values[key] = narrowed(value, dtype)
-    return changed
-
-
+@dataclass(eq=False)
 class Recording:
     """What one full pass left for sparse ones, by layer and name.
 
-    Args:
+    Attributes:
         masks: of the only sparse passes that it serves, for which it keeps nothing else; None if it
             serves any.
-        dtype: of the rows and tokens in it (see `sgm.sparse.quantise`); None for the network's.
+        dtype: of the rows and tokens in it (see `quantise`); None for the network's.
+        values: by the names of a layer and of a value of it.
     """
 
-    def __init__(self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None) -> None:
-        self.masks, self.dtype = masks, dtype
-        self.values: dict[tuple[str, str], Recorded] = {}
+    masks: MaskPyramid | None = None
+    dtype: torch.dtype | None = None
+    values: dict[tuple[str, str], Recorded] = field(default_factory=dict)
 
     @property
     def mask_specific(self) -> bool:
@@ -113,7 +136,33 @@ class Recording:
 
     def size_in_bytes(self) -> int:
         """Memory of its tensors."""
-        total = 0
-        for value in self.values.values():
-            total += sum(part.numel() * part.element_size() for part in tensors_of(value))
-        return total
+        parts = (part for value in self.values.values() for part in tensors_of(value))
+        return sum(part.numel() * part.element_size() for part in parts)
+
+
+def each_tensor(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
+    """A recording of the results of `change` for every tensor."""
+
+    def changed(value: Recorded) -> Recorded:
+        return with_tensors(value, lambda number, part: change(part))
+
+    values = {key: changed(value) for key, value in recording.values.items()}
+    return Recording(recording.masks, recording.dtype, values)
+
+
+def room_for(recording: Recording) -> Recording:
+    """Memory for the values of such a recording, widened."""
+
+    def room(value: Recorded) -> Recorded:
+        if isinstance(value, Quantised):
+            return torch.empty_like(value.codes, dtype=value.scale.dtype)
+        return with_tensors(value, lambda number, part: torch.empty_like(part))
+
+    values = {key: room(value) for key, value in recording.values.items()}
+    return Recording(recording.masks, values=values)
+
+
+def narrow(recording: Recording, dtype: torch.dtype | None) -> Recording:
+    """A recording with its rows and tokens in fewer bytes; None leaves it."""
+    values = {key: narrowed(value, dtype) for key, value in recording.values.items()}
+    return Recording(recording.masks, dtype, values)

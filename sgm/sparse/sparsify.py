@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.layers import SparseConv1x1, TextAttention
 from sgm.sparse.masks import MaskPyramid
-from sgm.sparse.network import Site, SparseModule, SparseRoot, state_of
+from sgm.sparse.network import Site, SparseModule, SparseRoot, is_sparse
 from sgm.sparse.recording import Recording
 from sgm.sparse.state import Mode, SparseState
 from sgm.sparse.swap import NotSparseError, adapter_in_the_way, child_of, parts_of, turn
@@ -25,11 +24,6 @@ from sgm.sparse.swap import NotSparseError, adapter_in_the_way, child_of, parts_
 # Where the tables of the networks are that a package's classes make; imported only when
 # such a network comes.
 TABLES = {"diffusers": "sgm.sparse.rules.diffusers", "sgm": "sgm.sparse.rules.sgm"}
-
-
-def always(name: str, owner: nn.Module) -> bool:
-    """The condition of a rule that holds for every owner."""
-    return True
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Rule:
     owner: type[nn.Module]
     child: str
     become: type[nn.Module]
-    when: Callable[[str, nn.Module], bool] = always
+    when: Callable[[str, nn.Module], bool] = lambda name, owner: True
     required: bool = True
 
     def apply(self, name: str, owner: nn.Module) -> None:
@@ -61,7 +55,9 @@ class Rule:
         if not (isinstance(owner, self.owner) and self.when(name, owner)):
             return
         child = child_of(owner, self.child)
-        for part in [] if child is None else parts_of(child) if self.child else [child]:
+        if child is None:
+            return
+        for part in parts_of(child) if self.child else [child]:
             turn(f"{name}.{self.child}".strip("."), part, self.become, self.required)
 
 
@@ -90,7 +86,7 @@ class Table:
 def sparsify(
     network: nn.Module,
     table: Table | None = None,
-    ops: SparseOps | None = None,
+    ops: TorchOps | None = None,
     graphs: bool | None = None,
 ) -> "Sparse":
     """Give a network sparse passes.
@@ -164,7 +160,7 @@ class Sparse(SparseState):
     adapters (LoRA) may be added, scaled, fused and removed between two recordings.
     """
 
-    def __init__(self, network: nn.Module, table: Table, ops: SparseOps | None = None) -> None:
+    def __init__(self, network: nn.Module, table: Table, ops: TorchOps | None = None) -> None:
         super().__init__(ops)
         self.network, self.table = network, table
         self._each: Callable[[Pass], Any] | None = None
@@ -172,7 +168,8 @@ class Sparse(SparseState):
         self.bind()
 
     def bind(self) -> None:
-        """Apply the table to the layers that are there now, and give each its place.
+        """Apply the table to the layers that are there now, and give each its place; done anew at
+        every recording.
 
         Raises:
             NotSparseError: a layer cannot be made sparse.
@@ -216,19 +213,6 @@ class Sparse(SparseState):
                 f"There is no rule for {name}, a {type(layer).__name__} that looks further than "
                 "one pixel."
             )
-
-    @contextmanager
-    def recording(
-        self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
-    ) -> Iterator[Recording]:
-        """Scope in which passes are dense and make a new recording; see `SparseState.recording`.
-
-        Raises:
-            NotSparseError: a layer that came since cannot be made sparse.
-        """
-        self.bind()
-        with super().recording(masks, dtype) as record:
-            yield record
 
     def set_text(self, context: Tensor) -> None:
         """Project a text once for all sparse passes until the next call, or until `clear`. Those
@@ -333,6 +317,8 @@ def handle_of(network: nn.Module) -> Sparse:
     Raises:
         TypeError: it is dense.
     """
-    state = state_of(network)
-    assert isinstance(state, Sparse)  # nothing else binds a whole network
-    return state
+    if not is_sparse(network):
+        raise TypeError(f"{type(network).__name__} has no sparse pass; call sparsify on it first")
+    handle = network.site.state
+    assert isinstance(handle, Sparse)  # nothing else binds a whole network
+    return handle

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.backends.base import SparseOps
+from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.graphs import Capture, MaskMemory, StepGraphs
 from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import select_ops
-from sgm.sparse.quantise import Quantised
 from sgm.sparse.recording import (
     Recorded,
     Recording,
     each_tensor,
-    narrowed,
     room_for,
+    size_of,
     tensors_of,
     widened,
 )
@@ -34,15 +33,12 @@ MEMORIES = 2
 
 
 class Layer(Protocol):
-    """What a state asks of the layers that it is the state of."""
+    """What a state asks of the layers that it is the state of; see `SparseModule`."""
+
+    geometries: Sequence[AnyGeometry]
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
         """What sparse passes with the present masks read of the layer's recorded values."""
-        ...
-
-    def sets(self, values: dict[str, Recorded]) -> Sequence[SetKey]:
-        """The active sets that sparse passes and `cut` ask for, as the layer's recorded values
-        tell."""
         ...
 
 
@@ -55,20 +51,21 @@ class Mode(Enum):
 
 
 class SparseState:
-    """Mode, masks, active sets and the recording of one network.
+    """Mode, masks, active sets and the recording of one network; its layers read and write them
+    through their `Site`s.
 
     Args:
         ops: who runs the sparse operators; by default the best that runs on a CPU.
     """
 
-    def __init__(self, ops: SparseOps | None = None) -> None:
+    def __init__(self, ops: TorchOps | None = None) -> None:
         self.ops = ops or select_ops()
         self.mode = Mode.DENSE
         self.updates = False
         self.record = Recording()
         self.layers: dict[str, Layer] = {}
         self.text: dict[str, tuple[Tensor, Tensor]] = {}
-        self._masks: MaskPyramid | None = None
+        self.masks: MaskPyramid | None = None  # of the current or last sparse scope
         self._active: dict[SetKey, ActiveSet] = {}  # those that are in use
         self._sets: list[MaskSets] = []
         self.static: StaticMemory | None = None
@@ -117,9 +114,9 @@ class SparseState:
 
     def _use_masks(self, masks: MaskPyramid) -> None:
         """Take the active sets of some masks into use."""
-        if masks is self._masks:
+        if masks is self.masks:
             return
-        self._masks, self._active = masks, {}
+        self.masks, self._active = masks, {}
         if self.static is None:
             return
         size = self._sets_of(masks).size
@@ -132,6 +129,9 @@ class SparseState:
             known = self._memory.static.sets[geometry, level]
             self.active(geometry, level, known.outputs.device)
 
+    def bind(self) -> None:
+        """Give the layers that are there now their places; a state without a network has none."""
+
     @contextmanager
     def recording(
         self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
@@ -143,7 +143,11 @@ class SparseState:
             masks: make it serve sparse passes with these masks only, and keep no more than they
                 read (blocks of preset `published` keep whole maps all the same).
             dtype: int8 or bfloat16, to keep rows and tokens in; None for the network's.
+
+        Raises:
+            NotSparseError: a layer that came since the last one cannot be made sparse.
         """
+        self.bind()
         if masks is not None:
             self._use_masks(masks)
         with self._in_mode(Mode.RECORD):
@@ -158,37 +162,31 @@ class SparseState:
     def use(self, recording: Recording) -> None:
         """Make a recording that was kept the present one; one in the memory of `room` is not
         copied."""
-        if self.static is None:
+        static = self.static_of(recording)
+        if static is None or recording is static.room:
             self.record = recording
             return
-        if recording.masks is not None:
-            self._use_masks(recording.masks)
-        static = self._static_of(recording)
-        if recording is static.room:
-            self.record = recording
-            return
-        self.record = Recording(recording.masks, recording.dtype)
         named = {("record", *place): widened(value) for place, value in recording.values.items()}
-        held = static.hold_all(named)
-        self.record.values = dict(zip(recording.values, held, strict=True))
+        values = dict(zip(recording.values, static.hold_all(named), strict=True))
+        self.record = Recording(recording.masks, recording.dtype, values)
 
     def room(self, recording: Recording) -> Recording:
         """Memory for the widened values of recordings like this one, to be filled and then given to
         `use`: where there are graphs, that which they read."""
-        room = room_for(recording)
-        if self.static is not None:
-            if recording.masks is not None:
-                self._use_masks(recording.masks)
-            static = self._static_of(recording)
+        room, static = room_for(recording), self.static_of(recording)
+        if static is not None:
             for place, value in room.values.items():
                 room.values[place] = static.room_for(("record", *place), value)
             static.room = room
         return room
 
-    def _static_of(self, recording: Recording) -> StaticMemory | None:
-        """Where graphs read such a recording; None without graphs."""
-        own = self.static is not None and recording.mask_specific
-        return self._memory.static if own else self.static
+    def static_of(self, recording: Recording) -> StaticMemory | None:
+        """Where graphs read such a recording, whose masks are in use afterwards; None without
+        graphs."""
+        if self.static is None or recording.masks is None:
+            return self.static
+        self._use_masks(recording.masks)
+        return self._memory.static
 
     def prepare(self, recording: Recording, masks: Iterable[MaskPyramid]) -> None:
         """Make the active sets of passes to come: making them waits for the device.
@@ -201,8 +199,8 @@ class SparseState:
         device = next(t.device for v in recording.values.values() for t in tensors_of(v))
         for one in masks:
             for name, found in values.items():  # a layer that did not run needs none
-                for key in self.layers[name].sets(found):
-                    self._sets_of(one).get(key, device)
+                for geometry in self.layers[name].geometries:
+                    self._sets_of(one).get((geometry, size_of(found)), device)
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
         """What sparse passes with `masks` read of a recording that serves any: smaller, and as
@@ -211,11 +209,13 @@ class SparseState:
         self._use_masks(masks)
         present, self.record = self.record, recording
         try:
-            found, values = Recording(masks, recording.dtype), recording.by_layer()
-            for name, layer in self.layers.items():
-                for key, value in layer.cut(values.get(name, {})).items():
-                    found.values[name, key] = value
-            return found
+            values = recording.by_layer()
+            found = {
+                (name, key): value
+                for name, layer in self.layers.items()
+                for key, value in layer.cut(values.get(name, {})).items()
+            }
+            return Recording(masks, recording.dtype, found)
         finally:
             self.record = present
 
@@ -247,54 +247,10 @@ class SparseState:
             finally:
                 self.updates = False
 
-    @property
-    def masks(self) -> MaskPyramid | None:
-        """The masks of the current or last sparse scope."""
-        return self._masks
-
     def clear(self) -> None:
         """Forget recording, masks and text, and free their memory."""
-        self.record, self._masks, self._active, self.text = Recording(), None, {}, {}
+        self.record, self.masks, self._active, self.text = Recording(), None, {}, {}
         self._sets = []
-
-    def put(self, site: str, **values: Recorded) -> None:
-        """Record values of a layer; of a recording for one mask only what that mask reads, and as
-        small as it was asked for."""
-        if self.mode is Mode.RECORD and self.record.mask_specific and site in self.layers:
-            values = self.layers[site].cut(values)
-        if self.mode is Mode.RECORD:
-            values = {key: narrowed(value, self.record.dtype) for key, value in values.items()}
-        for key, value in values.items():
-            # What is quantised is never read by a graph: `use` widens it.
-            static = self._static_of(self.record)
-            if static is not None and not isinstance(value, Quantised):
-                value = static.hold(("record", site, key), value)
-            self.record.values[site, key] = value
-
-    def get(self, site: str, key: str, x: Tensor) -> Recorded:
-        """A recorded value of a layer, widened, for an input x of the sparse pass.
-
-        Raises:
-            SparseStateError: it was not recorded, or for another batch, device or dtype.
-        """
-        try:
-            value = self.record.values[site, key]
-        except KeyError:
-            raise SparseStateError(
-                f"Nothing is recorded for {site}.{key}; record with the same network first."
-            ) from None
-        if isinstance(value, tuple):
-            return value
-        value = widened(value)
-        tensor = tensors_of(value)[0]
-        same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype
-        if tensor.shape[0] != x.shape[0] or tensor.device != x.device or not same_type:
-            raise SparseStateError(
-                f"The recording of {site} is for a batch of {tensor.shape[0]} in {tensor.dtype} "
-                f"on {tensor.device}, but the sparse pass has {x.shape[0]} in {x.dtype} on "
-                f"{x.device}; record again with this input's batch, dtype and device."
-            )
-        return value
 
     def active(self, geometry: AnyGeometry, size: Resolution, device: torch.device) -> ActiveSet:
         """The active set of a convolution at an input resolution; built once per mask.
@@ -304,8 +260,8 @@ class SparseState:
         """
         key = (geometry, size)
         if key not in self._active:
-            assert self._masks is not None  # a scope set them
-            active = self._sets_of(self._masks).get(key, device)
+            assert self.masks is not None  # a scope set them
+            active = self._sets_of(self.masks).get(key, device)
             if self.static is not None:
                 active = self._memory.static.hold_set(key, active)
             self._active[key] = active
@@ -318,8 +274,8 @@ class SparseState:
         Raises:
             SparseStateError: the masks lack such a level.
         """
-        assert self._masks is not None  # a scope set them
-        size = next((size for size in self._masks if size[0] * size[1] == area), None)
+        assert self.masks is not None  # a scope set them
+        size = next((size for size in self.masks if size[0] * size[1] == area), None)
         if size is None:
             raise SparseStateError(f"The masks have no level of {area} pixels.")
         return self.active(geometry, size, device)
@@ -333,17 +289,3 @@ class SparseState:
     def is_sparse_pass(self) -> bool:
         """Whether the pass that runs is a sparse one."""
         return self.mode is Mode.SPARSE
-
-    def text_of(self, site: str, context: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the text that was set, for a layer; None if none was.
-
-        Raises:
-            SparseStateError: the text has another batch or length than the context [B, T, C].
-        """
-        found = self.text.get(site)
-        if found is not None and found[0].shape[:2] != context.shape[:2]:
-            raise SparseStateError(
-                f"The text that was set has {tuple(found[0].shape[:2])} tokens (batch, length) and "
-                f"this pass comes with {tuple(context.shape[:2])}; call set_text with its text."
-            )
-        return found

@@ -4,12 +4,13 @@ A CUDA graph repeats the same kernels on the same addresses. So what changes bet
 recording) or between two masks (the lists of pixels) is copied to where it was before.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.norm import Affine, Moments
@@ -19,19 +20,11 @@ Key = tuple[object, ...]
 Value = TypeVar("Value")
 
 
-def _parts(active: ActiveSet, names: Iterator[str] | list[str]) -> list[Tensor | None]:
-    """Every tensor among the named attributes of a set, those of pairs one by one."""
-    parts: list[Tensor | None] = []
-    for name in names:
-        value = getattr(active, name)
-        parts += value if isinstance(value, tuple) else [value]
-    return [part for part in parts if part is None or isinstance(part, Tensor)]
-
-
-def _alike(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+def _alike(a: object, b: object) -> bool:
+    """Whether b can be copied to where a lies: tensors of one shape and kind, or equal values."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+    return type(a) is type(b) and a == b
 
 
 @dataclass(eq=False)
@@ -62,7 +55,7 @@ class StaticMemory:
         return held
 
     def room_for(self, key: Key, value: Value) -> Value:
-        """As `hold`, but what lies in the memory is not said."""
+        """The memory that `hold` would copy to; what lies in it is undefined."""
         return self._place(key, value, [])
 
     def _place(self, key: Key, value: Value, copies: list[tuple[Tensor, Tensor]]) -> Value:
@@ -85,21 +78,17 @@ class StaticMemory:
     def hold_set(self, key: Key, active: ActiveSet) -> ActiveSet:
         """An active set, with everything derived from it so far, in memory of this name."""
         known = self.sets.get(key)
-        if known is not None and (known.in_size, known.out_size) == (
-            active.in_size,
-            active.out_size,
-        ):
-            names = list(vars(known))  # fields, and cached properties that have been asked for
-            olds, news = _parts(known, names), _parts(active, names)
+        if known is not None:
+            # Of the fields, and of cached properties that have been asked for.
+            olds, news = (
+                pytree.tree_leaves([getattr(one, name) for name in vars(known)])
+                for one in (known, active)
+            )
             if len(olds) == len(news) and all(map(_alike, olds, news)):
                 for old, new in zip(olds, news, strict=True):
-                    if old is not None:
+                    if isinstance(old, Tensor):
                         old.copy_(new)
                 return known
         self.version += 1
         held = self.sets[key] = active.clone()
         return held
-
-    def size_in_bytes(self) -> int:
-        """Memory of the held tensors, without the lists of pixels."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())

@@ -18,19 +18,19 @@ from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.io.checkpoint import build_model
-from sgm.modules.diffusionmodules import sige_model, sige_openaimodel
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.modules.diffusionmodules.schedules import PublishedSteps
-from sgm.modules.sige_attention import SIGESpatialTransformer
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.network import SparseModule, SparseRoot
+from sgm.sparse.rules import published
 from sgm.sparse.rules.published import PUBLISHED
 from sgm.sparse.rules.sgm import FAST
 from sgm.sparse.sparsify import Table, handle_of, sparsify
 from sgm.sparse.state import Mode
 from sgm.words import Precision
 from tests.conftest import ROOT, max_error, tiny_weights
+from tests.edits_here import inpaint_with, sdedit_with
 
 TOLERANCE = 1e-4  # golden README: UNet and VAE, absolute
 SIZES = [(64, 64), (64, 128), (128, 192)]
@@ -38,15 +38,15 @@ STEPS = 3
 PROMPT = "a photograph of a horse on a grassland"
 # The active set that decides which outputs of a block are new.
 GEOMETRIES: dict[type[SparseModule], Geometry] = {
-    sige_openaimodel.SIGEResBlock: CONV3X3,
-    sige_openaimodel.SIGEDownsample: UNET_DOWN,
-    SIGESpatialTransformer: CONV1X1,
-    sige_model.SIGEResnetBlock: CONV3X3,
-    sige_model.SIGEDownsample: VAE_DOWN,
-    sige_model.SIGEUpsample: CONV3X3,
-    sige_model.SIGEAttnBlock: CONV1X1,
+    published.SIGEResBlock: CONV3X3,
+    published.SIGEDownsample: UNET_DOWN,
+    published.SIGESpatialTransformer: CONV1X1,
+    published.SIGEResnetBlock: CONV3X3,
+    published.SIGEEndPaddedDownsample: VAE_DOWN,
+    published.SIGEUpsample: CONV3X3,
+    published.SIGEAttnBlock: CONV1X1,
 }
-UPSAMPLES = (sige_model.SIGEUpsample,)
+UPSAMPLES = (published.SIGEUpsample,)
 
 
 # Configuration and sparse layers: dense, and of both presets.
@@ -102,13 +102,13 @@ def drawn_on(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def inpaint(pipe: Pipeline, size: tuple[int, int], mask: Tensor, steps: int = STEPS) -> EditResult:
-    return pipe.inpaint(picture(size), mask, PROMPT, steps=steps, noise=NamedNoise(3))
+    return inpaint_with(pipe, picture(size), mask, PROMPT, steps=steps, noise=NamedNoise(3))
 
 
 def sdedit(pipe: Pipeline, size: tuple[int, int], mask: Tensor) -> EditResult:
     image = picture(size)
     edited = drawn_on(image, mask)
-    return pipe.sdedit(image, edited, PROMPT, steps=STEPS, noise=NamedNoise(3))
+    return sdedit_with(pipe, image, edited, PROMPT, steps=STEPS, noise=NamedNoise(3))
 
 
 def full(size: tuple[int, int]) -> Tensor:
@@ -195,15 +195,15 @@ class SparseBench(SparseRoot, Bench):
 
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], bool, bool]] = {
     # name: the block, whether it takes an embedding, whether it takes a context
-    "unet-resblock": (lambda: sige_openaimodel.SIGEResBlock(8, 16, 8, 4), True, False),
-    "unet-resblock-wider": (lambda: sige_openaimodel.SIGEResBlock(8, 16, 12, 4), True, False),
-    "unet-down": (lambda: sige_openaimodel.SIGEDownsample(8), False, False),
-    "unet-up": (lambda: sige_model.SIGEUpsample(8), False, False),
-    "transformer": (lambda: SIGESpatialTransformer(8, 2, 4, 2, 6, False, 4), False, True),
-    "vae-resblock": (lambda: sige_model.SIGEResnetBlock(8, 12, 4), False, False),
-    "vae-down": (lambda: sige_model.SIGEDownsample(8), False, False),
-    "vae-up": (lambda: sige_model.SIGEUpsample(8), False, False),
-    "vae-attention": (lambda: sige_model.SIGEAttnBlock(8, 4), False, False),
+    "unet-resblock": (lambda: published.SIGEResBlock(8, 16, 8, 4), True, False),
+    "unet-resblock-wider": (lambda: published.SIGEResBlock(8, 16, 12, 4), True, False),
+    "unet-down": (lambda: published.SIGEDownsample(8), False, False),
+    "unet-up": (lambda: published.SIGEUpsample(8), False, False),
+    "transformer": (lambda: published.SIGESpatialTransformer(8, 2, 4, 2, 6, False, 4), False, True),
+    "vae-resblock": (lambda: published.SIGEResnetBlock(8, 12, 4), False, False),
+    "vae-down": (lambda: published.SIGEEndPaddedDownsample(8), False, False),
+    "vae-up": (lambda: published.SIGEUpsample(8), False, False),
+    "vae-attention": (lambda: published.SIGEAttnBlock(8, 4), False, False),
 }
 
 
@@ -391,8 +391,8 @@ def test_a_dense_edit_ignores_the_unedited_picture(dense: Pipeline) -> None:
     size = SIZES[1]
     edited = drawn_on(picture(size), rectangle(size))
     options = {"steps": STEPS, "noise": NamedNoise(3)}
-    alone = dense.sdedit(None, edited, PROMPT, **options)
-    beside = dense.sdedit(picture(size), edited, PROMPT, **options)
+    alone = sdedit_with(dense, None, edited, PROMPT, **options)
+    beside = sdedit_with(dense, picture(size), edited, PROMPT, **options)
     assert torch.equal(alone.image, beside.image)
     assert alone.edit_ratio is None and beside.edit_ratio > 0
 
@@ -401,16 +401,16 @@ def test_a_sparse_edit_needs_two_pictures_that_differ(sige: Pipeline) -> None:
     size = SIZES[0]
     image = picture(size)
     with pytest.raises(ValueError, match="needs the unedited picture"):
-        sige.sdedit(None, image, PROMPT, steps=STEPS)
+        sdedit_with(sige, None, image, PROMPT, steps=STEPS)
     with pytest.raises(ValueError, match="empty"):
-        sige.sdedit(image, image.clone(), PROMPT, steps=STEPS)
+        sdedit_with(sige, image, image.clone(), PROMPT, steps=STEPS)
 
 
 def test_an_empty_mask_is_refused(dense: Pipeline, sige: Pipeline) -> None:
     size = SIZES[0]
     for pipe in (dense, sige):
         with pytest.raises(ValueError, match="empty"):
-            pipe.inpaint(picture(size), ~full(size), PROMPT, steps=STEPS)
+            inpaint_with(pipe, picture(size), ~full(size), PROMPT, steps=STEPS)
 
 
 def test_a_refused_edit_does_not_spoil_the_next(sige: Pipeline) -> None:
@@ -423,7 +423,7 @@ def test_a_refused_edit_does_not_spoil_the_next(sige: Pipeline) -> None:
         return NamedNoise(4)(name, shape)
 
     with pytest.raises(KeyboardInterrupt):
-        sige.inpaint(picture(size), rectangle(size), PROMPT, steps=STEPS, noise=interrupted)
+        inpaint_with(sige, picture(size), rectangle(size), PROMPT, steps=STEPS, noise=interrupted)
     assert torch.equal(inpaint(sige, size, rectangle(size)).image, before.image)
 
 
@@ -449,15 +449,15 @@ def test_sizes_are_checked_before_anything_runs(
     dense: Pipeline, picture: tuple[int, int], mask: tuple[int, int]
 ) -> None:
     with pytest.raises(ValueError, match="multiples of 64"):
-        dense.inpaint(torch.zeros(3, *picture), torch.ones(*mask).bool(), PROMPT)
+        inpaint_with(dense, torch.zeros(3, *picture), torch.ones(*mask).bool(), PROMPT)
     with pytest.raises(ValueError, match="multiples of 64"):
-        dense.sdedit(torch.zeros(3, *mask), torch.zeros(3, *picture), PROMPT)
+        sdedit_with(dense, torch.zeros(3, *mask), torch.zeros(3, *picture), PROMPT)
 
 
 def test_an_edit_frees_its_recordings(sige: Pipeline) -> None:
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[20:40, 10:30] = True
-    sige.inpaint(torch.zeros(3, 64, 64), mask, PROMPT, steps=1)
+    inpaint_with(sige, torch.zeros(3, 64, 64), mask, PROMPT, steps=1)
     networks = sige.networks
     for network in (networks.unet, networks.encoder, networks.decoder):
         assert handle_of(network).record.size_in_bytes() == 0

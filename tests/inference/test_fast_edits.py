@@ -22,6 +22,7 @@ from sgm.sparse.state import Mode
 from sgm.specs import MODELS
 from sgm.words import Backend, Precision, Preset, RunType, Task
 from tests.conftest import ROOT, tiny_weights
+from tests.edits_here import inpaint_with, sdedit_with
 from tests.inference.test_edits import PROMPT, drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 128)
@@ -37,7 +38,7 @@ def fast() -> Pipeline:
 
 
 def inpaint(pipe: Pipeline, image: Tensor, mask: Tensor, seed: int = 3) -> Tensor:
-    return pipe.inpaint(image, mask, PROMPT, steps=2, noise=NamedNoise(seed)).image
+    return inpaint_with(pipe, image, mask, PROMPT, steps=2, noise=NamedNoise(seed)).image
 
 
 def bytes_of(image: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def test_inpainting_changes_no_byte_beyond_the_ring(fast: Pipeline) -> None:
 def test_sdedit_changes_no_byte_beyond_the_ring_of_the_dilated_difference(fast: Pipeline) -> None:
     image, mask = picture(SIZE), rectangle(SIZE)
     edited = drawn_on(image, mask)
-    result = fast.sdedit(image, edited, PROMPT, steps=2, noise=NamedNoise(3)).image
+    result = sdedit_with(fast, image, edited, PROMPT, steps=2, noise=NamedNoise(3)).image
     region = touched_by(dilate(difference_mask(image, edited), FAST.sdedit))
     assert torch.equal(result[:, ~region], ((image + 1) / 2)[:, ~region])
     assert not torch.equal(result[:, mask], ((edited + 1) / 2)[:, mask])
@@ -102,7 +103,7 @@ def test_an_edit_without_recordings_decodes_once_and_in_full(
     else:
         edited = drawn_on(picture(SIZE), rectangle(SIZE))
         noise = NamedNoise(3)
-        result = fast.sdedit(picture(SIZE), edited, PROMPT, steps=2, noise=noise).image
+        result = sdedit_with(fast, picture(SIZE), edited, PROMPT, steps=2, noise=noise).image
     [(z, x)] = decoded
     with fast.scope():
         assert torch.equal(decode(z), x)
@@ -123,7 +124,7 @@ def test_sdedit_makes_as_many_full_passes_as_its_recipe_says(
 
     monkeypatch.setattr(fast.networks.unet, "forward", counted)
     edited = drawn_on(picture(SIZE), rectangle(SIZE))
-    fast.sdedit(picture(SIZE), edited, PROMPT, steps=10, strength=0.8, noise=NamedNoise(3))
+    sdedit_with(fast, picture(SIZE), edited, PROMPT, steps=10, strength=0.8, noise=NamedNoise(3))
     full, sparse = Mode.RECORD, Mode.SPARSE
     # Of seven steps 0, 1, 3 and 6 are recorded, each before the first step that lies behind the
     # one before.

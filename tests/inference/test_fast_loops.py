@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sgm.inference import pipeline
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import FAST
+from sgm.inference.progress import NanCheck
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore
 from sgm.photo import Blend
@@ -24,6 +24,7 @@ from sgm.sparse.recording import Recording
 from sgm.specs import SamplingParams
 from sgm.words import Precision
 from tests.conftest import max_error
+from tests.edits_here import inpaint_with, sdedit_with
 from tests.inference.naive_edits import (
     BASE_PROMPT,
     DECODER_DILATION,
@@ -180,7 +181,7 @@ def test_cold_inpainting_is_the_naive_loop(
     fast: Pipeline, dense: Dense, image: Tensor, mask: Tensor
 ) -> None:
     seen = watched(
-        fast, lambda: fast.inpaint(image, mask, PROMPT, steps=STEPS, noise=NamedNoise(SEED))
+        fast, lambda: inpaint_with(fast, image, mask, PROMPT, steps=STEPS, noise=NamedNoise(SEED))
     )
     guided = dense.guided(PROMPT)
     z = dense.latents(dense.networks.encoder(image[None]), "init")
@@ -196,7 +197,7 @@ def test_cold_sdedit_is_the_naive_loop(
     fast: Pipeline, dense: Dense, image: Tensor, drawing: Tensor
 ) -> None:
     noise, sigmas = NamedNoise(SEED), levels(20)[-16:]  # int(0.8 * 21) levels
-    seen = watched(fast, lambda: fast.sdedit(image, drawing, PROMPT, steps=20, noise=noise))
+    seen = watched(fast, lambda: sdedit_with(fast, image, drawing, PROMPT, steps=20, noise=noise))
     guided = dense.guided(PROMPT)
     encoded, encoder = dense.encoder.record(image[None])
     unedited = dense.stepped(
@@ -301,7 +302,7 @@ def test_the_whole_selection_changes_and_fades_out_around_it(fast: Pipeline, ima
     mask[10:40, 20:60] = True
     mask[80:83, 100:150] = True  # three pixels wide
     mask[120, 10] = True
-    seen = watched(fast, lambda: fast.inpaint(image, mask, PROMPT, steps=1))
+    seen = watched(fast, lambda: inpaint_with(fast, image, mask, PROMPT, steps=1))
     assert_put_in(seen, image, naive_opacity(mask))
     source = (image + 1) / 2
     share = (seen.result.image - source) / (seen.decoded - source)  # of the edit

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from sgm.errors import UserError
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, PUBLISHED, Recipe
+from sgm.inference.progress import NanCheck
 from sgm.inference.session import EditSession
 from sgm.specs import RecordingSettings, SamplingParams
 from sgm.words import Precision
+from tests.edits_here import inpaint_with, sdedit_with
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE = (64, 64)
@@ -79,10 +80,10 @@ def test_an_edit_names_the_step(kind: str, recipe: Recipe, task: str, first: int
     image, mask = picture(SIZE), rectangle(SIZE)
     with pytest.raises(UserError, match=f"no numbers from step 3 of {STEPS} on, at fp32"):
         if task == "inpainting":
-            pipe.inpaint(image, mask, "a horse", steps=STEPS)
+            inpaint_with(pipe, image, mask, "a horse", steps=STEPS)
         else:
             edited = drawn_on(image, mask)
-            pipe.sdedit(image, edited, "a horse", steps=STEPS, strength=1.0)
+            sdedit_with(pipe, image, edited, "a horse", steps=STEPS, strength=1.0)
 
 
 def test_half_precision_is_named_as_a_remedy() -> None:
@@ -92,7 +93,7 @@ def test_half_precision_is_named_as_a_remedy() -> None:
     pipe = Pipeline(networks, Precision.BF16, sparse=False)
     expected = r"from step 1 of 2 on, at bf16; .*, or use --precision fp32\.$"
     with pytest.raises(UserError, match=expected):
-        pipe.inpaint(picture(SIZE), rectangle(SIZE), "a horse", steps=2)
+        inpaint_with(pipe, picture(SIZE), rectangle(SIZE), "a horse", steps=2)
 
 
 def test_a_recording_of_no_numbers_is_refused() -> None:

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from sgm.inference import loop
 from sgm.inference.crop import crop_inpainting, crop_sdedit, window_around
-from sgm.inference.nan_check import NanCheck
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
-from sgm.inference.progress import Stopwatch
+from sgm.inference.progress import NanCheck, Stopwatch
 from sgm.inference.session import EditSession
 from sgm.photo import Blend
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import MODELS, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType
 from tests.conftest import ROOT, max_error
+from tests.edits_here import inpaint_with, sdedit_with
 from tests.pretend_cuda import PretendCuda
 
 HEIGHT, WIDTH = 64, 128
@@ -64,8 +64,8 @@ def load(kind: str, device: str) -> Pipeline:
 
 def edit(pipeline: Pipeline, task: str, steps: int) -> Tensor:
     if task == "inpainting":
-        return pipeline.inpaint(picture(), mask(), "a cat", steps=steps).image
-    return pipeline.sdedit(picture(), drawn(), "a cat", steps=steps).image
+        return inpaint_with(pipeline, picture(), mask(), "a cat", steps=steps).image
+    return sdedit_with(pipeline, picture(), drawn(), "a cat", steps=steps).image
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def test_an_edit_on_a_card(
 def watched_steps(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """As `watched`, from the first step of the last loop to its last, however many they are."""
     found: Counter[str] = Counter()
-    make, after_step = loop._interpolated, NanCheck.__call__
+    make, after_step = loop._recordings, NanCheck.__call__
 
     def begin(*arguments: Any) -> Any:
         made = make(*arguments)
@@ -126,7 +126,7 @@ def watched_steps(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
         after_step(self, number, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_interpolated", begin)
+        patch.setattr(loop, "_recordings", begin)
         patch.setattr(NanCheck, "__call__", step)
         yield found
 

@@ -7,11 +7,10 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
-from sgm.inference.region import REGION, Region
+from sgm.inference.region import REGION, Region, read_by
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore
 from sgm.inference.track import ENCODER
-from sgm.sparse.bounds import read_by
 from sgm.sparse.masks import cover
 from sgm.specs import RecordingSettings, SamplingParams
 from sgm.words import Precision, RecordingPrecision, Task

@@ -27,6 +27,7 @@ from sgm.sparse.state import Mode
 from sgm.specs import RecordingSettings, SamplingParams
 from sgm.words import Precision, RecordingMemory, RecordingPrecision, Task
 from tests.conftest import max_error
+from tests.edits_here import inpaint_with
 from tests.inference.test_edits import drawn_on, networks_of, picture, rectangle
 
 SIZE, CPU = (64, 128), torch.device("cpu")
@@ -91,7 +92,7 @@ def test_a_session_under_the_edits_own_prompt_is_the_cold_edit(
     mask, params = rectangle(SIZE), SamplingParams("a horse", seed=3, steps=3)
     warm = EditSession(pipe, picture(SIZE), params).inpaint("a horse", mask).image
     noise = NamedNoise(3)
-    cold = pipe.inpaint(picture(SIZE), mask, "a horse", seed=3, steps=3, noise=noise).image
+    cold = inpaint_with(pipe, picture(SIZE), mask, "a horse", seed=3, steps=3, noise=noise).image
     assert max_error(warm, cold) < 1e-4
 
 

@@ -211,7 +211,7 @@ def test_conditioner_equals_golden(golden, kind):
     batch_c = golden_batch(info["values"], "prompt", "aesthetic_score")
     batch_uc = golden_batch(info["values"], "negative_prompt", "negative_aesthetic_score")
     zeroed = info["force_uc_zero_embeddings"]
-    c, uc = conditioner.get_unconditional_conditioning(batch_c, batch_uc, zeroed)
+    c, uc = conditioner(batch_c), conditioner(batch_uc, zeroed)
     results = {"c": c, "uc": uc}
     if zeroed:
         results["uc_not_zeroed"] = conditioner(batch_uc)
@@ -222,13 +222,11 @@ def test_conditioner_equals_golden(golden, kind):
             assert max_error(tensor, expected) < TOLERANCE, (branch, name)
 
 
-def test_unconditional_defaults_to_the_conditional_batch():
+def test_zeroed_text_leaves_the_sizes():
     conditioner = GeneralConditioner(tiny_entries())
     batch = tiny_batch(["a horse", "a tree"])
-    c, uc = conditioner.get_unconditional_conditioning(batch)
-    assert torch.equal(c["crossattn"], uc["crossattn"]) and torch.equal(c["vector"], uc["vector"])
+    c, uc = conditioner(batch), conditioner(batch, ["txt"])
     assert c["crossattn"].shape == (2, 77, 16) and c["vector"].shape == (2, 6 + 3 * 2 * 8)
-    _, uc = conditioner.get_unconditional_conditioning(batch, None, ["txt"])
     assert not uc["crossattn"].any() and not uc["vector"][:, :6].any()
     assert torch.equal(c["vector"][:, 6:], uc["vector"][:, 6:])
 

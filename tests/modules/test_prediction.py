@@ -17,6 +17,7 @@ from sgm.weights import Weights
 from sgm.words import Precision, Prediction, RunType
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
+from tests.edits_here import inpaint_with
 
 CONFIGS = ROOT / "configs"
 FILE = ROOT / "pretrained" / "tiny_base.safetensors"
@@ -113,7 +114,7 @@ def test_two_parametrisations_of_one_model_give_equal_pictures(run_type: RunType
     picture = torch.rand(3, 64, 64) * 2 - 1
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[16:40, 20:50] = True
-    first, second = (p.inpaint(picture, mask, "a horse", steps=3).image for p in (noise, v))
+    first, second = (inpaint_with(p, picture, mask, "a horse", steps=3).image for p in (noise, v))
     assert max_error(first, second) < 1e-4
-    unlike = load(run_type, Prediction.V).inpaint(picture, mask, "a horse", steps=3).image
+    unlike = inpaint_with(load(run_type, Prediction.V), picture, mask, "a horse", steps=3).image
     assert max_error(first, unlike) > 0.05

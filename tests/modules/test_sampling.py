@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config
+from sgm.models.diffusion import OpenAIWrapper
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser
 from sgm.modules.diffusionmodules.denoiser_scaling import EpsScaling
 from sgm.modules.diffusionmodules.discretizer import LegacyDDPMDiscretization
-from sgm.modules.diffusionmodules.guiders import Guider, IdentityGuider, VanillaCFG
+from sgm.modules.diffusionmodules.guiders import IdentityGuider, VanillaCFG
 from sgm.modules.diffusionmodules.sampling import (
     DPMPP2M,
     Denoise,
     Solver,
+    SolverState,
     dpmpp_2m_step,
     guided,
     per_sample,
-    prepare_noise_scale,
 )
 from sgm.modules.diffusionmodules.schedules import (
     PublishedSteps,
@@ -30,7 +31,6 @@ from sgm.modules.diffusionmodules.schedules import (
     turbo_schedule,
 )
 from sgm.modules.diffusionmodules.util import timestep_embedding
-from sgm.modules.diffusionmodules.wrappers import OpenAIWrapper
 from tests.conftest import Golden, max_error
 
 SCALING = 1e-6  # golden README: schedules and scalings, relative
@@ -176,7 +176,7 @@ def test_cfg(data: Golden) -> None:
 def test_guider_inputs() -> None:
     x, sigma = torch.randn(2, 4, 3, 3), torch.tensor([1.0, 2.0])
     c, uc = {"vector": torch.ones(2, 5)}, {"vector": torch.zeros(2, 5)}
-    guider: Guider = VanillaCFG(6.0)
+    guider: IdentityGuider = VanillaCFG(6.0)
     (batch, levels), cond = guider.batch(x, sigma), guider.conditioning(c, uc)
     assert torch.equal(batch, torch.cat([x, x])) and levels.tolist() == [1, 2, 1, 2]
     assert cond["vector"][:, 0].tolist() == [0, 0, 1, 1]
@@ -244,11 +244,11 @@ def make_solver(data: Golden, name: str) -> Solver:
     return DPMPP2M(PublishedSteps(steps)) if name == "dpmpp2m" else DPMPP2M(TurboSubstep())
 
 
-def make_denoise(data: Golden, name: str, guider: Guider, samples: int) -> Denoise:
+def make_denoise(data: Golden, name: str, guider: IdentityGuider, samples: int) -> Denoise:
     """The guided toy; the turbo sampler is given the conditional tensors on both halves."""
     c = {"vector": data["trajectory/cond_vector"][:samples]}
     uc = c if name == "turbo" else {"vector": data["trajectory/uc_vector"][:samples]}
-    return guided(toy_denoiser, None, guider, c, uc)
+    return guided(toy_denoiser, None, guider, guider.conditioning(c, uc))
 
 
 @pytest.mark.parametrize("name", ["dpmpp2m", "turbo"])
@@ -261,7 +261,9 @@ def make_denoise(data: Golden, name: str, guider: Guider, samples: int) -> Denoi
     ],
     ids=["identity", "cfg6", "cfg6-strength0.8"],
 )
-def test_trajectory(data: Golden, name: str, run: str, guider: Guider, strength: float) -> None:
+def test_trajectory(
+    data: Golden, name: str, run: str, guider: IdentityGuider, strength: float
+) -> None:
     key = f"trajectory/{name}_{run}"
     solver, denoise = make_solver(data, name), make_denoise(data, name, guider, samples=2)
     sigmas = solver.sigmas(LegacyDDPMDiscretization(), strength)
@@ -332,11 +334,11 @@ def test_second_order_converges_faster_than_first() -> None:
 
     def error(steps: int, with_history: bool) -> float:
         sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64).tolist()
-        x, old, previous = torch.ones(1, dtype=torch.float64), None, None
+        x, before = torch.ones(1, dtype=torch.float64), None
         for sigma, following in pairwise(sigmas):
-            denoised = x / (1 + sigma**2)
-            x = dpmpp_2m_step(x, denoised, old, sigma, following, previous)
-            old, previous = (denoised, sigma) if with_history else (None, None)
+            now = SolverState(x / (1 + sigma**2), sigma)
+            x = dpmpp_2m_step(x, now, following, before)
+            before = now if with_history else None
         return abs(x.item() - (1.01 / 101) ** 0.5)
 
     assert error(100, with_history=False) / error(200, with_history=False) < 2.5
@@ -345,7 +347,9 @@ def test_second_order_converges_faster_than_first() -> None:
 
 def test_start_and_last_step() -> None:
     x, sigmas = torch.full((2, 1), 2.0), torch.tensor([3.0**0.5, 0.0])
-    assert prepare_noise_scale(x, sigmas).flatten().tolist() == pytest.approx([4.0, 4.0])
+    assert DPMPP2M(PublishedSteps(1)).start(x, sigmas).flatten().tolist() == pytest.approx(
+        [4.0, 4.0]
+    )
     levels = []
     result, state = DPMPP2M(PublishedSteps(1)).step(
         lambda x, s: levels.append(s) or x - 1, x, 0, sigmas

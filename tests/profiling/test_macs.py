@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sgm.inference import presets
 from sgm.io.checkpoint import build_model
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.models.sige_autoencoder import SIGEAutoencoderKL
@@ -17,7 +18,7 @@ from sgm.modules.diffusionmodules.openaimodel import UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.profiling.macs import Macs, count_macs
 from sgm.sparse import matmul
-from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
+from sgm.sparse.masks import inpainting_pyramid
 from sgm.sparse.rules.published import PUBLISHED
 from sgm.sparse.sparsify import handle_of, sparsify
 from tests.conftest import ROOT, golden_file, oracle
@@ -102,8 +103,8 @@ def test_sparse_autoencoder(golden, mask):
     model, x = vae_of(data, SIGEAutoencoderKL), picture(data)
     pixels = data.mask(f"{mask}/pixel_mask", *x.shape[2:])
     for name, network, value, masks in (
-        ("encoder", model.encoder, x, sdedit_pyramid(pixels)),
-        ("decoder", model.decoder, data["z0"], sdedit_decoder_pyramid(pixels)),
+        ("encoder", model.encoder, x, presets.PUBLISHED.sdedit_masks(pixels)),
+        ("decoder", model.decoder, data["z0"], presets.PUBLISHED.sdedit_decoder_masks(pixels)),
     ):
         with handle_of(network).recording():
             network(value)
@@ -116,7 +117,7 @@ def test_a_count_does_not_depend_on_what_was_run_before(golden):
     """Active sets built while tracing are good afterwards, and cost nothing while they are."""
     data = golden("vae")
     encoder, x = vae_of(data, SIGEAutoencoderKL).encoder, picture(data)
-    masks = sdedit_pyramid(data.mask("rect/pixel_mask", *x.shape[2:]))
+    masks = presets.PUBLISHED.sdedit_masks(data.mask("rect/pixel_mask", *x.shape[2:]))
     with handle_of(encoder).recording():
         encoder(x)
     with handle_of(encoder).sparse(masks):

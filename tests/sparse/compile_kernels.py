@@ -36,7 +36,7 @@ from sgm.sparse.backends import (
     triton_rows,
     triton_tiles,
 )
-from sgm.sparse.backends.base import Prologue
+from sgm.sparse.backends.torch_ref import Prologue
 from sgm.sparse.backends.triton_ops import TritonOps
 from sgm.sparse.backends.triton_tiles import (
     FLOAT_GATED_TILES,

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 
+from sgm.inference.presets import PUBLISHED
 from sgm.sparse.active import (
     CONV1X1,
     CONV3X3,
@@ -19,9 +20,8 @@ from sgm.sparse.masks import (
     difference_mask,
     dilate,
     downsample_mask,
+    grown,
     inpainting_pyramid,
-    sdedit_decoder_pyramid,
-    sdedit_pyramid,
 )
 
 KINDS = {
@@ -32,8 +32,8 @@ KINDS = {
 }
 RECIPES = {
     "inpaint": inpainting_pyramid,
-    "sdedit": sdedit_pyramid,
-    "sdedit_decoder": sdedit_decoder_pyramid,
+    "sdedit": PUBLISHED.sdedit_masks,
+    "sdedit_decoder": PUBLISHED.sdedit_decoder_masks,
 }
 
 
@@ -88,9 +88,17 @@ def test_one_pixel_neither_vanishes_nor_floods(size, where):
 def test_dilation_is_a_plus():
     mask = torch.zeros(9, 9, dtype=torch.bool)
     mask[4, 4] = True
-    grown = dilate(mask, 2)
-    assert grown.sum() == 9 and grown[2, 4] and grown[4, 6] and not grown[3, 3]
+    wide = dilate(mask, 2)
+    assert wide.sum() == 9 and wide[2, 4] and wide[4, 6] and not wide[3, 3]
     assert torch.equal(dilate(mask, 0), mask)
+
+
+def test_the_square_growth_is_the_maximum_around_a_pixel():
+    mask = torch.rand(13, 17, generator=torch.Generator().manual_seed(3)) > 0.97
+    for distance in (0, 1, 4, 30):
+        around = 2 * distance + 1
+        expected = torch.nn.functional.max_pool2d(mask[None].float(), around, 1, distance)[0] > 0
+        assert torch.equal(grown(mask, distance), expected)
 
 
 def test_difference_is_any_channel_over_the_threshold():

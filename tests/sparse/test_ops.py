@@ -28,11 +28,11 @@ from sgm.sparse.active import (
     active_blocks,
     block_active_set,
 )
-from sgm.sparse.backends.base import Prologue
-from sgm.sparse.backends.torch_ref import TorchOps
-from sgm.sparse.modules import Residual, as_map, as_rows, sparse_residual
+from sgm.sparse.backends.torch_ref import Prologue, TorchOps
+from sgm.sparse.layers import as_map, as_rows
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
+from sgm.sparse.rules.published import SIGEResnetBlock
 from sgm.sparse.state import SparseState
 from tests.conftest import Golden, max_error, rule_weights
 
@@ -275,30 +275,25 @@ def test_passes_from_their_own_recording_equal_the_reference(
     [("pair/1_xa1_edge", "xa1", "edge"), ("pair/2_xa2_blob", "xa2", "blob")],
 )
 def test_residual_pairs_equal_the_reference(ops: Golden, key: str, edited: str, mask: str) -> None:
-    """`sparse_residual` itself, with norms that change nothing."""
+    """The block itself, with norms that change nothing."""
     maps = edits(ops)
     weights = rule_weights(ops.info["pair_state_dict"], ops.info["weights_seeds"]["pair"])
-    layers = nn.ModuleDict(
-        {
-            "conv1": nn.Conv2d(8, 8, 3, padding=1),
-            "conv2": nn.Conv2d(8, 8, 3, padding=1),
-            "short": nn.Conv2d(8, 8, 1),
-        }
-    )
-    layers.load_state_dict(weights)
-    norm = nn.GroupNorm(1, 8)  # never called in a sparse pass
-    block = Residual(norm, layers["conv1"], norm, layers["conv2"], layers["short"])
+    block = SIGEResnetBlock(8, 8, 1)  # whose norms are never called in a sparse pass
+    block.nin_shortcut = nn.Conv2d(8, 8, 1)
+    weights = {name.replace("short", "nin_shortcut"): value for name, value in weights.items()}
+    found = block.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys and all("norm" in name for name in found.missing_keys)
     state = SparseState(OPS)
-    site = Site(state, "pair")
+    site = block.site = Site(state, "pair")
     neutral = Affine(torch.ones(2, 8), torch.zeros(2, 8))
     with torch.inference_mode():
         hidden = block.conv1(F.silu(maps["xa"]))
-        shortcut = layers["short"](maps["xa"])
+        shortcut = block.nin_shortcut(maps["xa"])
         out = block.conv2(F.silu(hidden)) + shortcut
         site.put(first=neutral, second=neutral, hidden=hidden, shortcut=shortcut, out=out)
         where = mask_of(ops, mask)
         with state.sparse({(where.shape[0], where.shape[1]): where}):
-            result = sparse_residual(site, block, maps[edited])
+            result = block(maps[edited])
     assert max_error(result, ops[key]) < ARITHMETIC
 
 

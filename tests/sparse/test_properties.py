@@ -22,10 +22,9 @@ from sgm.sparse.active import (
     active_blocks,
     block_active_set,
 )
-from sgm.sparse.backends.base import Prologue, SparseOps
-from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.backends.torch_ref import Prologue, TorchOps
+from sgm.sparse.layers import as_rows
 from sgm.sparse.masks import dilate, downsample_mask, inpainting_pyramid
-from sgm.sparse.modules import as_rows
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS
 from tests.conftest import max_error
@@ -186,7 +185,7 @@ def other_backends() -> list[str]:
     return [name for name in BACKENDS if name != "torch"]
 
 
-def backend(name: str) -> tuple[SparseOps, torch.device]:
+def backend(name: str) -> tuple[TorchOps, torch.device]:
     """A backend on a device that it runs on; skips where this machine has none."""
     obstacles = {}
     for kind in ("cuda", "cpu"):

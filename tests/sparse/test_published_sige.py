@@ -12,11 +12,10 @@ from torch import Tensor
 from sgm.inference.networks import Networks
 from sgm.io.checkpoint import build_model
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
-from sgm.sparse.backends.base import Prologue
 from sgm.sparse.backends.published_sige import PublishedOps
-from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.backends.torch_ref import Prologue, TorchOps
+from sgm.sparse.layers import as_map, as_rows
 from sgm.sparse.masks import inpainting_pyramid
-from sgm.sparse.modules import as_map, as_rows
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, select_ops
 from sgm.sparse.rules.published import PUBLISHED

@@ -7,7 +7,7 @@ from torch import Tensor
 from sgm.inference.networks import Networks, recording
 from sgm.io.checkpoint import build_model
 from sgm.sparse.masks import downsample_mask
-from sgm.sparse.quantise import Quantised, quantise
+from sgm.sparse.recording import Quantised, quantise
 from sgm.sparse.rules.sgm import FAST
 from sgm.sparse.sparsify import handle_of
 from tests.conftest import ROOT

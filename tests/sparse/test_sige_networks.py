@@ -3,19 +3,20 @@
 import pytest
 import torch
 
+from sgm.inference import presets
 from sgm.models.sige_autoencoder import SIGEAutoencoderKL
 from sgm.modules.diffusionmodules.openaimodel import UNetModel
-from sgm.modules.diffusionmodules.sige_model import SIGEUpsample
-from sgm.modules.diffusionmodules.sige_openaimodel import (
-    SIGEDownsample,
-    SIGEResBlock,
-    SIGEUNetModel,
-)
-from sgm.modules.sige_attention import SIGESpatialTransformer
+from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, active_blocks
 from sgm.sparse.mask_sets import SparseStateError
-from sgm.sparse.masks import inpainting_pyramid, sdedit_decoder_pyramid, sdedit_pyramid
-from sgm.sparse.rules.published import PUBLISHED
+from sgm.sparse.masks import inpainting_pyramid
+from sgm.sparse.rules.published import (
+    PUBLISHED,
+    SIGEDownsample,
+    SIGEResBlock,
+    SIGESpatialTransformer,
+    SIGEUpsample,
+)
 from sgm.sparse.sparsify import handle_of, sparsify
 from tests.conftest import max_error, rule_weights
 
@@ -145,13 +146,13 @@ def test_autoencoder_equals_the_reference(golden, vae, mask):
     encoder, decoder = vae.encoder, vae.decoder
     with handle_of(encoder).recording():
         full = encoder(picture(data["image0"]))
-    with handle_of(encoder).sparse(sdedit_pyramid(pixels)):
+    with handle_of(encoder).sparse(presets.PUBLISHED.sdedit_masks(pixels)):
         out = encoder(picture(data[f"{mask}/image1"]))
     assert max_error(full, data["encoder_sige_full_x0"]) < TOLERANCE
     assert max_error(out, data[f"{mask}/encoder_sige_sparse_x1"]) < TOLERANCE
     with handle_of(decoder).recording():
         full = decoder(data["z0"])
-    with handle_of(decoder).sparse(sdedit_decoder_pyramid(pixels)):
+    with handle_of(decoder).sparse(presets.PUBLISHED.sdedit_decoder_masks(pixels)):
         out = decoder(data[f"{mask}/z1"])
     assert max_error(full, data["decoder_original_z0"]) < TOLERANCE
     assert max_error(out, data[f"{mask}/decoder_sige_sparse_z1"]) < TOLERANCE

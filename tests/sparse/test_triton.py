@@ -6,7 +6,7 @@ may be off by a whole step; the tolerances below allow one.
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgm.sparse.active import (
     CONV1X1,
@@ -18,13 +18,12 @@ from sgm.sparse.active import (
     Geometry,
     block_active_set,
 )
-from sgm.sparse.backends.base import PLAIN, Prologue, SparseOps
-from sgm.sparse.backends.torch_ref import TorchOps
-from sgm.sparse.modules import Residual, sparse_residual
+from sgm.sparse.backends.torch_ref import PLAIN, Prologue, TorchOps
 from sgm.sparse.network import Site
 from sgm.sparse.norm import Affine
 from sgm.sparse.ops import BACKENDS, select_ops
 from sgm.sparse.pixels import PixelGeometry
+from sgm.sparse.rules.published import SIGEResnetBlock
 from sgm.sparse.state import SparseState
 from tests.conftest import max_error
 
@@ -96,14 +95,14 @@ class Case:
         # Rows with others between them, as a slice of a wider map has.
         self.residual = draw(batch, pixels, narrow + 3, dtype=dtype)[:, :, :narrow]
 
-    def conv(self, ops: SparseOps, dtype: torch.dtype | None = None) -> Tensor:
+    def conv(self, ops: TorchOps, dtype: torch.dtype | None = None) -> Tensor:
         dtype = dtype or self.dtype
         prologue = widened(self.prologue) if dtype == torch.float64 else self.prologue
         tensors = (t.to(dtype) for t in (self.x, self.weight, self.bias))
         x, weight, bias = tensors
         return ops.conv(x, self.active, weight, bias, prologue)
 
-    def check(self, *backends: SparseOps) -> None:
+    def check(self, *backends: TorchOps) -> None:
         """Never worse than twice torch's error, and a step of the dtype for each rounding."""
         exact = self.conv(TORCH, torch.float64)
         step = torch.finfo(self.dtype).eps * float(exact.abs().max())
@@ -113,7 +112,7 @@ class Case:
             assert rows.dtype == self.dtype
             assert max_error(rows, exact) <= allowed
 
-    def check_scatter(self, *backends: SparseOps) -> None:
+    def check_scatter(self, *backends: TorchOps) -> None:
         arguments = (self.active, self.weight, self.bias, self.prologue)
         pixels, positions = self.active.written
         exact = self.conv(TORCH, torch.float64)
@@ -235,20 +234,17 @@ def test_the_parts_of_a_product_fill_the_card(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_residual_block_runs_on_either_backend() -> None:
     """The engine's own block, with a shortcut, on both backends."""
-    norm = nn.GroupNorm(1, 8)  # never called in a sparse pass
-    layers = [nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(8, 12, 1)]
-    conv1, conv2, shortcut = (layer.to(DEVICE) for layer in layers)
-    block = Residual(norm, conv1, norm, conv2, shortcut)
+    block = SIGEResnetBlock(8, 12, 1).to(DEVICE)
     first, second = prologue_of(2, 8).affine, prologue_of(2, 12).affine
     maps = {name: draw(2, 12, 6, 10) for name in ("hidden", "shortcut", "out")}
     x, mask = draw(2, 8, 6, 10), mask_of(6, 10)
     results = []
     for ops in (TORCH, select_ops("triton", DEVICE)):
         state = SparseState(ops)
-        site = Site(state, "block")
+        site = block.site = Site(state, "block")
         site.put(first=first, second=second, **maps)
         with torch.inference_mode(), state.sparse({(6, 10): mask}):
-            results.append(sparse_residual(site, block, x))
+            results.append(block(x))
     assert max_error(*results) < 1e-5
 
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
-from sgm.sparse.backends.base import PLAIN
-from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.backends.torch_ref import PLAIN, TorchOps
 from sgm.sparse.norm import RecordedRows, moments_of
 from sgm.sparse.pixels import PIXELS, PixelGeometry, PixelSet
 from tests.conftest import max_error

@@ -1,12 +1,61 @@
 """Encoder and decoder of the latent autoencoder (Rombach et al., 2022), published keys."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 EPSILON = 1e-6  # of the autoencoder's group norms
+
+
+@dataclass(frozen=True)
+class AutoencoderParams:
+    """The published `ddconfig`. `resolution`, `dropout` and `attn_type` only mattered in training
+    or chose between equal attentions; they are accepted and have no effect.
+
+    Attributes:
+        ch, ch_mult: level i is `ch * ch_mult[i]` wide; each level after the first halves the sides.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        in_channels, out_ch, z_channels: of the picture, of the decoded one, and of latents.
+        double_z: whether the encoder gives mean and log-variance, or the mean only.
+        attn_resolutions: must be empty (attention in the middle only).
+        norm_groups: groups of every group norm (32 as published).
+    """
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    in_channels: int
+    out_ch: int
+    z_channels: int
+    double_z: bool = True
+    attn_resolutions: tuple[int, ...] = ()
+    norm_groups: int = 32
+    resolution: int = 256
+    dropout: float = 0.0
+    attn_type: str = "vanilla"
+
+    def __post_init__(self) -> None:
+        if self.attn_resolutions:
+            raise ValueError(
+                f"attn_resolutions is {list(self.attn_resolutions)}; this autoencoder attends in "
+                "its middle only, expected []"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "AutoencoderParams":
+        """Strict: an unknown or missing key is a ValueError that names it."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"ddconfig has unknown keys {unknown}; known are {sorted(known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"ddconfig is incomplete: {error}") from error
 
 
 class ResnetBlock(nn.Module):
@@ -73,22 +122,13 @@ class Upsample(nn.Module):
 
 
 class _Coder(nn.Module):
-    """What encoder and decoder share: the groups of their norms, and the middle."""
+    """What encoder and decoder share: their middle."""
 
-    def __init__(self, attn_resolutions: Sequence[int], norm_groups: int) -> None:
-        super().__init__()
-        if attn_resolutions:
-            raise ValueError(
-                f"attn_resolutions is {list(attn_resolutions)}; this autoencoder attends in "
-                "its middle only, expected []"
-            )
-        self.groups = norm_groups
-
-    def _middle(self, channels: int) -> nn.Module:
+    def _middle(self, channels: int, groups: int) -> nn.Module:
         mid = nn.Module()
-        mid.block_1 = ResnetBlock(channels, channels, self.groups)
-        mid.attn_1 = AttnBlock(channels, self.groups)
-        mid.block_2 = ResnetBlock(channels, channels, self.groups)
+        mid.block_1 = ResnetBlock(channels, channels, groups)
+        mid.attn_1 = AttnBlock(channels, groups)
+        mid.block_2 = ResnetBlock(channels, channels, groups)
         return mid
 
     def _run_middle(self, h: Tensor) -> Tensor:
@@ -96,45 +136,26 @@ class _Coder(nn.Module):
 
 
 class Encoder(_Coder):
-    """Picture [B, in_channels, H, W] -> moments [B, 2 * z_channels, H/f, W/f].
+    """Picture [B, in_channels, H, W] -> moments [B, 2 * z_channels, H/f, W/f]; f is
+    2 ** (levels - 1)."""
 
-    Args:
-        ch: width of the first level; level i has `ch * ch_mult[i]`; f = 2 ** (levels - 1).
-        num_res_blocks: residual blocks per level.
-        in_channels, z_channels: picture and latent channels.
-        double_z: mean and log-variance (twice z_channels) or mean only.
-        attn_resolutions: must be empty (attention in the middle only).
-        norm_groups: groups of every group norm (32 as published).
-    """
-
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        in_channels: int,
-        z_channels: int,
-        double_z: bool,
-        attn_resolutions: Sequence[int] = (),
-        norm_groups: int = 32,
-    ) -> None:
-        super().__init__(attn_resolutions, norm_groups)
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+    def __init__(self, params: AutoencoderParams) -> None:
+        super().__init__()
+        p, channels = params, params.ch
+        self.conv_in = nn.Conv2d(p.in_channels, channels, 3, padding=1)
         self.down = nn.ModuleList()
-        channels = ch
-        for index, mult in enumerate(ch_mult):
+        for index, mult in enumerate(p.ch_mult):
             level = nn.Module()
             level.block = nn.ModuleList()
-            for _ in range(num_res_blocks):
-                level.block.append(ResnetBlock(channels, ch * mult, norm_groups))
-                channels = ch * mult
-            if index < len(ch_mult) - 1:
+            for _ in range(p.num_res_blocks):
+                level.block.append(ResnetBlock(channels, p.ch * mult, p.norm_groups))
+                channels = p.ch * mult
+            if index < len(p.ch_mult) - 1:
                 level.downsample = Downsample(channels)
             self.down.append(level)
-        self.mid = self._middle(channels)
-        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=EPSILON)
-        self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
+        self.mid = self._middle(channels, p.norm_groups)
+        self.norm_out = nn.GroupNorm(p.norm_groups, channels, eps=EPSILON)
+        self.conv_out = nn.Conv2d(channels, p.z_channels * (2 if p.double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # [B, ch, H, W]
@@ -148,36 +169,26 @@ class Encoder(_Coder):
 
 
 class Decoder(_Coder):
-    """Latents [B, z_channels, h, w] -> picture [B, out_ch, h * f, w * f]; see `Encoder`."""
+    """Latents [B, z_channels, h, w] -> picture [B, out_ch, h * f, w * f], with f of the encoder."""
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        out_ch: int,
-        z_channels: int,
-        attn_resolutions: Sequence[int] = (),
-        norm_groups: int = 32,
-    ) -> None:
-        super().__init__(attn_resolutions, norm_groups)
-        channels = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = self._middle(channels)
+    def __init__(self, params: AutoencoderParams) -> None:
+        super().__init__()
+        p, channels = params, params.ch * params.ch_mult[-1]
+        self.conv_in = nn.Conv2d(p.z_channels, channels, 3, padding=1)
+        self.mid = self._middle(channels, p.norm_groups)
         levels = []
-        for index in reversed(range(len(ch_mult))):
+        for index, mult in reversed(list(enumerate(p.ch_mult))):
             level = nn.Module()
             level.block = nn.ModuleList()
-            for _ in range(num_res_blocks + 1):
-                level.block.append(ResnetBlock(channels, ch * ch_mult[index], norm_groups))
-                channels = ch * ch_mult[index]
+            for _ in range(p.num_res_blocks + 1):
+                level.block.append(ResnetBlock(channels, p.ch * mult, p.norm_groups))
+                channels = p.ch * mult
             if index > 0:
                 level.upsample = Upsample(channels)
             levels.insert(0, level)  # published keys number the levels from the picture down
         self.up = nn.ModuleList(levels)
-        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=EPSILON)
-        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+        self.norm_out = nn.GroupNorm(p.norm_groups, channels, eps=EPSILON)
+        self.conv_out = nn.Conv2d(channels, p.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self._run_middle(self.conv_in(z))  # [B, C, h, w]

@@ -138,10 +138,15 @@ class UNetModel(nn.Module):
         self.time_embed = self._embedding_mlp(model_channels)
         self.label_emb = nn.Sequential(self._embedding_mlp(adm_in_channels))
         widths = [model_channels * mult for mult in channel_mult]
-        attends = [2**level in attention_resolutions for level in range(levels)]
-        self._build_input_blocks(in_channels, widths, attends, depth, num_res_blocks)
-        self._build_middle_block(widths[-1], depth[-1])
-        self._build_output_blocks(widths, attends, depth, num_res_blocks)
+        # None where a level does not attend; the middle always does.
+        depths = [d if 2**n in attention_resolutions else None for n, d in enumerate(depth)]
+        skips = self._build_input_blocks(in_channels, widths, depths, num_res_blocks)
+        self.middle_block = TimestepEmbedSequential(
+            self._resblock(widths[-1], widths[-1]),
+            self._transformer(widths[-1], depth[-1]),
+            self._resblock(widths[-1], widths[-1]),
+        )
+        self._build_output_blocks(widths, depths, num_res_blocks, skips)
         self.out = nn.Sequential(
             nn.GroupNorm(norm_groups, model_channels),
             nn.SiLU(),
@@ -159,64 +164,47 @@ class UNetModel(nn.Module):
         return ResBlock(channels, self.emb_channels, out_channels, self.groups)
 
     def _transformer(self, channels: int, depth: int) -> SpatialTransformer:
-        if channels % self.head_channels:
+        heads, rest = divmod(channels, self.head_channels)
+        if rest:
             raise ValueError(
                 f"num_head_channels {self.head_channels} does not divide a width of {channels}"
             )
-        return SpatialTransformer(
-            channels,
-            channels // self.head_channels,
-            self.head_channels,
-            depth,
-            self.context_dim,
-            self.use_linear,
-            self.groups,
-        )
+        sizes = (channels, heads, self.head_channels, depth, self.context_dim)
+        return SpatialTransformer(*sizes, self.use_linear, self.groups)
+
+    def _layers(self, channels: int, width: int, depth: int | None) -> list[nn.Module]:
+        """A residual block, and a transformer unless its depth is None."""
+        block = self._resblock(channels, width)
+        return [block] if depth is None else [block, self._transformer(width, depth)]
 
     def _build_input_blocks(
-        self,
-        in_channels: int,
-        widths: list[int],
-        attends: list[bool],
-        depth: list[int],
-        num_res_blocks: int,
-    ) -> None:
-        first = nn.Conv2d(in_channels, self.model_channels, 3, padding=1)
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
-        self._skip_widths = [self.model_channels]
+        self, in_channels: int, widths: list[int], depths: list[int | None], num_res_blocks: int
+    ) -> list[int]:
+        """The way down; the widths of its outputs, which the way up reads again."""
         channels = self.model_channels
-        for level, width in enumerate(widths):
+        first = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        skips = [channels]
+        for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             if level > 0:
                 self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
-                self._skip_widths.append(channels)
+                skips.append(channels)
             for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [self._resblock(channels, width)]
-                if attends[level]:
-                    layers.append(self._transformer(width, depth[level]))
+                layers = self._layers(channels, width, depth)
                 self.input_blocks.append(TimestepEmbedSequential(*layers))
-                self._skip_widths.append(width)
+                skips.append(width)
                 channels = width
-
-    def _build_middle_block(self, width: int, depth: int) -> None:
-        self.middle_block = TimestepEmbedSequential(
-            self._resblock(width, width),
-            self._transformer(width, depth),
-            self._resblock(width, width),
-        )
+        return skips
 
     def _build_output_blocks(
-        self, widths: list[int], attends: list[bool], depth: list[int], num_res_blocks: int
+        self, widths: list[int], depths: list[int | None], num_res_blocks: int, skips: list[int]
     ) -> None:
         self.output_blocks = nn.ModuleList()
-        skips = list(self._skip_widths)
         channels = widths[-1]
         for level in reversed(range(len(widths))):
             width = widths[level]
             for index in range(num_res_blocks + 1):
-                block = self._resblock(channels + skips.pop(), width)
-                layers: list[nn.Module] = [block]
-                if attends[level]:
-                    layers.append(self._transformer(width, depth[level]))
+                layers = self._layers(channels + skips.pop(), width, depths[level])
                 if level > 0 and index == num_res_blocks:
                     layers.append(Upsample(width))
                 self.output_blocks.append(TimestepEmbedSequential(*layers))

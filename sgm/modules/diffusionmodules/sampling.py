@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser, Network
-from sgm.modules.diffusionmodules.guiders import Conditioning, Guider
+from sgm.modules.diffusionmodules.guiders import Conditioning, IdentityGuider
 from sgm.modules.diffusionmodules.schedules import Discretization, Schedule, schedule_of
 from sgm.specs import SamplingParams, Turbo
 from sgm.words import Sampler
@@ -37,18 +37,16 @@ Draw = Callable[[float, Tensor], Tensor]
 
 
 def guided(
-    denoiser: DiscreteDenoiser, network: Network, guider: Guider, c: Conditioning, uc: Conditioning
+    denoiser: DiscreteDenoiser, network: Network, guider: IdentityGuider, cond: Conditioning
 ) -> Denoise:
-    """Join denoiser, network, guider and the two conditionings into what `Solver.step` calls.
+    """Join denoiser, network, guider and conditioning into what `Solver.step` calls.
 
     Args:
         denoiser: called as `denoiser(network, x, sigma, cond)`.
         network: called by the denoiser as `network(scaled x, level numbers, cond)`.
         guider: makes the batch and combines its predictions.
-        c: conditional tensors, each of shape [B, ...].
-        uc: unconditional tensors with the same keys; give `c` again for a turbo model.
+        cond: tensors of its `conditioning`.
     """
-    cond = guider.conditioning(c, uc)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         batch, levels = guider.batch(x, sigma)
@@ -57,28 +55,21 @@ def guided(
     return denoise
 
 
-def prepare_noise_scale(x: Tensor, sigmas: Tensor) -> Tensor:
-    """Unit noise at the size it has at the first level: x * sqrt(1 + sigma_0^2).
-
-    Args:
-        x: shape [B, ...]. Not changed.
-        sigmas: shape [steps + 1].
-    """
-    return x * torch.sqrt(1.0 + sigmas[0] ** 2)
-
-
 def per_sample(sigma: float, x: Tensor) -> Tensor:
     """One noise level for every sample of x [B, ...]: float32, shape [B], on the device of x."""
     return torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
 
 
+@dataclass(frozen=True, eq=False)
+class SolverState:
+    """What a multistep solver remembers of a step: its estimate [B, ...] and level."""
+
+    denoised: Tensor
+    sigma: float
+
+
 def dpmpp_2m_step(
-    x: Tensor,
-    denoised: Tensor,
-    old_denoised: Tensor | None,
-    sigma: float,
-    sigma_next: float,
-    sigma_prev: float | None,
+    x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
 ) -> Tensor:
     """One step of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), without noise.
 
@@ -87,34 +78,24 @@ def dpmpp_2m_step(
     as DDIM and as Euler's method in sigma), with it as linear through the last two estimates.
 
     Args:
-        x: latents at `sigma`, shape [B, ...].
-        denoised: estimate at `sigma`, shape [B, ...].
-        old_denoised: estimate at `sigma_prev`, shape [B, ...], or None for a first-order step.
-        sigma: the level now, above 0.
-        sigma_next: the level to go to, below `sigma`. At 0 lambda is infinite and the first-order
-            step ends in `denoised`, which is what is returned, with history too.
-        sigma_prev: the level of `old_denoised`, above `sigma`; None without it.
+        x: latents at the level now, shape [B, ...].
+        now: their estimate, and the level, above 0.
+        sigma_next: the level to go to, below that. At 0 lambda is infinite and the first-order
+            step ends in the estimate, which is what is returned, with history too.
+        before: the estimate and the level of the step before; None for a first-order step.
 
     Returns:
         Latents at `sigma_next`, shape [B, ...].
     """
     if sigma_next == 0:
-        return denoised
-    slope = denoised
-    if old_denoised is not None and sigma_prev is not None:
+        return now.denoised
+    slope = now.denoised
+    if before is not None:
         # Half the ratio of the two steps' lengths in lambda.
-        half_ratio = 0.5 * math.log(sigma / sigma_next) / math.log(sigma_prev / sigma)
-        slope = denoised + half_ratio * (denoised - old_denoised)
-    ratio = sigma_next / sigma
+        half_ratio = 0.5 * math.log(now.sigma / sigma_next) / math.log(before.sigma / now.sigma)
+        slope = now.denoised + half_ratio * (now.denoised - before.denoised)
+    ratio = sigma_next / now.sigma
     return ratio * x + (1.0 - ratio) * slope
-
-
-@dataclass(frozen=True, eq=False)
-class SolverState:
-    """What a multistep solver remembers of the step before: its estimate [B, ...] and level."""
-
-    denoised: Tensor
-    sigma: float
 
 
 @dataclass(frozen=True)
@@ -128,8 +109,8 @@ class Solver(ABC):
         return self.schedule.sigmas(discretization, strength)
 
     def start(self, x: Tensor, sigmas: Tensor) -> Tensor:
-        """Latents [B, ...] of about unit size, scaled to the first level."""
-        return prepare_noise_scale(x, sigmas)
+        """Latents [B, ...] of about unit size, as large as noise is at the first level."""
+        return x * torch.sqrt(1.0 + sigmas[0] ** 2)
 
     def step(
         self,
@@ -153,20 +134,15 @@ class Solver(ABC):
         """
         sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
         denoised = denoise(x, per_sample(sigma, x))
-        moved = self._move(x, denoised, sigma, sigma_next, state)
-        return moved, SolverState(denoised, sigma)
+        now = SolverState(denoised, sigma)
+        return self._move(x, now, sigma_next, state), now
 
     @abstractmethod
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        """Latents [B, ...] at `sigma_next`, from those at `sigma` and their estimate `denoised`;
-        `state` is that of the step before."""
+        """Latents [B, ...] at `sigma_next`, from those of this step, x, and what is known of it and
+        of the step before."""
 
 
 class DPMPP2M(Solver):
@@ -178,29 +154,18 @@ class DPMPP2M(Solver):
     """
 
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        old_denoised, sigma_prev = (None, None) if state is None else (state.denoised, state.sigma)
-        return dpmpp_2m_step(x, denoised, old_denoised, sigma, sigma_next, sigma_prev)
+        return dpmpp_2m_step(x, now, sigma_next, before)
 
 
 class Euler(Solver):
     """Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
 
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        return dpmpp_2m_step(x, denoised, None, sigma, sigma_next, None)
+        return dpmpp_2m_step(x, now, sigma_next, None)
 
 
 @dataclass(frozen=True)
@@ -216,14 +181,9 @@ class LCM(Solver):
     draw: Draw
 
     def _move(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: float,
-        sigma_next: float,
-        state: SolverState | None,
+        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
     ) -> Tensor:
-        return denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else denoised
+        return now.denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else now.denoised
 
 
 def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:

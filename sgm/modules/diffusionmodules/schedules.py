@@ -1,8 +1,8 @@
 """Schedules: which noise levels a run of few or many steps visits."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +17,7 @@ TRAINING_STEPS = 1000
 TURBO_INDICES = (0, 100, 200, 300, -1)
 
 
-class Schedule(Protocol):
+class Schedule(ABC):
     """The levels of a run."""
 
     def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
@@ -33,7 +33,11 @@ class Schedule(Protocol):
         Raises:
             ValueError: `strength` or the number of steps is out of range.
         """
-        ...
+        return img2img_schedule(self.whole(discretization), strength)
+
+    @abstractmethod
+    def whole(self, discretization: Discretization) -> Tensor:
+        """The levels of a run at strength 1; ValueError: the number of steps is out of range."""
 
 
 def img2img_schedule(sigmas: Tensor, strength: float) -> Tensor:
@@ -83,66 +87,52 @@ def at_timesteps(discretization: Discretization, timesteps: Sequence[int]) -> Te
 
 
 @dataclass(frozen=True)
-class PublishedSteps:
+class PublishedSteps(Schedule):
     """So many steps, spread over the training steps as published."""
 
     steps: int = 50
 
-    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """See `Schedule.sigmas`."""
-        return img2img_schedule(discretization(self.steps), strength)
+    def whole(self, discretization: Discretization) -> Tensor:
+        return discretization(self.steps)
 
 
 @dataclass(frozen=True)
-class TrailingSteps:
+class TrailingSteps(Schedule):
     """So many steps at equal distances, counted from the last training step (Lin et al., 2023)."""
 
     steps: int
 
-    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """See `Schedule.sigmas`."""
+    def whole(self, discretization: Discretization) -> Tensor:
         _check_steps(self.steps, TRAINING_STEPS)
         width = TRAINING_STEPS / self.steps
         timesteps = np.round(TRAINING_STEPS - width * np.arange(self.steps)).astype(int) - 1
-        return img2img_schedule(at_timesteps(discretization, timesteps.tolist()), strength)
+        return at_timesteps(discretization, timesteps.tolist())
 
 
 @dataclass(frozen=True)
-class LCMSteps:
+class LCMSteps(Schedule):
     """So many of the 50 levels that a latent consistency model was distilled at."""
 
     steps: int
 
-    def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """See `Schedule.sigmas`."""
+    def whole(self, discretization: Discretization) -> Tensor:
         _check_steps(self.steps, LCM_STEPS)
         trained = np.arange(LCM_STEPS, 0, -1) * (TRAINING_STEPS // LCM_STEPS) - 1
         chosen = np.floor(np.linspace(0, LCM_STEPS, self.steps, endpoint=False)).astype(int)
-        return img2img_schedule(at_timesteps(discretization, trained[chosen].tolist()), strength)
+        return at_timesteps(discretization, trained[chosen].tolist())
 
 
 @dataclass(frozen=True)
-class TurboSubstep:
+class TurboSubstep(Schedule):
     """The few levels of a distilled model; a strength cuts the long list first."""
 
     indices: tuple[int, ...] = TURBO_INDICES
 
     def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """See `Schedule.sigmas`."""
-        cut = img2img_schedule(discretization(TRAINING_STEPS), strength)
-        return turbo_schedule(cut, self.indices)
+        return turbo_schedule(super().sigmas(discretization, strength), self.indices)
 
-
-def turbo_steps(steps: int, levels: Sequence[int] = TURBO_INDICES[:-1]) -> TurboSubstep:
-    """The first `steps` of some levels and then the end, as the turbo sampler of generative-models
-    counts its steps.
-
-    Raises:
-        ValueError: there are fewer levels, or no step.
-    """
-    if not 1 <= steps <= len(levels):
-        raise ValueError(f"A turbo model takes 1 to {len(levels)} steps, not {steps}.")
-    return TurboSubstep((*levels[:steps], -1))
+    def whole(self, discretization: Discretization) -> Tensor:
+        return discretization(TRAINING_STEPS)
 
 
 def _check_steps(steps: int, most: int) -> None:
@@ -158,7 +148,11 @@ def schedule_of(params: SamplingParams, turbo: Turbo | None) -> Schedule:
     """
     steps = params.steps
     if turbo is not None:
-        return turbo_steps(TURBO_STEPS if steps is None else steps, turbo.levels)
+        # The first ones and then the end, as the turbo sampler of generative-models counts.
+        steps, most = TURBO_STEPS if steps is None else steps, len(turbo.levels)
+        if not 1 <= steps <= most:
+            raise ValueError(f"A turbo model takes 1 to {most} steps, not {steps}.")
+        return TurboSubstep((*turbo.levels[:steps], -1))
     steps = DEFAULT_STEPS if steps is None else steps
     if params.spacing is Spacing.TRAILING:
         return TrailingSteps(steps)

@@ -5,14 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+LONGEST = 10000.0  # wavelength
 
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of (possibly fractional) timesteps, cosines first (Ho et al., 2020).
 
     Args:
         timesteps: shape [N], any real dtype.
         dim: width of the embedding; an odd width ends in a zero column.
-        max_period: the longest wavelength.
 
     Returns:
         float32 of shape [N, dim].
@@ -20,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     # Multiplied before divided: the published order, which the networks were trained with.
-    frequencies = torch.exp(-math.log(max_period) * index / half)
+    frequencies = torch.exp(-math.log(LONGEST) * index / half)
     angles = timesteps[:, None].float() * frequencies[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return torch.nn.functional.pad(embedding, (0, dim % 2))

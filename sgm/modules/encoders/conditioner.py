@@ -51,7 +51,9 @@ class GeneralConditioner(nn.Module):
         Args:
             batch: by input key, B prompts or numbers [B] or [B, n] (sizes as height, width), the
                 latter on the device of the text towers. Entries no embedder reads are ignored.
-            force_zero_embeddings: input keys whose embeddings are replaced by zeros.
+            force_zero_embeddings: input keys whose embeddings are replaced by zeros; SDXL's base
+                model uses ["txt"] for the unconditional branch of guidance, in which the negative
+                prompt then has no effect.
 
         Returns:
             `crossattn` [B, 77 n, C], text states of n chunks joined along channels;
@@ -74,30 +76,6 @@ class GeneralConditioner(nn.Module):
                     embedding = torch.zeros_like(embedding)
                 parts.setdefault(_DESTINATION[embedding.ndim], []).append(embedding)
         return {name: torch.cat(group, dim=-1) for name, group in parts.items()}
-
-    def get_unconditional_conditioning(
-        self,
-        batch_c: Batch,
-        batch_uc: Batch | None = None,
-        force_uc_zero_embeddings: Sequence[str] = (),
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Both branches of classifier-free guidance (Ho and Salimans, 2022).
-
-        Args:
-            batch_c: the batch of the conditional branch, as for `forward`.
-            batch_uc: that of the unconditional branch (negative prompt); default `batch_c`.
-            force_uc_zero_embeddings: input keys zeroed in the unconditional branch; SDXL's base
-                model uses ["txt"], and then the prompts of `batch_uc` have no effect.
-
-        Returns:
-            Conditional and unconditional conditioning, each as from `forward`.
-        """
-        conditional = self(batch_c)
-        unconditional = self(
-            batch_c if batch_uc is None else batch_uc,
-            force_zero_embeddings=force_uc_zero_embeddings,
-        )
-        return conditional, unconditional
 
     def _check_batch(self, batch: Batch) -> None:
         missing = sorted({key for key in self.input_keys if key not in batch})

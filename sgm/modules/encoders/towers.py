@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm.modules.attention import attend
 from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE
 
 
@@ -27,8 +28,7 @@ class ClipTowerConfig:
     num_attention_heads: int = 12
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
-        _check_heads(self.hidden_size, self.num_attention_heads)
+        _check_sizes(self, self.hidden_size, self.num_attention_heads)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class OpenClipTowerConfig:
     embed_dim: int = 1280
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
-        _check_heads(self.width, self.heads)
+        _check_sizes(self, self.width, self.heads)
 
 
 _Config = TypeVar("_Config", ClipTowerConfig, OpenClipTowerConfig)
@@ -63,22 +62,14 @@ def tower_config(kind: type[_Config], sizes: _Config | Mapping[str, int] | None)
     return kind(**(sizes or {}))
 
 
-def _check_sizes(config: ClipTowerConfig | OpenClipTowerConfig) -> None:
+def _check_sizes(config: ClipTowerConfig | OpenClipTowerConfig, width: int, heads: int) -> None:
+    """ValueError unless all sizes are positive and the heads divide the width."""
     for field in fields(config):
         value = getattr(config, field.name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
-
-
-def _check_heads(width: int, heads: int) -> None:
     if width % heads:
         raise ValueError(f"{heads} attention heads do not divide the tower's width {width}")
-
-
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of each token to itself and those before it; all [B, N, C] -> [B, N, C]."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, N, d]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 def _init_tower(blocks: nn.ModuleList, width: int, projections: tuple[str, ...]) -> None:
@@ -117,7 +108,7 @@ class ClipBlock(nn.Module):
         """[B, N, width] -> [B, N, width]."""
         h = self.layer_norm1(x)
         q, k, v = (self.self_attn[name](h) for name in ("q_proj", "k_proj", "v_proj"))
-        x = x + self.self_attn["out_proj"](_causal_attention(q, k, v, self.heads))
+        x = x + self.self_attn["out_proj"](attend(q, k, v, self.heads, causal=True))
         h = self.mlp["fc1"](self.layer_norm2(x))  # [B, N, intermediate]
         return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h))
 
@@ -184,7 +175,7 @@ class _FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, N, width]."""
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        return self.out_proj(_causal_attention(q, k, v, self.heads))
+        return self.out_proj(attend(q, k, v, self.heads, causal=True))
 
 
 class OpenClipBlock(nn.Module):

@@ -1,1 +1,1 @@
-"""Backends: one file each, all with the operators of `sgm.sparse.backends.base`."""
+"""Backends: one file each, all with the operators of `torch_ref.TorchOps`."""

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.sparse.active import ActiveSet, Geometry
-from sgm.sparse.backends.base import PLAIN, Prologue
-from sgm.sparse.backends.torch_ref import TorchOps, ended
+from sgm.sparse.backends.torch_ref import PLAIN, Prologue, TorchOps, add_terms
 
 
 def _kernels(device: torch.device) -> Any:
@@ -52,7 +51,7 @@ def _blocks(active: ActiveSet) -> tuple[Geometry, Tensor, Tensor]:
 
 
 class PublishedOps(TorchOps):
-    """See `SparseOps` for the contract of each operator; float32 and sets of whole blocks only.
+    """See `TorchOps` for the contract of each operator; float32 and sets of whole blocks only.
 
     Norms and the gated layer, of which the package has none, are the reference's.
     """
@@ -77,7 +76,7 @@ class PublishedOps(TorchOps):
         residual: Tensor | None = None,
     ) -> Tensor:
         rows = self._unblocked(self._conv(x, active, weight, bias, prologue), len(x))
-        return ended(rows, embedding, residual)
+        return add_terms(rows, embedding, residual)
 
     def scatter(
         self,

@@ -106,7 +106,7 @@ def launch_group_norm(
     silu: bool,
     out: Tensor,
 ) -> None:
-    """The two kernels of `SparseOps.group_norm` into `out` [B, n + m, C]."""
+    """The two kernels of `TorchOps.group_norm` into `out` [B, n + m, C]."""
     old = rows_of(recorded.rows)
     batch, n, channels = rows.shape
     total, around = out.shape[1], old if recorded.around is None else recorded.around

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends import triton_norm, triton_rows
-from sgm.sparse.backends.base import PLAIN, Prologue
-from sgm.sparse.backends.torch_ref import attend, ended
+from sgm.sparse.backends.torch_ref import PLAIN, Prologue, TorchOps
 from sgm.sparse.backends.triton_compile import call, compile_step
 from sgm.sparse.backends.triton_launch import grid, launch_conv, launch_group_norm, on, rows_of
 from sgm.sparse.backends.triton_tiles import (
@@ -27,12 +26,11 @@ from sgm.sparse.backends.triton_tiles import (
     next_power_of_2,
     precision,
 )
-from sgm.sparse.matmul import linear
 from sgm.sparse.norm import RecordedRows
 
 
-class TritonOps:
-    """See `SparseOps` for the contract of each operator.
+class TritonOps(TorchOps):
+    """See `TorchOps` for the contract of each operator.
 
     Args:
         split: parts of a convolution's long axis; None works it out from the card.
@@ -88,8 +86,8 @@ class TritonOps:
         residual: Tensor | None = None,
     ) -> Tensor:
         if weight[0, 0].numel() == 1:
-            rows = linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
-            return ended(rows, embedding, residual)
+            terms = {"embedding": embedding, "residual": residual}
+            return super().conv(x, active, weight, bias, prologue, **terms)
         out = x.new_empty(len(x), active.count, len(weight))
         self._conv(x, active, weight, bias, prologue, out, embedding, residual, None)
         return out
@@ -140,8 +138,8 @@ class TritonOps:
         in_place: bool = False,
     ) -> Tensor:
         if weight[0, 0].numel() == 1:
-            rows = linear(self.gather(x, active, prologue), weight[:, :, 0, 0], bias)
-            return self.scatter(base, active, rows, residual, in_place=in_place)
+            arguments = (x, active, weight, bias, prologue, base, residual)
+            return super().conv_scatter(*arguments, in_place=in_place)
         out = _target(base, in_place)
         self._conv(x, active, weight, bias, prologue, out, None, residual, active.outputs32)
         return out
@@ -210,7 +208,7 @@ class TritonOps:
         (batch, n, channels), keys = q.shape, k.shape[1]
         width = channels // heads
         if not (keys and attends(q.device, batch * heads, n, width)):
-            return attend(q, k, v, heads)
+            return super().attention(q, k, v, heads)
         q, k, v = rows_of(q), rows_of(k), rows_of(v)
         out = q.new_empty(q.shape)
         kernel, fixed = attention_for(q.dtype)

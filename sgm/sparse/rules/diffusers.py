@@ -4,7 +4,7 @@ In dense mode every layer runs diffusers' own forward. What a sparse pass cannot
 name (`obstacle`), when the network is made sparse and again at every recording.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,23 +25,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from sgm.sparse.layers import (
-    DoubledConv2d,
-    DownConv2d,
-    EndPaddedDownConv2d,
-    EntryConv2d,
-    ExitConv2d,
-    FewRowsLinear,
-    ShortConv2d,
-    ShortMap,
-    SparseConvNorm,
-    SparseGroupNorm,
-    TextAttention,
-    rows_as_map,
-    update_kv_cache,
-)
+from sgm.sparse import layers
+from sgm.sparse.backends.torch_ref import PLAIN
+from sgm.sparse.layers import as_map, as_rows, rows_as_map
 from sgm.sparse.mask_sets import SparseStateError
-from sgm.sparse.modules import PLAIN, as_map, as_rows
 from sgm.sparse.network import SparseModule, SparseRoot
 from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PIXELS, PixelGeometry
 from sgm.sparse.sparsify import Rule, Table
@@ -126,24 +113,18 @@ class SparseDecoder(_Coder, Decoder):
     """The decoder with sparse passes."""
 
 
-class SparseDownsample2D(ShortMap, Downsample2D):
+class SparseDownsample2D(layers.ShortMap, Downsample2D):
     """A halving: of a UNet padded on every side, of an encoder at the end."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
+    @property
     def geometry(self) -> PixelGeometry:
         return DOWN if self.padding else DOWN_END
 
 
-class SparseUpsample2D(ShortMap, Upsample2D):
+class SparseUpsample2D(layers.ShortMap, Upsample2D):
     """A doubling."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
-    def geometry(self) -> PixelGeometry:
-        return DOUBLED
+    geometry = DOUBLED
 
 
 class SparseTransformer2DModel(SparseModule, Transformer2DModel):
@@ -192,13 +173,13 @@ class SparseSelfAttention(SparseModule, Attention):
         h = x if self.group_norm is None else self.group_norm(x)
         h = as_rows(h) if x.ndim == 4 else h
         kv = torch.cat([self.to_k(h), self.to_v(h)], dim=-1)
-        k, v = update_kv_cache(self, kv).chunk(2, dim=-1)
+        k, v = layers.update_kv_cache(self, kv).chunk(2, dim=-1)
         out = self.to_out[0](self.site.ops.attention(self.to_q(h), k, v, self.heads))
         out = as_map(out, (x.shape[2], x.shape[3])) if x.ndim == 4 else out
         return (out + x if self.residual_connection else out) / self.rescale_output_factor
 
 
-class SparseTextAttention(TextAttention, Attention):
+class SparseTextAttention(layers.TextAttention, Attention):
     """Cross-attention from the active pixels to the text. One with a processor of its own (an
     IP-Adapter's) has that in sparse passes too, since each pixel attends for itself."""
 
@@ -212,8 +193,9 @@ class SparseTextAttention(TextAttention, Attention):
         k, v = self.text_keys(encoder_hidden_states)
         return self.to_out[0](self.site.ops.attention(self.to_q(x), k, v, self.heads))
 
-    def project_text(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self.to_k(context), self.to_v(context)
+
+# The factors of FreeU, which it sets on the upward blocks.
+FREEU = ("s1", "s2", "b1", "b2")
 
 
 def is_plain(layer: Attention) -> bool:
@@ -258,24 +240,6 @@ def obstacle(name: str, layer: nn.Module) -> str | None:
     return None
 
 
-FREEU = ("s1", "s2", "b1", "b2")  # its factors, which it sets on the upward blocks
-
-
-def _sampling(padded: bool) -> Any:
-    """The condition that a halving is padded on every side, or at the end."""
-    return lambda name, owner: bool(owner.padding) == padded
-
-
-def _linear(owner: type[nn.Module], names: Sequence[str]) -> list[Rule]:
-    """Rules for linear layers; one that has been quantised stays what it is."""
-    return [Rule(owner, name, FewRowsLinear, _is_linear(name), required=False) for name in names]
-
-
-def _is_linear(path: str) -> Any:
-    """The condition that a projection of a transformer is not a convolution."""
-    return lambda name, owner: not path.startswith("proj_") or owner.use_linear_projection
-
-
 DIFFUSERS = Table(
     roots={
         unet_2d_condition.UNet2DConditionModel: UNet2DConditionModel,
@@ -283,28 +247,43 @@ DIFFUSERS = Table(
         Decoder: SparseDecoder,
     },
     rules=(
-        *(Rule(ResnetBlock2D, name, SparseConvNorm) for name in ("norm1", "norm2")),
-        *(Rule(ResnetBlock2D, name, ShortConv2d) for name in ("conv1", "conv2")),
+        *(Rule(ResnetBlock2D, name, layers.SparseConvNorm) for name in ("norm1", "norm2")),
+        *(Rule(ResnetBlock2D, name, layers.ShortConv2d) for name in ("conv1", "conv2")),
         Rule(Transformer2DModel, "", SparseTransformer2DModel),
-        Rule(Transformer2DModel, "norm", SparseGroupNorm),
-        *_linear(Transformer2DModel, ("proj_in", "proj_out")),
-        *_linear(Attention, ("to_q", "to_k", "to_v", "to_out.0")),
-        *_linear(FeedForward, ("net.0.proj", "net.2")),
+        Rule(Transformer2DModel, "norm", layers.SparseGroupNorm),
+        *(
+            Rule(
+                Transformer2DModel,
+                name,
+                layers.FewRowsLinear,
+                lambda name, t: t.use_linear_projection,
+                required=False,
+            )
+            for name in ("proj_in", "proj_out")
+        ),
+        *(
+            Rule(owner, name, layers.FewRowsLinear, required=False)  # not if it has been quantised
+            for owner, names in {
+                Attention: ("to_q", "to_k", "to_v", "to_out.0"),
+                FeedForward: ("net.0.proj", "net.2"),
+            }.items()
+            for name in names
+        ),
         Rule(Attention, "", SparseSelfAttention, lambda name, a: not a.is_cross_attention),
         Rule(Attention, "", SparseTextAttention, lambda name, a: a.is_cross_attention),
-        Rule(Attention, "group_norm", SparseGroupNorm),
+        Rule(Attention, "group_norm", layers.SparseGroupNorm),
         Rule(Downsample2D, "", SparseDownsample2D),
-        Rule(Downsample2D, "conv", DownConv2d, _sampling(padded=True)),
-        Rule(Downsample2D, "conv", EndPaddedDownConv2d, _sampling(padded=False)),
+        Rule(Downsample2D, "conv", layers.DownConv2d, lambda name, d: bool(d.padding)),
+        Rule(Downsample2D, "conv", layers.EndPaddedDownConv2d, lambda name, d: not d.padding),
         Rule(Upsample2D, "", SparseUpsample2D),
-        Rule(Upsample2D, "conv", DoubledConv2d),
+        Rule(Upsample2D, "conv", layers.DoubledConv2d),
         *(
             rule
             for root in (unet_2d_condition.UNet2DConditionModel, Encoder, Decoder)
             for rule in (
-                Rule(root, "conv_in", EntryConv2d),
-                Rule(root, "conv_norm_out", SparseConvNorm),
-                Rule(root, "conv_out", ExitConv2d),
+                Rule(root, "conv_in", layers.EntryConv2d),
+                Rule(root, "conv_norm_out", layers.SparseConvNorm),
+                Rule(root, "conv_out", layers.ExitConv2d),
             )
         ),
     ),

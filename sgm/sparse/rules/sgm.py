@@ -12,77 +12,48 @@ from sgm.modules.attention import (
 from sgm.modules.diffusionmodules import model
 from sgm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
 from sgm.modules.diffusionmodules.sige_openaimodel import SIGEUNetModel
-from sgm.sparse.layers import (
-    DoubledConv2d,
-    DownConv2d,
-    EndPaddedDownConv2d,
-    EntryConv2d,
-    ExitConv2d,
-    FewRowsLinear,
-    ShortConv2d,
-    ShortMap,
-    SparseConv1x1,
-    SparseConvNorm,
-    SparseGroupNorm,
-    TextAttention,
-    lay_side_by_side,
-    rows_as_map,
-    side_by_side,
-    update_kv_cache,
-)
-from sgm.sparse.modules import as_map, as_rows
+from sgm.sparse import layers
+from sgm.sparse.layers import as_map, as_rows, rows_as_map
 from sgm.sparse.network import SparseModule
-from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, PixelGeometry
+from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END
 from sgm.sparse.rules.published import LINEAR, PUBLISHED, ROOTS, SparseUNetModel
 from sgm.sparse.sparsify import Rule, Table
 
 
-class SparseDownsample(ShortMap, Downsample):
+class SparseDownsample(layers.ShortMap, Downsample):
     """A halving of the UNet."""
 
-    def short_conv(self) -> nn.Module:
-        return self.op
-
-    def geometry(self) -> PixelGeometry:
-        return DOWN
+    geometry, conv_name = DOWN, "op"
 
 
-class SparseEndPaddedDownsample(ShortMap, model.Downsample):
+class SparseEndPaddedDownsample(layers.ShortMap, model.Downsample):
     """A halving of the encoder."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
-    def geometry(self) -> PixelGeometry:
-        return DOWN_END
+    geometry = DOWN_END
 
 
-class SparseUpsample(ShortMap, model.Upsample):
+class SparseUpsample(layers.ShortMap, model.Upsample):
     """A doubling."""
 
-    def short_conv(self) -> nn.Module:
-        return self.conv
-
-    def geometry(self) -> PixelGeometry:
-        return DOUBLED
+    geometry = DOUBLED
 
 
 class SparseUNet(SparseUNetModel):
     """The UNet; sparse passes make the time embeddings of all residual blocks by one product."""
 
     def embedding(self, timesteps: Tensor, y: Tensor) -> Tensor | dict[nn.Module, Tensor]:
-        """As ever; in sparse passes that of each residual block, [B, C_out]."""
+        """That of all residual blocks, [B, 4 * C]; in sparse passes projected by each, [B, C]."""
         emb, state = super().embedding(timesteps, y), self.site.state
         blocks = [layer for layer in state.layers.values() if isinstance(layer, SparseResBlock)]
-        layers = [block.emb_layers[1] for block in blocks]
+        linears = [block.emb_layers[1] for block in blocks]
         if state.records:
-            lay_side_by_side(layers)
+            layers.lay_side_by_side(linears)
         if not state.is_sparse_pass:
             return emb
-        emb, whole = F.silu(emb), side_by_side(layers)
+        emb, whole = F.silu(emb), layers.side_by_side(linears)
         if whole is None:
-            return {block: layer(emb) for block, layer in zip(blocks, layers, strict=True)}
-        parts = F.linear(emb, *whole).split([layer.out_features for layer in layers], dim=1)
+            return {block: layer(emb) for block, layer in zip(blocks, linears, strict=True)}
+        parts = F.linear(emb, *whole).split([layer.out_features for layer in linears], dim=1)
         return dict(zip(blocks, parts, strict=True))
 
 
@@ -95,7 +66,7 @@ class SparseResBlock(SparseModule, ResBlock):
         if isinstance(emb, Tensor):
             return self._dense(x, emb)
         first, second = self.in_layers[2], self.out_layers[3]
-        if not all(isinstance(conv, ShortConv2d) for conv in (first, second)):  # adapters
+        if not all(isinstance(conv, layers.ShortConv2d) for conv in (first, second)):  # adapters
             h = self.in_layers(x) + emb[self][:, :, None, None]
             return self.skip_connection(x) + self.out_layers(h)
         h = self.in_layers[0].normed(as_rows(x), silu=True)
@@ -148,21 +119,21 @@ class SparseSelfAttention(SparseModule, CrossAttention):
     """
 
     def _record(self, x: Tensor) -> Tensor:
-        lay_side_by_side((self.to_q, self.to_k, self.to_v))
+        layers.lay_side_by_side((self.to_q, self.to_k, self.to_v))
         return self._sparse(x)
 
     def _sparse(self, x: Tensor) -> Tensor:
-        whole = side_by_side((self.to_q, self.to_k, self.to_v))
+        whole = layers.side_by_side((self.to_q, self.to_k, self.to_v))
         if whole is None:
             q, kv = self.to_q(x), torch.cat([self.to_k(x), self.to_v(x)], dim=-1)
         else:
             width = self.to_q.out_features
             q, kv = F.linear(x, *whole).split([width, 2 * width], dim=-1)
-        k, v = update_kv_cache(self, kv).chunk(2, dim=-1)
+        k, v = layers.update_kv_cache(self, kv).chunk(2, dim=-1)
         return self.to_out(self.site.ops.attention(q, k, v, self.heads))
 
 
-class SparseTextAttention(TextAttention, CrossAttention):
+class SparseTextAttention(layers.TextAttention, CrossAttention):
     """Cross-attention from the active pixels to the text."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -171,9 +142,6 @@ class SparseTextAttention(TextAttention, CrossAttention):
             return self._dense(x, context)
         k, v = self.text_keys(context)
         return self.to_out(self.site.ops.attention(self.to_q(x), k, v, self.heads))
-
-    def project_text(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self.to_k(context), self.to_v(context)
 
 
 class SparseAttnBlock(SparseModule, model.AttnBlock):
@@ -189,7 +157,7 @@ class SparseAttnBlock(SparseModule, model.AttnBlock):
         """The rows [B, N, C] of the attention of a map's pixels, or of its active ones."""
         h = self.norm(x)
         q, k, v = (as_rows(layer(h)) for layer in (self.q, self.k, self.v))
-        k, v = update_kv_cache(self, torch.cat([k, v], dim=-1)).chunk(2, dim=-1)
+        k, v = layers.update_kv_cache(self, torch.cat([k, v], dim=-1)).chunk(2, dim=-1)
         return self.site.ops.attention(q, k, v, heads=1)
 
 
@@ -198,50 +166,50 @@ FAST = Table(
     rules=(
         # The UNet.
         Rule(ResBlock, "", SparseResBlock),
-        Rule(ResBlock, "emb_layers.1", FewRowsLinear),
-        *(Rule(ResBlock, name, SparseConvNorm) for name in ("in_layers.0", "out_layers.0")),
-        *(Rule(ResBlock, name, ShortConv2d) for name in ("in_layers.2", "out_layers.3")),
+        Rule(ResBlock, "emb_layers.1", layers.FewRowsLinear),
+        *(Rule(ResBlock, name, layers.SparseConvNorm) for name in ("in_layers.0", "out_layers.0")),
+        *(Rule(ResBlock, name, layers.ShortConv2d) for name in ("in_layers.2", "out_layers.3")),
         Rule(
             ResBlock,
             "skip_connection",
-            SparseConv1x1,
+            layers.SparseConv1x1,
             lambda name, owner: not isinstance(owner.skip_connection, nn.Identity),
         ),
         Rule(SpatialTransformer, "", SparseSpatialTransformer),
-        Rule(SpatialTransformer, "norm", SparseGroupNorm),
+        Rule(SpatialTransformer, "norm", layers.SparseGroupNorm),
         *(
-            Rule(SpatialTransformer, name, SparseConv1x1, lambda name, owner: not owner.use_linear)
+            Rule(SpatialTransformer, name, layers.SparseConv1x1, lambda name, t: not t.use_linear)
             for name in ("proj_in", "proj_out")
         ),
         Rule(BasicTransformerBlock, "", SparseTransformerBlock),
         *(
-            Rule(SpatialTransformer, name, FewRowsLinear, lambda name, owner: owner.use_linear)
+            Rule(SpatialTransformer, name, layers.FewRowsLinear, lambda name, t: t.use_linear)
             for name in ("proj_in", "proj_out")
         ),
         Rule(BasicTransformerBlock, "attn1", SparseSelfAttention),
         Rule(BasicTransformerBlock, "attn2", SparseTextAttention),
         *LINEAR,
         Rule(Downsample, "", SparseDownsample),
-        Rule(Downsample, "op", DownConv2d),
-        Rule(UNetModel, "input_blocks.0.0", EntryConv2d),
-        Rule(UNetModel, "out.0", SparseConvNorm),
-        Rule(UNetModel, "out.2", ExitConv2d),
+        Rule(Downsample, "op", layers.DownConv2d),
+        Rule(UNetModel, "input_blocks.0.0", layers.EntryConv2d),
+        Rule(UNetModel, "out.0", layers.SparseConvNorm),
+        Rule(UNetModel, "out.2", layers.ExitConv2d),
         # The autoencoder; UNet and decoder share the doubling.
-        *(Rule(model.ResnetBlock, name, SparseConvNorm) for name in ("norm1", "norm2")),
-        *(Rule(model.ResnetBlock, name, ShortConv2d) for name in ("conv1", "conv2")),
+        *(Rule(model.ResnetBlock, name, layers.SparseConvNorm) for name in ("norm1", "norm2")),
+        *(Rule(model.ResnetBlock, name, layers.ShortConv2d) for name in ("conv1", "conv2")),
         Rule(model.AttnBlock, "", SparseAttnBlock),
-        Rule(model.AttnBlock, "norm", SparseGroupNorm),
+        Rule(model.AttnBlock, "norm", layers.SparseGroupNorm),
         Rule(model.Downsample, "", SparseEndPaddedDownsample),
-        Rule(model.Downsample, "conv", EndPaddedDownConv2d),
+        Rule(model.Downsample, "conv", layers.EndPaddedDownConv2d),
         Rule(model.Upsample, "", SparseUpsample),
-        Rule(model.Upsample, "conv", DoubledConv2d),
+        Rule(model.Upsample, "conv", layers.DoubledConv2d),
         *(
             rule
             for coder in (model.Encoder, model.Decoder)
             for rule in (
-                Rule(coder, "conv_in", EntryConv2d),
-                Rule(coder, "norm_out", SparseConvNorm),
-                Rule(coder, "conv_out", ExitConv2d),
+                Rule(coder, "conv_in", layers.EntryConv2d),
+                Rule(coder, "norm_out", layers.SparseConvNorm),
+                Rule(coder, "conv_out", layers.ExitConv2d),
             )
         ),
     ),
