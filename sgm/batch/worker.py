@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,12 +18,12 @@ from sgm.batch.results import Outcome
 from sgm.batch.rows import Job
 from sgm.cli import outputs
 from sgm.cli.generate import finished, load_pipeline, touched_by
-from sgm.cli.inputs import Inputs, read_inputs
+from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, read_inputs, request
 from sgm.cli.main import less_memory
 from sgm.cli.memory import memory_scope
-from sgm.cli.requests import request
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
@@ -32,9 +31,6 @@ from sgm.inference.session import EditSession
 from sgm.io import imageio
 from sgm.specs import RunOptions
 from sgm.words import Precision, Preset
-
-if TYPE_CHECKING:
-    from sgm.inference.edit import Edit
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +88,8 @@ class Worker:
         try:
             with memory_scope(options.device, f"use {less_memory(options)}"):
                 inputs = read_inputs(options)
-                if options.run_type.sparse and inputs.mask is not None and inputs.mask.all():
-                    options = replace(options, run_type=options.run_type.dense)
-                if _is_empty(options, inputs):
+                options = dense_if_everywhere(options, inputs)
+                if nothing_marked(options, inputs):
                     image = inputs.source(options.photo.blend is not None).image
                     edited = EditResult(imageio.to_tensor(image) / 2 + 0.5, {}, 0.0)
                     touched = inputs.mask
@@ -114,7 +109,7 @@ class Worker:
         seconds["total"] = round(time.perf_counter() - started, 6)
         return Outcome(job, content, {"seconds": seconds, **figures})
 
-    def _edit(self, job: Job, wanted: "Edit", pipeline: Pipeline) -> EditResult:
+    def _edit(self, job: Job, wanted: Edit, pipeline: Pipeline) -> EditResult:
         """The edit of a job, from the picture's recording where there is one."""
         options, sampling = job.options, job.options.sampling
         if pipeline.sparse and not options.run_type.sparse:
@@ -166,12 +161,6 @@ def run_here(setup: Setup, groups: Sequence[Sequence[Job]]) -> Generator[Outcome
         yield from worker.run(jobs)
 
 
-def _is_empty(options: RunOptions, inputs: Inputs) -> bool:
-    """Whether there is nothing to edit. A dense run does not look at where the pictures differ."""
-    known = options.run_type.sparse or options.mask_path is not None
-    return known and inputs.mask is not None and not inputs.mask.any()
-
-
 def _written(
     options: RunOptions, inputs: Inputs, touched: Tensor | None, edited: EditResult
 ) -> tuple[bytes, dict[str, object]]:
@@ -181,9 +170,5 @@ def _written(
     text = outputs.parameters(options, picture.size) if options.photo.metadata else None
     # Not by a file of a disk, which may be full here and not where results go.
     content = photo.written(picture, options.output_path, text)
-    change = None if touched is None else outputs.changed_outside(content, photo, touched)
-    return content, {
-        "edit_ratio": edited.edit_ratio,
-        "changed_outside": None if change is None else round(change.percent, 4),
-        "largest_change_outside": None if change is None else change.largest,
-    }
+    change = outputs.changed_outside(content, photo, touched)
+    return content, {"edit_ratio": edited.edit_ratio, **change}

@@ -8,10 +8,9 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgm.cli.outputs import output_path
 from sgm.cli.photo_options import check_photos
 from sgm.errors import UserError
 from sgm.io import files
@@ -26,11 +25,15 @@ BACKEND_PACKAGES = {
     Backend.SIGE: ("sige", "run `python -m tools.install_sige`, or use --backend auto"),
 }
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SHEET = "sheet"  # what the contact sheet has in its name in place of a seed
 
 
 def check_together(values: argparse.Namespace) -> None:
     """Raise UserError for options that lack another one or contradict each other."""
-    _check_graphs(values)
+    if values.graphs and not values.run_type.sparse:
+        raise UserError("--graphs is for sparse runs; add --run_type sige, or leave it out.")
+    if values.graphs and values.backend is Backend.SIGE:
+        raise UserError("--graphs and --backend sige exclude each other; leave one out.")
     _check_recordings(values)
     check_photos(values)
     if values.record is not None:
@@ -78,14 +81,6 @@ def check_together(values: argparse.Namespace) -> None:
         raise UserError(
             "--backend sige runs --preset published at fp32 only; change those or the backend."
         )
-
-
-def _check_graphs(values: argparse.Namespace) -> None:
-    """UserError for `--graphs` in a run that CUDA graphs cannot be made of."""
-    if values.graphs and not values.run_type.sparse:
-        raise UserError("--graphs is for sparse runs; add --run_type sige, or leave it out.")
-    if values.graphs and values.backend is Backend.SIGE:
-        raise UserError("--graphs and --backend sige exclude each other; leave one out.")
 
 
 def _check_recordings(values: argparse.Namespace) -> None:
@@ -137,11 +132,10 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     """Check every file of a run; its paths by the names of `RunOptions`."""
     paths: dict[str, Path | None] = {}
     for name in ("init_img", "edited_img", "mask_path"):
-        given = getattr(values, name)
-        paths[name] = None if given is None else Path(given)
-        if paths[name] is not None:
-            files.check_input_file(paths[name])
-    output = output_path(values, list(paths.values()))
+        paths[name] = path = _path(getattr(values, name))
+        if path is not None:
+            files.check_input_file(path)
+    output = _output_path(values, list(paths.values()))
     if values.json not in (None, "-"):
         files.check_writable(Path(values.json))
         if Path(values.json).absolute() == output.absolute():
@@ -151,7 +145,7 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     weights = _folder(values.weight_path, spec.weights)
     # A sparse run falls back to the dense network for a full mask, so both must be there.
     for run_type in (values.run_type, values.run_type.dense):
-        for refiner in (False, True)[: 1 + values.refined]:
+        for refiner in (False, True) if values.refined else (False,):
             path = configs / spec.config_file(run_type, refiner, values.preset)
             if not path.is_file():
                 raise UserError(f"Config file {path} does not exist; check --config_path.")
@@ -159,34 +153,64 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
 
 
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def numbered(path: Path, seed: int | str) -> Path:
+    """The name of one of several results."""
+    return path.with_name(f"{path.stem}-{seed}{path.suffix}")
+
+
+def _output_path(values: argparse.Namespace, inputs: Sequence[Path | None]) -> Path:
+    """The picture to write, or the name that those of several seeds are made of.
+
+    Without `--overwrite`, an earlier result under the default name stays: the new one gets a
+    number. UserError if it would take the place of an input, or cannot be written.
+    """
+
+    def targets(path: Path) -> list[Path]:
+        return [numbered(path, name) for name in (*values.seeds, SHEET)] if values.seeds else [path]
+
+    default = f"{values.task}-{values.run_type}" + ("" if values.seeds else f"-{values.seed}")
+    path = Path(values.output_path or f"outputs/{default}.png")
+    if values.output_path is None and not values.overwrite:
+        count = 1
+        while any(target.exists() for target in targets(path)):
+            count += 1
+            path = Path(f"outputs/{default}-{count}.png")
+    for target in targets(path):
+        files.check_output_path(target)
+        if values.overwrite or values.mode.profiles or not target.exists():
+            continue
+        if any(given is not None and target.samefile(given) for given in inputs):
+            raise UserError(
+                f"--output_path {target} is an input of this run and would be replaced; name "
+                "another, or add --overwrite."
+            )
+    return path
+
+
 def _check_weights(values: argparse.Namespace, folder: Path) -> dict[str, Path | None]:
     """Check the files of the models that a run loads; those given, by the names of `RunOptions`."""
-    spec, given = MODELS[values.model], {}
-    for name in ("checkpoint", "refiner_checkpoint", "vae"):
-        path = getattr(values, name)
-        given[name] = None if path is None else Path(path)
-        if given[name] is not None and not given[name].is_dir():
-            _check_weights_file(given[name])
-    for path, _ in values.lora:
-        _check_weights_file(Path(path))
+    names = ("checkpoint", "refiner_checkpoint", "vae")
+    given = {name: _path(getattr(values, name)) for name in names}
+    loras = [Path(path) for path, _ in values.lora]
+    for path in [path for path in given.values() if path and not path.is_dir()] + loras:
+        files.check_input_file(path)
+        if path.suffix in PICKLE_SUFFIXES:
+            raise UserError(
+                f"File {path} is a pickle by its name, and pickles are never opened; get the "
+                ".safetensors file."
+            )
+    spec = MODELS[values.model]
     roles = {"checkpoint": spec.weight_role(values.run_type)}
     if values.refined:
         roles["refiner_checkpoint"] = "refiner"
     for name, role in roles.items():
-        file = spec.weight_file(role)
         if given[name] is None and not (values.random_weights or values.macs_only):
-            _check_checkpoint(folder / file, spec, role)
+            _check_checkpoint(folder / spec.weights[role], spec, role)
     return given
-
-
-def _check_weights_file(path: Path) -> None:
-    """UserError unless a file can be opened and is no pickle by its name."""
-    files.check_input_file(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        raise UserError(
-            f"File {path} is a pickle by its name, and pickles are never opened; get the "
-            ".safetensors file."
-        )
 
 
 def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
@@ -239,19 +263,13 @@ def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
             f"--backend triton needs a CUDA device and the device is {device}; use --backend auto."
         )
     if values.backend is Backend.SIGE:
-        _check_kernels(device.type)
+        try:
+            importlib.import_module(f"sige.{device.type}")  # it needs torch imported before
+        except ImportError as error:
+            raise UserError(
+                f"--backend sige finds no kernels of the package sige for {device.type} ({error}); "
+                "build it anew with `python -m tools.install_sige`, or use --backend auto."
+            ) from error
     precision = values.precision or runtime.best_precision(values.preset, device)
     runtime.check_precision(precision, device)
     return str(device), precision
-
-
-def _check_kernels(kind: str) -> None:
-    """UserError unless the published package has kernels for a type of device that load; they
-    need torch imported before them."""
-    try:
-        importlib.import_module(f"sige.{kind}")
-    except ImportError as error:
-        raise UserError(
-            f"--backend sige finds no kernels of the package sige for {kind} ({error}); build it "
-            "anew with `python -m tools.install_sige`, or use --backend auto."
-        ) from error

@@ -1,7 +1,6 @@
 """The command `run.py`: options to a checked run, pictures in, the edited picture or figures out.
 
-Everything heavy (torch, Pillow, the networks) is imported where it is needed, after the checks
-that need none of it.
+Everything heavy (torch, Pillow, the networks) is imported after the checks that need none of it.
 """
 
 import argparse
@@ -13,17 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from sgm.cli import checks
-from sgm.cli.generate import generate
-from sgm.cli.inputs import read_inputs
 from sgm.cli.memory import memory_scope
-from sgm.cli.options import build_parser, read
+from sgm.cli.options import read
 from sgm.cli.photo_options import photo_options, weighted
-from sgm.cli.profile import profile
 from sgm.cli.program import start
 from sgm.specs import RecordingSettings, RunOptions, SamplingParams
 from sgm.words import Precision, RecordingMemory
-
-__all__ = ["build_parser", "checked", "main", "parse", "run"]
 
 # Programs of their own, by their word after `sdxl-sige`.
 PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
@@ -106,6 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parse(sys.argv[1:] if argv is None else argv)
     started = time.perf_counter()
+    # Imported here, so that `--help` and a refusal do not wait for torch.
+    from sgm.cli.generate import generate
+    from sgm.cli.inputs import read_inputs
+    from sgm.cli.profile import profile
+
     with memory_scope(options.device, f"use {less_memory(options)}"):
         inputs = read_inputs(options)
         if options.mode.profiles:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sgm.cli.option_types import one_of, whole
+from sgm.cli.option_types import braces, one_of, whole
 from sgm.errors import UserError
 from sgm.photo import Blend, PhotoOptions
 from sgm.words import Preset
@@ -16,52 +16,28 @@ AUTO, WHOLE = "auto", "none"
 def add_photos(parser: argparse.ArgumentParser) -> None:
     """Add the group of these flags."""
     group = parser.add_argument_group("pictures, masks and seeds in detail")
-    group.add_argument(
-        "--mask_feather",
-        metavar="N",
-        type=whole(0, MAX_RING),
-        help="pixels outside of the mask in which the edit fades into the picture; 0 is a hard "
-        "edge (default with --preset fast: 8 at 1024 pixels, in proportion to the picture)",
-    )
-    group.add_argument(
-        "--mask_grow",
-        metavar="N",
-        type=whole(0, MAX_RING),
-        default=0,
-        help="grow the mask or the drawing by this many pixels (default: %(default)s)",
-    )
-    group.add_argument(
-        "--invert_mask", action="store_true", help="repaint what the mask shows in black"
-    )
-    group.add_argument(
-        "--match_border",
-        action=argparse.BooleanOptionalAction,
-        help="give the edit the colours and the grain of what is around it (default with --preset "
-        "fast: yes)",
-    )
-    group.add_argument(
-        "--padding_mask_crop",
-        metavar="N",
-        type=_margin,
-        help="show the network the edit and N pixels around it, at the size it was trained for; "
-        f"{AUTO}: only if the picture is larger (default of --preset fast), {WHOLE}: all of it",
-    )
-    group.add_argument(
-        "--seeds", metavar="LIST", type=_seeds, help="several results: 1-6 or 1,7,9 (--seed: one)"
-    )
-    group.add_argument(
-        "--no_metadata",
-        action="store_true",
-        help="leave out of a PNG how it was made (prompt, seed, steps, ...)",
-    )
+    text = "pixels outside of the mask in which the edit fades into the picture; 0 is a hard edge "
+    text += "(default with --preset fast: 8 at 1024 pixels, in proportion to the picture)"
+    group.add_argument("--mask_feather", metavar="N", type=whole(0, MAX_RING), help=text)
+    text = "grow the mask or the drawing by this many pixels (default: %(default)s)"
+    group.add_argument("--mask_grow", metavar="N", type=whole(0, MAX_RING), default=0, help=text)
+    text = "repaint what the mask shows in black"
+    group.add_argument("--invert_mask", action="store_true", help=text)
+    text = "give the edit the colours and the grain of what is around it (default with --preset "
+    text += "fast: yes)"
+    group.add_argument("--match_border", action=argparse.BooleanOptionalAction, help=text)
+    text = "show the network the edit and N pixels around it, at the size it was trained for; "
+    text += f"{AUTO}: only if the picture is larger (default of --preset fast), {WHOLE}: all of it"
+    group.add_argument("--padding_mask_crop", metavar="N", type=_margin, help=text)
+    text = "several results: 1-6 or 1,7,9 (--seed: one)"
+    group.add_argument("--seeds", metavar="LIST", type=_seeds, help=text)
+    text = "leave out of a PNG how it was made (prompt, seed, steps, ...)"
+    group.add_argument("--no_metadata", action="store_true", help=text)
     group.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    group.add_argument(
-        "--prompt_syntax",
-        metavar="{" + ",".join(SYNTAXES) + "}",
-        type=one_of(SYNTAXES),
-        help="plain: as published, 77 tokens; weighted: (word:1.3), and prompts of any length "
-        "(default: weighted with --preset fast, else plain)",
-    )
+    text = "plain: as published, 77 tokens; weighted: (word:1.3), and prompts of any length "
+    text += "(default: weighted with --preset fast, else plain)"
+    names, known = braces(SYNTAXES), one_of(SYNTAXES)
+    group.add_argument("--prompt_syntax", metavar=names, type=known, help=text)
 
 
 def _margin(text: str) -> int | str:

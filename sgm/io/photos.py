@@ -45,6 +45,11 @@ class Photo:
     exif: bytes = b""
     dpi: tuple[float, float] | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.height, self.image.width
+
     def resized(self, size: tuple[int, int]) -> "Photo":
         """At (height, width), saying so; itself at its own size."""
         image = resize_picture(self.image, size, f"Picture {self.path}")
