@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgm.editor import Mask, Picture, to_mask, to_tensor
+from sgm.editor import Mask, Picture, padded, to_mask
 from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
 from sgm.inference.held_pipeline import HeldPipeline, checked
@@ -97,7 +97,7 @@ class EditSession:
         recording_folder: Path | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
-        self.picture, self._size = _padded(to_tensor(image))
+        self.picture, self._size = padded(image)
         self.prompt, self.negative_prompt = prompt, negative_prompt
         self.recipe, self._place = recipe, (recording_memory, recording_folder)
         self.call = checked(call)
@@ -205,7 +205,7 @@ class EditSession:
             SparseStateError: adapters of the UNet came or went since the recording.
             ValueError: the picture has another size, or the strength makes no step.
         """
-        drawn, size = _padded(to_tensor(image))
+        drawn, size = padded(image)
         if size != self._size:
             raise ValueError(
                 f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
@@ -239,7 +239,7 @@ class EditSession:
         changed = imageio.pad_to_multiple((before != after).any(dim=0))
         if not changed.any():
             return
-        picture = torch.where(changed, _padded(to_tensor(image))[0], self.picture)
+        picture = torch.where(changed, padded(image)[0], self.picture)
         masks = self.recipe.inpainting(changed)
         encoder, decoder = self.store.get(ENCODER), self.store.get(DECODER)
         self.encoder.use(encoder)
@@ -321,8 +321,6 @@ class EditSession:
         """Arguments of every call, with a prompt."""
         return {"prompt": prompt, "negative_prompt": self.negative_prompt, **self.call}
 
-    # --- latents and pictures ----------------------------------------------------------------
-
     def _finished(self, picture: Tensor) -> Image.Image:
         """A picture [3, H, W] in [0, 1] as the person gets it."""
         return imageio.to_picture(imageio.crop_back(picture, self._size))
@@ -334,11 +332,6 @@ class EditSession:
             raise SparseStateError(
                 "Adapters of the UNet came or went since the picture was recorded; call record."
             )
-
-
-def _padded(picture: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as the networks get it, and its (height, width) before."""
-    return imageio.pad_to_multiple(picture), (picture.shape[1], picture.shape[2])
 
 
 def _name(step: int) -> str:

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -61,9 +62,9 @@ class ModelSpec:
 
     Attributes:
         name: the word after `--model`.
-        weights: checkpoint file names by role: `base`, `refiner`, `turbo`; only those that exist.
-        configs: YAML file names by role: `original`, `sige`, and with a refiner `refiner` and
-            `sige-refiner`. Preset `fast` makes the networks of the dense files sparse.
+        weights: checkpoint file names by role: `base`, `refiner`, `turbo`.
+        configs: YAML file names by role: `original`, `sige`, `refiner` and `sige-refiner`. Preset
+            `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
@@ -71,9 +72,9 @@ class ModelSpec:
     """
 
     name: str
-    weights: MappingProxyType[str, str]
-    configs: MappingProxyType[str, str]
-    pages: MappingProxyType[str, str]
+    weights: Mapping[str, str]
+    configs: Mapping[str, str]
+    pages: Mapping[str, str]
     trained_size: tuple[int, int]
     turbo: Turbo = Turbo()
 
@@ -81,85 +82,50 @@ class ModelSpec:
         """`turbo` or `base`: the checkpoint that a run of this type starts with."""
         return "turbo" if run_type.turbo else "base"
 
-    def weight_file(self, role: str) -> str:
-        """Checkpoint file name of a role.
-
-        Raises:
-            UserError: this family has no checkpoint for the role.
-        """
-        if role not in self.weights:
-            known = ", ".join(self.weights)
-            raise UserError(
-                f"The {self.name} model has no {role} checkpoint, only {known}; "
-                "choose another --run_type or --model."
-            )
-        return self.weights[role]
-
     def config_file(
         self, run_type: RunType, refiner: bool = False, preset: Preset = Preset.PUBLISHED
     ) -> str:
-        """YAML file name of the base (or turbo: same network) or the refiner, dense or sparse.
-
-        Raises:
-            UserError: this family has no refiner.
-        """
-        blocks = run_type.sparse and preset is Preset.PUBLISHED
-        role = "sige" if blocks else "original"
-        if refiner:
-            role = "sige-refiner" if blocks else "refiner"
-        if role not in self.configs:
-            raise UserError(f"The {self.name} model has no refiner; leave --refined out.")
+        """YAML file name of the base (or turbo: same network) or the refiner, dense or sparse."""
+        role = "refiner" if refiner else "original"
+        if run_type.sparse and preset is Preset.PUBLISHED:
+            role = "sige-refiner" if refiner else "sige"
         return self.configs[role]
+
+
+def _configs(beginning: str) -> dict[str, str]:
+    """The YAML files of a family by role."""
+    roles = ("original", "sige", "refiner", "sige-refiner")
+    return {role: f"{beginning}{role}.yaml" for role in roles}
 
 
 _PAGES = "https://huggingface.co/stabilityai"
 
-MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {
         "sdxl": ModelSpec(
             name="sdxl",
-            weights=MappingProxyType(
-                {
-                    "base": "sd_xl_base_1.0.safetensors",
-                    "refiner": "sd_xl_refiner_1.0.safetensors",
-                    "turbo": "sd_xl_turbo_1.0.safetensors",
-                }
-            ),
-            configs=MappingProxyType(
-                {
-                    "original": "original.yaml",
-                    "sige": "sige.yaml",
-                    "refiner": "refiner.yaml",
-                    "sige-refiner": "sige-refiner.yaml",
-                }
-            ),
-            pages=MappingProxyType(
-                {
-                    "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
-                    "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
-                    "turbo": f"{_PAGES}/sdxl-turbo",
-                }
-            ),
+            weights={
+                "base": "sd_xl_base_1.0.safetensors",
+                "refiner": "sd_xl_refiner_1.0.safetensors",
+                "turbo": "sd_xl_turbo_1.0.safetensors",
+            },
+            configs=_configs(""),
+            pages={
+                "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
+                "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
+                "turbo": f"{_PAGES}/sdxl-turbo",
+            },
             trained_size=(1024, 1024),
         ),
         "tiny": ModelSpec(
             name="tiny",
-            weights=MappingProxyType(
-                {
-                    "base": "tiny_base.safetensors",
-                    "refiner": "tiny_refiner.safetensors",
-                    "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
-                }
-            ),
-            configs=MappingProxyType(
-                {
-                    "original": "tiny-original.yaml",
-                    "sige": "tiny-sige.yaml",
-                    "refiner": "tiny-refiner.yaml",
-                    "sige-refiner": "tiny-sige-refiner.yaml",
-                }
-            ),
-            pages=MappingProxyType({}),
+            weights={
+                "base": "tiny_base.safetensors",
+                "refiner": "tiny_refiner.safetensors",
+                "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
+            },
+            configs=_configs("tiny-"),
+            pages={},
             trained_size=(256, 512),
             turbo=Turbo(levels=(0, 250, 500, 750), distilled=False),
         ),

@@ -48,7 +48,7 @@ def weights_of(options: RunOptions, refiner: bool = False) -> Weights:
     """The files of a run's base or turbo model, or of its refiner."""
     role = "refiner" if refiner else options.spec.weight_role(options.run_type)
     given = options.refiner_checkpoint if refiner else options.checkpoint
-    checkpoint = given or options.weight_path / options.spec.weight_file(role)
+    checkpoint = given or options.weight_path / options.spec.weights[role]
     if refiner:
         return Weights(checkpoint, options.vae)
     loras = tuple(Lora(path, weight) for path, weight in options.loras)

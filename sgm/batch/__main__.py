@@ -4,11 +4,11 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 
 from sgm.batch.options import read_options
-from sgm.batch.results import Outcome, Results
+from sgm.batch.results import Results
 from sgm.batch.rows import Job, checked_jobs, grouped, read_rows
 from sgm.cli import report
 from sgm.cli.program import start
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_all(values: argparse.Namespace, jobs: Sequence[Job], results: Results) -> None:
-    """Make the jobs that are not done, here or by Ray."""
+    """Make the jobs that are not done, here or by Ray; write each result as it comes, and say how
+    far the batch is."""
     # Imported here, so that bad options and rows are refused at once.
     import torch
 
@@ -74,21 +75,16 @@ def _make_all(values: argparse.Namespace, jobs: Sequence[Job], results: Results)
         outcomes = run_here(setup, groups)
     else:
         outcomes = run_on_ray(setup, groups, values.ray, values.workers)
-    with closing(outcomes):
-        _keep(outcomes, results, len(left))
-
-
-def _keep(outcomes: Iterator[Outcome], results: Results, total: int) -> None:
-    """Write each outcome as it comes, and say how far the batch is."""
     began = said = time.monotonic()
     failed = 0
-    for done, outcome in enumerate(outcomes, 1):
-        results.add(outcome)
-        failed += outcome.picture is None
-        now = time.monotonic()
-        if now - said >= BETWEEN or done == total:
-            said = now
-            logger.info("%s", progress(done, total, failed, now - began))
+    with closing(outcomes):
+        for done, outcome in enumerate(outcomes, 1):
+            results.add(outcome)
+            failed += outcome.picture is None
+            now = time.monotonic()
+            if now - said >= BETWEEN or done == len(left):
+                said = now
+                logger.info("%s", progress(done, len(left), failed, now - began))
 
 
 def progress(done: int, total: int, failed: int, seconds: float) -> str:

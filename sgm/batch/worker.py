@@ -138,12 +138,8 @@ class Worker:
             device = torch.device(job.options.device)
             picture = edit.image if isinstance(edit, Inpainting) else edit.init
             assert picture is not None  # by `check_together`
-            params = replace(
-                job.options.sampling,
-                prompt=job.picture_prompt,
-                negative_prompt="",
-                seed=SESSION_SEED,
-            )
+            words = {"prompt": job.picture_prompt, "negative_prompt": "", "seed": SESSION_SEED}
+            params = replace(job.options.sampling, **words)
             self._session = EditSession(
                 pipeline,
                 picture,

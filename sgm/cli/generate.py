@@ -121,20 +121,10 @@ def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = T
     Raises:
         UserError: a file is missing or does not fit.
     """
-    pipe = Pipeline.load(
-        options.spec,
-        options.run_type,
-        options.config_path,
-        options.weight_path,
-        torch.device(options.device),
-        options.precision,
-        options.backend,
-        options.preset,
-        refiner,
-        progress=progress,
-        weights=weights_of(options, refiner),
-        graphs=options.graphs,
-    )
+    what = (options.spec, options.run_type, options.config_path, options.weight_path)
+    how = (torch.device(options.device), options.precision, options.backend, options.preset)
+    weights, graphs = weights_of(options, refiner), options.graphs
+    pipe = Pipeline.load(*what, *how, refiner, progress=progress, weights=weights, graphs=graphs)
     return pipe.with_recipe(recipe_of(options))
 
 

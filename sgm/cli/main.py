@@ -8,8 +8,9 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sgm.cli import checks
 from sgm.cli.memory import memory_scope
@@ -43,47 +44,28 @@ def checked(values: argparse.Namespace) -> RunOptions:
     checks.check_together(values)
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)
-    return RunOptions(
-        task=values.task,
-        run_type=values.run_type,
-        mode=values.mode,
-        model=values.model,
-        preset=values.preset,
-        precision=precision,
-        backend=values.backend,
-        device=device,
-        graphs=values.graphs,
-        sampling=SamplingParams(
-            prompt=values.prompt,
-            negative_prompt=values.negative_prompt,
-            seed=values.seed,
-            steps=values.steps,
-            scale=values.scale,
-            strength=values.strength,
-            weighted=weighted(values),
-            sampler=values.sampler,
-            spacing=values.spacing,
-        ),
-        height=values.H,
-        width=values.W,
-        refined=values.refined,
-        json_path=values.json,
-        random_weights=values.random_weights,
-        macs_only=values.macs_only,
-        compare=values.compare,
-        recordings=RecordingSettings(
+    found = _named(RunOptions, values) | paths
+    found |= {
+        "device": device,
+        "precision": precision,
+        "sampling": SamplingParams(**_named(SamplingParams, values), weighted=weighted(values)),
+        "height": values.H,
+        "width": values.W,
+        "json_path": values.json,
+        "recordings": RecordingSettings(
             every=values.refresh,
             count=values.recorded_steps,
             precision=values.recording_precision,
         ),
-        record=None if values.record is None else Path(values.record),
-        recording=None if values.recording is None else Path(values.recording),
-        recording_memory=values.recording_memory,
-        loras=tuple((Path(path), weight) for path, weight in values.lora),
-        prediction=values.prediction,
-        photo=photo_options(values),
-        **paths,
-    )
+        "loras": tuple((Path(path), weight) for path, weight in values.lora),
+        "photo": photo_options(values),
+    }
+    return RunOptions(**found)
+
+
+def _named(kind: type[RunOptions | SamplingParams], values: argparse.Namespace) -> dict[str, Any]:
+    """What was parsed for the fields of a dataclass that have the name of their flag."""
+    return {f.name: getattr(values, f.name) for f in fields(kind) if f.name in values}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ means together with others is checked in `sgm.cli.checks`.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from sgm.cli.option_types import Parser, braces, number, one_of, only, parsed, truth, whole
 from sgm.cli.photo_options import add_photos
@@ -160,9 +161,9 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
     add_names(group, "--recording_precision", RecordingPrecision, None, text)
     text = "make no edit, but record --init_img there; --prompt describes it, and may be empty; "
     text += "with --mask_path for edits within that mask only, which takes less room"
-    group.add_argument("--record", metavar="FOLDER", help=text)
+    group.add_argument("--record", metavar="FOLDER", type=Path, help=text)
     text = "edit from the recording in this folder, with no pass over the unedited picture"
-    group.add_argument("--recording", metavar="FOLDER", help=text)
+    group.add_argument("--recording", metavar="FOLDER", type=Path, help=text)
     text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
     add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 

@@ -104,7 +104,7 @@ class Pipeline:
         """
         if weights is None:
             role = "refiner" if refiner else spec.weight_role(run_type)
-            weights = Weights(Path(weight_path) / spec.weight_file(role))
+            weights = Weights(Path(weight_path) / spec.weights[role])
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
         kind = kind_of(read_contents(weights), weights.prediction)
         if kind != Kind():
