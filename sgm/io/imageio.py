@@ -81,7 +81,11 @@ def open_picture(path: str | Path) -> Image.Image:
             image.info[DEPTH] = deep
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a picture{_why_not(path)}.") from error
+        why = "that Pillow can read; convert it to PNG or JPEG"
+        with path.open("rb") as file:
+            if file.read(len(LFS_START)) == LFS_START:
+                why = "but a Git LFS pointer; fetch the content with `git lfs pull`"
+        raise UserError(f"{path} is not a picture {why}.") from error
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which is not "
@@ -94,14 +98,6 @@ def open_picture(path: str | Path) -> Image.Image:
             f"Picture {path} cannot be read ({reason}); it may be damaged or cut short, "
             "so fetch or export it again."
         ) from error
-
-
-def _why_not(path: Path) -> str:
-    """A likely reason why a file is no picture, as the end of a sentence."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_START)) == LFS_START:
-            return " but a Git LFS pointer; fetch the content with `git lfs pull`"
-    return " that Pillow can read; convert it to PNG or JPEG"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -203,19 +199,12 @@ def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
     Returns:
         [..., H', W'] with both sides multiples.
     """
-    rows = _reflected(x.shape[-2], multiple, x.device)
-    columns = _reflected(x.shape[-1], multiple, x.device)
-    return x.index_select(-2, rows).index_select(-1, columns)
-
-
-def _reflected(length: int, multiple: int, device: torch.device) -> Tensor:
-    """int64 [n * multiple]: source positions 0, 1, ..., length-1, length-2, ..., 0, 1, ..."""
-    positions = torch.arange(-(-length // multiple) * multiple, device=device)
-    if length == 1:
-        return torch.zeros_like(positions)
-    period = 2 * (length - 1)
-    positions = positions % period
-    return torch.minimum(positions, period - positions)
+    for axis in (-2, -1):
+        length = x.shape[axis]
+        # Source positions 0, 1, ..., length-1, length-2, ..., 0, 1, ...
+        positions = np.pad(np.arange(length), (0, -length % multiple), mode="reflect")
+        x = x.index_select(axis, torch.from_numpy(positions).to(x.device))
+    return x
 
 
 def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -223,15 +212,12 @@ def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[..., : size[0], : size[1]]
 
 
-def save_picture(
-    picture: Tensor | Image.Image, path: str | Path, more: Mapping[str, object] | None = None
-) -> None:
+def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
     """Write a picture; the file appears complete or not at all. Folders are created.
 
     Args:
         picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB or RGBA picture.
         path: the extension decides the format, see `SAVE_OPTIONS`.
-        more: options of Pillow's `save` besides those.
 
     Raises:
         UserError: unknown extension, or the file cannot be written.
@@ -239,16 +225,13 @@ def save_picture(
     path = Path(path)
     check_output_path(path)
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
-    write_atomically(path, lambda file: write_picture(image, file, path.suffix, more))
+    write_atomically(path, lambda file: write_picture(image, file, path.suffix, {}))
 
 
 def write_picture(
-    image: Image.Image,
-    file: BinaryIO,
-    suffix: str,
-    more: Mapping[str, object] | None = None,
+    image: Image.Image, file: BinaryIO, suffix: str, more: Mapping[str, object]
 ) -> None:
-    """Write a picture into an open file, in the format of a suffix of `SAVE_OPTIONS`; `more` as for
-    `save_picture`."""
+    """Write a picture into an open file, in the format of a suffix of `SAVE_OPTIONS`; `more` are
+    options of Pillow's `save` besides those."""
     kind, options = SAVE_OPTIONS[suffix.lower()]
-    image.save(file, format=kind, **options, **(more or {}))
+    image.save(file, format=kind, **options, **more)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgm.io.fits import listed
 from sgm.io.names import CONDITIONER, UNET, VAE, diffusers_places
 from sgm.io.weights_file import CheckpointError, open_weights
 from sgm.weights import Lora
@@ -40,8 +41,6 @@ _OTHERS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
     "oft_": "OFT",
-    "boft_": "OFT",
-    "oft_blocks": "OFT",
 }
 # Beginnings of names, as they are saved, and as kohya's.
 _BEGINNINGS = {
@@ -139,6 +138,7 @@ def targets_of(wanted: Mapping[str, Tensor]) -> dict[str, Target]:
     """The weights that a LoRA may change, by every name of their modules in kohya's form."""
     names = [n for n in wanted if n.endswith("weight") or n.endswith("text_projection")]
     places, targets = diffusers_places(wanted), {}
+    start = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
     for name in names:
         if name.startswith(VAE) or wanted[name].ndim < 2:
             continue
@@ -146,7 +146,6 @@ def targets_of(wanted: Mapping[str, Tensor]) -> dict[str, Target]:
             targets[f"lora_unet_{_flat(name.removeprefix(UNET))}"] = Target(name)
         if (place := places.get(name)) is None:
             continue
-        start = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
         for number, theirs in enumerate(place.names):
             target = Target(name, number, len(place.names), place.transposed)
             # transformers 5 names CLIP's tower without the first word.
@@ -196,16 +195,11 @@ def _read(lora: Lora, targets: Mapping[str, Target]) -> list[Change]:
     if not changes:
         raise CheckpointError(
             f"LoRA {path} changes nothing of this model: none of its {len(names)} tensors has a "
-            f"name that is known here ({_listed(unknown)}); get one that is made for SDXL."
+            f"name that is known here ({listed(unknown)}); get one that is made for SDXL."
         )
     if unknown:
-        logger.warning("Not used of %s: %d tensors (%s).", path, len(unknown), _listed(unknown))
+        logger.warning("Not used of %s: %d tensors (%s).", path, len(unknown), listed(unknown))
     return changes
-
-
-def _listed(names: Sequence[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _role(name: str) -> tuple[str, str | None]:

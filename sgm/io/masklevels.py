@@ -22,6 +22,8 @@ EXTREME_SHARE, NEAR = 0.5, 16
 GREY = 24  # largest difference of the channels of a grey pixel; lossy formats tint a little
 CLEAR_SHARE = 0.001  # share of transparent pixels from which transparency means something
 OPAQUE = 128  # alpha from which a pixel counts as visible
+# Luminance of RGB (ITU-R 601-2, as Pillow's mode L).
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def snapped(levels: np.ndarray) -> np.ndarray:
@@ -84,10 +86,10 @@ def picture_levels(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _luminance(rgb: np.ndarray) -> np.ndarray:
-    """float32 [...] from uint8 [..., 1 or 3] (ITU-R 601-2, as Pillow's mode L)."""
+    """float32 [...] from uint8 [..., 1 or 3]."""
     if rgb.shape[-1] == 1:
         return rgb[..., 0].astype(np.float32)
-    return rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return rgb.astype(np.float32) @ LUMINANCE.astype(np.float32)
 
 
 def _grey_levels(rgb: np.ndarray, path: Path) -> np.ndarray:

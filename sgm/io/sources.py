@@ -26,10 +26,10 @@ from sgm.words import Prediction
 
 # `torch.compile` puts it into every name of a network that was saved in its compiled form.
 COMPILED = "_orig_mod."
-# Empty tensors with which trainers mark a checkpoint; and how its metadata say the same.
 # What every published file holds and nobody reads: the token positions 0..76, which the tower
 # counts itself, and a number of training.
 COMMON = ("position_ids", "logit_scale")
+# Empty tensors with which trainers mark a checkpoint; and how its metadata say the same.
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 V_WORDS = {"v", "v_prediction", "v-prediction"}
 # diffusion_pytorch_model.fp16-00001-of-00002.safetensors, and with fewer of its parts
