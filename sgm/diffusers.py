@@ -11,7 +11,6 @@ picture under one noise at a few steps; each edit is a call whose passes are spa
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,7 +273,11 @@ class EditSession:
         call: Mapping[str, Any] | None,
     ) -> Image.Image:
         """The picture of a sparse call."""
-        self._check_layers()
+        self.unet.bind()
+        if set(self.unet.layers) != self._layers:
+            raise SparseStateError(
+                "Adapters of the UNet came or went since the picture was recorded; call record."
+            )
         region = edit.touched(self.recipe)
         assert region is not None  # an edit of a session is blended
         levels = self.held.levels(strength)
@@ -287,23 +290,20 @@ class EditSession:
             with self.encoder.sparse(masks.encoder):
                 return one.run()
 
-        with ExitStack() as stack:
-            names = [_name(step) for step in self.made]
-            kept = stack.enter_context(Prefetch(self.store, names, self.held.device))
+        names = [_name(step) for step in self.made]
+        with Prefetch(self.store, names, self.held.device) as kept:
             order, until = self.recipe.recorded.order, offset + change if change else 0
             get, cut = (lambda step: kept.get(_name(step))), self.unet.cut
             curve = Curve(get, self.made, order, cut, until)
             self.unet.prepare(curve.begin(offset), masks.unet.all)
             source = Interpolated(curve, room=self.unet.room)
-            stack.enter_context(
-                self.unet.replaying(
-                    lambda i: source.at(offset + i, masks.unet.at(i, count)),
-                    lambda i: masks.unet.at(i, count),
-                )
+            sparse_unet = self.unet.replaying(
+                lambda i: source.at(offset + i, masks.unet.at(i, count)),
+                lambda i: masks.unet.at(i, count),
             )
-            stack.enter_context(self.decoder.sparse(masks.decoder))
             given = {**self._prompts(prompt), **checked(call)}
-            found = self.held.run(image, region, start, masks.inside, strength, encode, given)
+            with sparse_unet, self.decoder.sparse(masks.decoder):
+                found = self.held.run(image, region, start, masks.inside, strength, encode, given)
         return self._finished(edit.finish(found, self.recipe))
 
     def _unedited_call(self, unet: Callable[[Pass], Any], encoder: Callable[[Pass], Any]) -> None:
@@ -324,14 +324,6 @@ class EditSession:
     def _finished(self, picture: Tensor) -> Image.Image:
         """A picture [3, H, W] in [0, 1] as the person gets it."""
         return imageio.to_picture(imageio.crop_back(picture, self._size))
-
-    def _check_layers(self) -> None:
-        """SparseStateError if adapters came or went since the recording."""
-        self.unet.bind()
-        if set(self.unet.layers) != self._layers:
-            raise SparseStateError(
-                "Adapters of the UNet came or went since the picture was recorded; call record."
-            )
 
 
 def _name(step: int) -> str:

@@ -45,25 +45,19 @@ def pick_device(name: str | None = None) -> torch.device:
             f"{suggestion(kind, DEVICE_TYPES)}."
         )
     if kind == "cuda":
-        _check_cuda(name, int(index or 0))
+        if not torch.cuda.is_available():
+            built = torch.version.cuda is not None
+            why = "PyTorch finds no GPU" if built else "this PyTorch has no CUDA support"
+            raise UserError(f"Device {name} is not available ({why}); use --device cpu.")
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            last = f"this machine has {count}, so the last is cuda:{count - 1}"
+            raise UserError(f"Device {name} does not exist; {last}.")
     elif index and int(index) != 0:
         raise UserError(f"Device {name} does not exist; there is one {kind}, so leave the number.")
     elif kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("Device mps is not available on this machine; use --device cpu.")
     return torch.device(name)
-
-
-def _check_cuda(name: str, index: int) -> None:
-    """Raise UserError unless this machine has the CUDA device of that index."""
-    if not torch.cuda.is_available():
-        built = "PyTorch finds no GPU" if torch.version.cuda else "this PyTorch has no CUDA support"
-        raise UserError(f"Device {name} is not available ({built}); use --device cpu.")
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise UserError(
-            f"Device {name} does not exist; this machine has {count}, so the last is "
-            f"cuda:{count - 1}."
-        )
 
 
 def describe_device(device: torch.device) -> str:
@@ -132,10 +126,6 @@ def precision_scope(precision: Precision, device: torch.device) -> Iterator[None
     Strict for every precision but tf32: matrix products (also those of oneDNN on the CPU) and
     convolutions compute in the type of their inputs. cuDNN's own default allows TF32 in
     convolutions, so this is needed even where nobody switched anything on.
-
-    Args:
-        precision: what the run asked for.
-        device: where it runs.
 
     Raises:
         UserError: see `check_precision`.

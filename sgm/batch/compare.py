@@ -13,8 +13,8 @@ from torch import Tensor
 from sgm.batch.results import Line, Results
 from sgm.batch.rows import Job
 from sgm.cli.inputs import read_inputs
-from sgm.io import imageio
 from sgm.io.files import PICTURE_SUFFIXES, write_atomically
+from sgm.io.imageio import load_picture, resize_picture, to_bytes
 from sgm.metrics import WINDOW, lpips_map, psnr, ssim
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,12 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
     Raises:
         UserError: a picture cannot be read, or a table not be written.
     """
-    metrics = _metrics()
+    metrics: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
+    perceptual = lpips_map()
+    if perceptual is None:
+        logger.info("LPIPS is left out: the package lpips or its weights are not installed.")
+    else:
+        metrics["lpips"] = lambda a, b, mask: perceptual(a, b)[mask].mean().item()
     columns = [f"{name}_{part}" for name in metrics for part in PARTS]
     rows: list[Line] = []
     for job in jobs:
@@ -50,8 +55,7 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
             continue
         size = tuple(inputs.mask.shape)
         pictures = [
-            imageio.to_bytes(imageio.resize_picture(imageio.load_picture(path), size, str(path)))
-            / 255
+            to_bytes(resize_picture(load_picture(path), size, str(path))) / 255
             for path in (results.folder / job.output, reference)
         ]
         row: Line = {"row": job.row, "output": job.output}
@@ -68,16 +72,6 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
         content = text.encode()
         write_atomically(results.folder / name, lambda file, content=content: file.write(content))
     return summary
-
-
-def _metrics() -> dict[str, Metric]:
-    """The metrics that are available on this machine, by name."""
-    found: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
-    perceptual = lpips_map()
-    if perceptual is None:
-        logger.info("LPIPS is left out: the package lpips or its weights are not installed.")
-        return found
-    return found | {"lpips": lambda a, b, mask: perceptual(a, b)[mask].mean().item()}
 
 
 def _reference(path: Path) -> Path | None:

@@ -88,24 +88,19 @@ def _check_recordings(values: argparse.Namespace) -> None:
     making = ("refresh", "recorded_steps", "recording_precision")
     flags = (*making, "record", "recording")
     given = [flag for flag in flags if getattr(values, flag) is not None]
-    for flag in given:
-        if values.preset is not Preset.FAST or not values.run_type.sparse:
-            raise UserError(
-                f"--{flag} is for sparse runs of preset fast; add --preset fast and "
-                "--run_type sige."
-            )
-        if values.mode.profiles:
-            raise UserError(f"--{flag} makes or edits pictures; leave --mode out.")
+    if given and (values.preset is not Preset.FAST or not values.run_type.sparse):
+        advice = "add --preset fast and --run_type sige"
+        raise UserError(f"--{given[0]} is for sparse runs of preset fast; {advice}.")
+    if given and values.mode.profiles:
+        raise UserError(f"--{given[0]} makes or edits pictures; leave --mode out.")
     if "recording" in given and len(given) > 1:
         raise UserError(f"--{given[0]} and --recording exclude each other; leave one out.")
     if {"refresh", "recorded_steps"} <= set(given):
         raise UserError("--refresh and --recorded_steps exclude each other; leave one out.")
-    kept = [flag for flag in given if flag not in making]
-    if values.refined and kept:
-        raise UserError(
-            f"--{kept[0]} works with the base model alone, and --refined adds the refiner; "
-            "leave one out."
-        )
+    for flag in given:
+        if values.refined and flag not in making:
+            why = "works with the base model alone, and --refined adds the refiner"
+            raise UserError(f"--{flag} {why}; leave one out.")
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
         raise UserError("--recording_memory says where --recording is kept; add --recording.")
 

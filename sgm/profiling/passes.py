@@ -69,14 +69,12 @@ class Pass:
         """The same pass with weights (in place) and maps in a memory layout; tensors that have it
         already are not copied."""
         self.network.to(memory_format=layout)
-        inputs, recorded = (
-            given
-            and {
-                k: x.contiguous(memory_format=layout) if x.ndim == 4 else x
-                for k, x in given.items()
-            }
-            for given in (self.inputs, self.recorded)
-        )
+        return self.mapped(lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Pass":
+        """The same pass with every tensor changed that it or its recording is called with."""
+        inputs = {name: change(x) for name, x in self.inputs.items()}
+        recorded = self.recorded and {name: change(x) for name, x in self.recorded.items()}
         return replace(self, inputs=inputs, recorded=recorded)
 
     def run(self) -> Tensor:
@@ -145,12 +143,7 @@ def catch(network: nn.Module, run: Callable[[], object]) -> Pass:
 
 def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
     """A pass of the meta device on a real one: its network gets memory and random weights (in
-    place), its inputs are random. Costs do not depend on the values.
-
-    Args:
-        shapes: its network and inputs are on the meta device.
-        device: where to make them.
-    """
+    place), its inputs are random. Costs do not depend on the values."""
     network = shapes.network.to_empty(device=device)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -174,11 +167,7 @@ def _with_random_inputs(shapes: Pass, device: torch.device) -> Pass:
 
     if is_sparse(shapes.network):
         handle_of(shapes.network).clear()
-    inputs, recorded = (
-        None if given is None else {name: numbers(x) for name, x in given.items()}
-        for given in (shapes.inputs, shapes.recorded)
-    )
-    return replace(shapes, inputs=inputs, recorded=recorded)
+    return shapes.mapped(numbers)
 
 
 def _fill(parameter: Tensor) -> None:
