@@ -11,14 +11,13 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from sgm import runtime
 from sgm.batch.results import Outcome
 from sgm.batch.rows import Job
 from sgm.cli import outputs
 from sgm.cli.generate import finished, load_pipeline, touched_by
-from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, read_inputs, request
+from sgm.cli.inputs import dense_if_everywhere, nothing_marked, read_inputs, request
 from sgm.cli.main import less_memory
 from sgm.cli.memory import memory_scope
 from sgm.errors import UserError
@@ -89,15 +88,19 @@ class Worker:
             with memory_scope(options.device, f"use {less_memory(options)}"):
                 inputs = read_inputs(options)
                 options = dense_if_everywhere(options, inputs)
+                photo = inputs.source(options.photo.blend is not None)
                 if nothing_marked(options, inputs):
-                    image = inputs.source(options.photo.blend is not None).image
-                    edited = EditResult(imageio.to_tensor(image) / 2 + 0.5, {}, 0.0)
+                    edited = EditResult(imageio.to_tensor(photo.image) / 2 + 0.5, {}, 0.0)
                     touched = inputs.mask
                 else:
                     wanted = request(options, inputs)
                     edited = self._edit(replace(job, options=options), wanted, pipeline)
                     touched = touched_by(options, inputs, wanted)
-                content, figures = _written(options, inputs, touched, edited)
+                picture = finished(options, photo, touched, edited)
+                text = outputs.parameters(options, picture.size) if options.photo.metadata else None
+                # Not by a file of a disk, which may be full here and not where results go.
+                content = photo.written(picture, options.output_path, text)
+                change = outputs.changed_outside(content, photo, touched)
         except Exception as error:
             # The next picture may be a good one; what nobody foresaw is told in full, too.
             foreseen = isinstance(error, UserError | ValueError)
@@ -107,7 +110,8 @@ class Worker:
             return Outcome(job, None, {"error": sentence})
         seconds = {stage: round(value, 6) for stage, value in edited.seconds.items()}
         seconds["total"] = round(time.perf_counter() - started, 6)
-        return Outcome(job, content, {"seconds": seconds, **figures})
+        figures = {"seconds": seconds, "edit_ratio": edited.edit_ratio, **change}
+        return Outcome(job, content, figures)
 
     def _edit(self, job: Job, wanted: Edit, pipeline: Pipeline) -> EditResult:
         """The edit of a job, from the picture's recording where there is one."""
@@ -155,16 +159,3 @@ def run_here(setup: Setup, groups: Sequence[Sequence[Job]]) -> Generator[Outcome
     worker = Worker(setup)
     for jobs in groups:
         yield from worker.run(jobs)
-
-
-def _written(
-    options: RunOptions, inputs: Inputs, touched: Tensor | None, edited: EditResult
-) -> tuple[bytes, dict[str, object]]:
-    """The content of a result's file, and its figures for `results.jsonl`."""
-    photo = inputs.source(options.photo.blend is not None)
-    picture = finished(options, photo, touched, edited)
-    text = outputs.parameters(options, picture.size) if options.photo.metadata else None
-    # Not by a file of a disk, which may be full here and not where results go.
-    content = photo.written(picture, options.output_path, text)
-    change = outputs.changed_outside(content, photo, touched)
-    return content, {"edit_ratio": edited.edit_ratio, **change}

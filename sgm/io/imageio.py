@@ -21,15 +21,10 @@ from sgm.specs import SIZE_MULTIPLE
 
 logger = logging.getLogger(__name__)
 
-# Options by extension (see `files.PICTURE_SUFFIXES`): nothing lost where the format can.
-SAVE_OPTIONS: dict[str, tuple[str, dict[str, object]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".bmp": ("BMP", {}),
-    ".tif": ("TIFF", {}),
-    ".tiff": ("TIFF", {}),
+# Options of Pillow's `save` by format: nothing lost where the format can.
+SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
 }
 LFS_START = b"version https://git-lfs"
 # How Pillow names 16 bits per channel in a file whose picture it reads with 8, and where
@@ -43,12 +38,6 @@ def load_picture(path: str | Path) -> Image.Image:
     EXIF rotation is applied; of an animation the first frame is taken (with a notice). Alpha is
     dropped, not composited, as published: where a picture is transparent, the colours stored
     there show.
-
-    Args:
-        path: any file that Pillow reads.
-
-    Returns:
-        The picture in mode RGB.
 
     Raises:
         UserError: no such file, a folder, not a picture, truncated or too large to be safe.
@@ -123,10 +112,7 @@ def deep_to_uint8(image: Image.Image) -> np.ndarray:
     white is: the smallest of 1 (floats only), 255, 65535 and 2**31 - 1 that holds every value.
 
     Args:
-        image: mode `I`, `F` or one of the `I;16` family.
-
-    Returns:
-        uint8 array [H, W].
+        image: mode `I`, `F` or one of the `I;16` family, [H, W].
 
     Raises:
         UserError: a float picture with NaN or infinity.
@@ -154,13 +140,8 @@ def to_bytes(image: Image.Image) -> Tensor:
 
 
 def to_uint8(picture: Tensor) -> Tensor:
-    """A picture in [0, 1] as bytes, clamped and rounded to the nearest (published: truncated).
-
-    Args:
-        picture: float [..., H, W] on any device.
-
-    Returns:
-        uint8 of the same shape on the CPU.
+    """Float [..., H, W] in [0, 1] on any device as uint8 of the same shape on the CPU, clamped and
+    rounded to the nearest (published: truncated).
 
     Raises:
         ValueError: values that are NaN; infinite ones are clamped.
@@ -195,9 +176,6 @@ def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
     Args:
         x: [..., H, W] of any dtype, both at least 1.
         multiple: of pixels.
-
-    Returns:
-        [..., H', W'] with both sides multiples.
     """
     for axis in (-2, -1):
         length = x.shape[axis]
@@ -217,7 +195,7 @@ def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
 
     Args:
         picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB or RGBA picture.
-        path: the extension decides the format, see `SAVE_OPTIONS`.
+        path: the extension decides the format, see `files.PICTURE_SUFFIXES`.
 
     Raises:
         UserError: unknown extension, or the file cannot be written.
@@ -231,7 +209,7 @@ def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
 def write_picture(
     image: Image.Image, file: BinaryIO, suffix: str, more: Mapping[str, object]
 ) -> None:
-    """Write a picture into an open file, in the format of a suffix of `SAVE_OPTIONS`; `more` are
-    options of Pillow's `save` besides those."""
-    kind, options = SAVE_OPTIONS[suffix.lower()]
-    image.save(file, format=kind, **options, **more)
+    """Write a picture into an open file, in the format of one of `files.PICTURE_SUFFIXES`; `more`
+    are options of Pillow's `save` besides `SAVE_OPTIONS`."""
+    kind = Image.registered_extensions()[suffix.lower()]
+    image.save(file, format=kind, **SAVE_OPTIONS.get(kind, {}), **more)

@@ -271,12 +271,10 @@ def _scale(
     adapter = adapters.get("unet" if component == "base_model" else component)
     if adapter is None:
         return 1.0
-    value = adapter.get("lora_alpha", rank)
     patterns = adapter.get("alpha_pattern")
-    for pattern, other in (patterns if isinstance(patterns, dict) else {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", inner):
-            value = other
-            break
+    patterns = patterns if isinstance(patterns, dict) else {}
+    fitting = (x for pattern, x in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", inner))
+    value = next(fitting, adapter.get("lora_alpha", rank))
     assert isinstance(value, (int, float))
     return value / (rank**0.5 if adapter.get("use_rslora") else rank)
 

@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgm.errors import UserError
-from sgm.io.names import (
-    COMPONENTS,
-    UNET,
-    VAE,
-    Place,
-    diffusers_places,
-    older_vae_name,
-)
+from sgm.io.names import COMPONENTS, UNET, VAE, Place, diffusers_places, older_vae_name
 from sgm.io.weights_file import CheckpointError, Part, catalogue, content_key
 from sgm.specs import MASKED_CHANNELS
 from sgm.weights import Weights
@@ -88,6 +81,11 @@ class Contents:
     def is_folder(self) -> bool:
         """Whether this is a diffusers folder."""
         return "" not in self.parts
+
+    @property
+    def groups(self) -> list[Mapping[str, Part]]:
+        """The components, and another autoencoder where there is one."""
+        return [*self.parts.values(), self.vae or {}]
 
     @property
     def names(self) -> list[str]:
@@ -218,11 +216,13 @@ def find(contents: Contents, wanted: Collection[str]) -> tuple[dict[str, Source]
         By name, those that are there; and the names of stored tensors that no one reads, but for
         `COMMON`.
     """
-    places = diffusers_places(wanted)
+    places, vae = diffusers_places(wanted), contents.vae
     found = {}
     for name in wanted:
-        if contents.vae is not None and name.startswith(VAE):
-            source = _of_vae(contents.vae, name, places[name])
+        if vae is not None and name.startswith(VAE):
+            theirs = places[name].names[0]
+            names = (name, name.removeprefix(VAE), theirs, older_vae_name(theirs))
+            source = next((Source((vae[n],)) for n in names if n in vae), None)
         elif contents.is_folder:
             source = _of_folder(contents.parts, places.get(name))
         else:
@@ -230,8 +230,7 @@ def find(contents: Contents, wanted: Collection[str]) -> tuple[dict[str, Source]
         if source is not None:
             found[name] = source
     read = {part for source in found.values() for part in source.parts}
-    groups = [*contents.parts.values(), contents.vae or {}]
-    rest = (n for group in groups for n, part in group.items() if part not in read)
+    rest = (n for group in contents.groups for n, part in group.items() if part not in read)
     marks = (V_MARK, ZERO_SNR_MARK)
     return found, [n for n in rest if n not in marks and not n.endswith(COMMON)]
 
@@ -243,12 +242,6 @@ def _of_file(parts: Mapping[str, Part], name: str) -> Source | None:
     if name.endswith(".text_projection") and f"{name}.weight" in parts:
         return Source((parts[f"{name}.weight"],), transposed=True)
     return None
-
-
-def _of_vae(parts: Mapping[str, Part], name: str, place: Place) -> Source | None:
-    theirs = place.names[0]
-    names = (name, name.removeprefix(VAE), theirs, older_vae_name(theirs))
-    return next((Source((parts[n],)) for n in names if n in parts), None)
 
 
 def _of_folder(parts: Mapping[str, Mapping[str, Part]], place: Place | None) -> Source | None:
@@ -274,8 +267,7 @@ def weights_key(weights: Weights) -> dict[str, str]:
     """
     contents = read_contents(weights)
     kind = kind_of(contents, weights.prediction)
-    groups = [*contents.parts.values(), contents.vae or {}]
-    files = sorted({part.path for group in groups for part in group.values()})
+    files = sorted({part.path for group in contents.groups for part in group.values()})
     loras = (f"{content_key(lora.path)} by {lora.weight}" for lora in weights.loras)
     return {
         "weights": "; ".join(map(content_key, files)),
