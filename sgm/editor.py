@@ -20,8 +20,7 @@ from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
-from sgm.specs import SHIPPED, SamplingParams, model_spec
-from sgm.weights import Lora, Weights
+from sgm.specs import SHIPPED, Lora, SamplingParams, Weights, model_spec
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
 
 # A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor

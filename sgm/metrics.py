@@ -58,16 +58,20 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
     _check(a, b, mask)
     if min(a.shape[1:]) < WINDOW:
         raise ValueError(f"SSIM needs {WINDOW} x {WINDOW} pixels, not {tuple(a.shape[1:])}.")
+    values = ssim_map(a, b)
+    margin = WINDOW // 2
+    return _mean(values, None if mask is None else mask[margin:-margin, margin:-margin])
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM at every position whose window lies in the picture: float64 [H - 10, W - 10]."""
     weights = torch.tensor(LUMA, dtype=torch.float64, device=a.device)[:, None, None]
     x, y = ((picture.double() * weights).sum(dim=0) for picture in (a, b))  # [H, W]
     mean_x, mean_y, square_x, square_y, product = _blurred(torch.stack((x, y, x * x, y * y, x * y)))
     variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
     covariance = product - mean_x * mean_y
     light = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
-    # [H - 10, W - 10], at every position whose window lies in the picture.
-    values = light * (2 * covariance + C2) / (variance_x + variance_y + C2)
-    margin = WINDOW // 2
-    return _mean(values, None if mask is None else mask[margin:-margin, margin:-margin])
+    return light * (2 * covariance + C2) / (variance_x + variance_y + C2)
 
 
 def lpips_map() -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -180,6 +180,43 @@ class SamplingParams:
         return self.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
 
 
+@dataclass(frozen=True, order=True)
+class Lora:
+    """A LoRA to merge.
+
+    Attributes:
+        path: a `.safetensors` file, in kohya's names or those of diffusers and peft.
+        weight: what its changes are multiplied by; negative ones take it away.
+    """
+
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one model.
+
+    Attributes:
+        checkpoint: a `.safetensors` file in the published layout, or a folder as diffusers saves
+            it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`).
+        vae: a file with another autoencoder than the checkpoint's; None for its own.
+        loras: merged into the weights as they are loaded, in an order that does not matter.
+        prediction: what the network predicts; None for what the files say.
+    """
+
+    checkpoint: Path
+    vae: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    prediction: Prediction | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoint, the VAE and the LoRAs, as far as they are given."""
+        vae = [] if self.vae is None else [self.vae]
+        return [self.checkpoint, *vae, *(lora.path for lora in self.loras)]
+
+
 @dataclass(frozen=True)
 class RecordingSettings:
     """What a person says about recordings of the unedited picture; None leaves it to the preset.
@@ -264,6 +301,16 @@ class RunOptions:
     def spec(self) -> ModelSpec:
         """The files of the model family."""
         return MODELS[self.model]
+
+    def weights(self, refiner: bool = False) -> Weights:
+        """The files of the base or turbo model, or of the refiner."""
+        role = "refiner" if refiner else self.spec.weight_role(self.run_type)
+        given = self.refiner_checkpoint if refiner else self.checkpoint
+        checkpoint = given or self.weight_path / self.spec.weights[role]
+        if refiner:
+            return Weights(checkpoint, self.vae)
+        loras = tuple(Lora(path, weight) for path, weight in self.loras)
+        return Weights(checkpoint, self.vae, loras, self.prediction)
 
     @property
     def steps(self) -> int:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import timedelta
 
 from sgm.batch.options import read_options
 from sgm.batch.results import Results
@@ -94,10 +95,9 @@ def progress(done: int, total: int, failed: int, seconds: float) -> str:
         seconds: since its begin.
     """
     speed = 60 * done / max(seconds, 1e-9)
-    minutes, rest = divmod(round((total - done) * seconds / done), 60)
-    hours, minutes = divmod(minutes, 60)
+    rest = timedelta(seconds=round((total - done) * seconds / done))
     errors = f", {failed} failed" if failed else ""
-    left = f"{hours}:{minutes:02d}:{rest:02d} left" if done < total else f"{seconds:.1f} s"
+    left = f"{rest} left" if done < total else f"{seconds:.1f} s"
     return f"{done} of {total}, {speed:.1f} a minute, {left}{errors}."
 
 

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 # (picture, reference, bool mask [H, W]) -> figure.
 Metric = Callable[[Tensor, Tensor, Tensor], float]
-PARTS = ("inside", "outside")
 DIGITS = 4
 
 
@@ -44,24 +43,26 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
         logger.info("LPIPS is left out: the package lpips or its weights are not installed.")
     else:
         metrics["lpips"] = lambda a, b, mask: perceptual(a, b)[mask].mean().item()
-    columns = [f"{name}_{part}" for name in metrics for part in PARTS]
+    columns = [f"{name}_{part}" for name in metrics for part in ("inside", "outside")]
     rows: list[Line] = []
     for job in jobs:
-        reference = _reference(against / job.output)
+        path = against / job.output
+        named = (path.with_suffix(suffix) for suffix in (path.suffix, *PICTURE_SUFFIXES))
+        reference = next((candidate for candidate in named if candidate.is_file()), None)
         if reference is None or not results.is_done(job):
             continue
-        inputs = read_inputs(job.options)
-        if inputs.mask is None:
+        mask = read_inputs(job.options).mask
+        if mask is None:
             continue
-        size = tuple(inputs.mask.shape)
+        size = (mask.shape[0], mask.shape[1])
         pictures = [
             to_bytes(resize_picture(load_picture(path), size, str(path))) / 255
             for path in (results.folder / job.output, reference)
         ]
         row: Line = {"row": job.row, "output": job.output}
         for name, metric in metrics.items():
-            for part, mask in zip(PARTS, (inputs.mask, ~inputs.mask), strict=True):
-                row[f"{name}_{part}"] = _figure(metric, pictures, mask)
+            row[f"{name}_inside"] = _figure(metric, pictures, mask)
+            row[f"{name}_outside"] = _figure(metric, pictures, ~mask)
         rows.append(row)
     table = io.StringIO()
     writer = csv.DictWriter(table, ["row", "output", *columns], lineterminator="\n")
@@ -72,12 +73,6 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
         content = text.encode()
         write_atomically(results.folder / name, lambda file, content=content: file.write(content))
     return summary
-
-
-def _reference(path: Path) -> Path | None:
-    """The picture file of a name, with any suffix."""
-    named = (path.with_suffix(suffix) for suffix in (path.suffix, *PICTURE_SUFFIXES))
-    return next((candidate for candidate in named if candidate.is_file()), None)
 
 
 def _figure(metric: Metric, pictures: Sequence[Tensor], mask: Tensor) -> float | None:

@@ -13,18 +13,8 @@ from sgm.words import Preset, RunType
 MAX_WORKERS = 4096
 # Of `run.py`, but of no sense for many edits: a batch names its own files, and loads one model.
 NOT_IN_A_BATCH = (
-    "output_path",
-    "json",
-    "mode",
-    "record",
-    "recording",
-    "recording_memory",
-    "refined",
-    "refiner_checkpoint",
-    "random_weights",
-    "macs_only",
-    "seeds",
-    "overwrite",
+    *("output_path", "json", "mode", "record", "recording", "recording_memory", "refined"),
+    *("refiner_checkpoint", "random_weights", "macs_only", "seeds", "overwrite"),
 )
 DESCRIPTION = """\
 Make many edits with one loaded model. EDITS has one edit a row: JSON lines or CSV, with the names

@@ -21,7 +21,6 @@ from sgm.cli.option_types import parsed, whole
 from sgm.cli.options import MAX_SEED, build_parser
 from sgm.errors import UserError, suggestion
 from sgm.specs import RunOptions
-from sgm.weights import weights_of
 
 PATHS = ("init_img", "edited_img", "mask_path")
 # What a row may say: names of `run.py`, then a batch's own.
@@ -246,7 +245,7 @@ def _fingerprint(
     for name in PATHS:
         path = getattr(options, name)
         said[name] = "" if path is None else content(path)
-    weights = [path.stat().st_size for path in weights_of(options).files if path.is_file()]
+    weights = [path.stat().st_size for path in options.weights().files if path.is_file()]
     text = json.dumps([said, picture_prompt, weights], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -25,7 +25,6 @@ from sgm.inference.refined import refined_edit
 from sgm.io import files, imageio
 from sgm.io.photos import Photo
 from sgm.specs import RunOptions
-from sgm.weights import weights_of
 from sgm.words import Task
 
 logger = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = T
     """
     what = (options.spec, options.run_type, options.config_path, options.weight_path)
     how = (torch.device(options.device), options.precision, options.backend, options.preset)
-    weights, graphs = weights_of(options, refiner), options.graphs
+    weights, graphs = options.weights(refiner), options.graphs
     pipe = Pipeline.load(*what, *how, refiner, progress=progress, weights=weights, graphs=graphs)
     return pipe.with_recipe(recipe_of(options))
 

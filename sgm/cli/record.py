@@ -33,7 +33,6 @@ from sgm.io import files
 from sgm.io.imageio import pad_to_multiple, to_tensor
 from sgm.io.sources import weights_key
 from sgm.specs import RunOptions
-from sgm.weights import weights_of
 from sgm.words import RecordingMemory, Task
 
 logger = logging.getLogger(__name__)
@@ -255,7 +254,7 @@ def key_of(options: RunOptions, picture: Image.Image) -> dict[str, object]:
         "guidance": options.sampling.scale > 1,  # otherwise half the batch
         "run_type": options.run_type.value,
         "model": options.model,
-        **weights_key(weights_of(options)),
+        **weights_key(options.weights()),
         "configuration": hashlib.sha256(values.encode()).hexdigest()[:16],
         "precision": options.precision.value,
         "preset": options.preset.value,

@@ -25,8 +25,7 @@ from sgm.inference.sdedit import SDEdit
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of
-from sgm.specs import ModelSpec, SamplingParams, Turbo
-from sgm.weights import Weights
+from sgm.specs import ModelSpec, SamplingParams, Turbo, Weights
 from sgm.words import Backend, Precision, Preset, RunType
 
 logger = logging.getLogger(__name__)

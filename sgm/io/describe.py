@@ -15,8 +15,7 @@ from sgm.io.lora import is_lora
 from sgm.io.names import CONDITIONER, UNET
 from sgm.io.sources import Contents, find, kind_of, read_contents
 from sgm.io.weights_file import Part
-from sgm.specs import MODELS
-from sgm.weights import Weights
+from sgm.specs import MODELS, Weights
 
 WIDTH = 100  # of a line of metadata
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sgm.io.fits import listed
 from sgm.io.names import CONDITIONER, UNET, VAE, diffusers_places
 from sgm.io.weights_file import CheckpointError, open_weights
-from sgm.weights import Lora
+from sgm.specs import Lora
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from sgm.errors import UserError
 from sgm.io.names import COMPONENTS, UNET, VAE, Place, diffusers_places, older_vae_name
 from sgm.io.weights_file import CheckpointError, Part, catalogue, content_key
-from sgm.specs import MASKED_CHANNELS
-from sgm.weights import Weights
+from sgm.specs import MASKED_CHANNELS, Weights
 from sgm.words import Prediction
 
 # `torch.compile` puts it into every name of a network that was saved in its compiled form.

@@ -146,8 +146,13 @@ def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
     place), its inputs are random. Costs do not depend on the values."""
     network = shapes.network.to_empty(device=device)
     with torch.no_grad():
+        # Values that keep activations near one, so that none overflow or become denormal.
         for parameter in network.parameters():
-            _fill(parameter)
+            if parameter.ndim > 1:
+                bound = (3 / parameter[0].numel()) ** 0.5  # uniform, of variance 1 / n
+                parameter.uniform_(-bound, bound)
+            else:
+                parameter.uniform_(0.5, 1.5)
     return _with_random_inputs(shapes, device)
 
 
@@ -168,12 +173,3 @@ def _with_random_inputs(shapes: Pass, device: torch.device) -> Pass:
     if is_sparse(shapes.network):
         handle_of(shapes.network).clear()
     return shapes.mapped(numbers)
-
-
-def _fill(parameter: Tensor) -> None:
-    """Values that keep activations near one, so that none overflow or become denormal."""
-    if parameter.ndim > 1:
-        bound = (3 / parameter[0].numel()) ** 0.5  # of a uniform distribution of variance 1 / n
-        parameter.uniform_(-bound, bound)
-    else:
-        parameter.uniform_(0.5, 1.5)
