@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgm.cli.photo_options import check_photos
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import LCM_STEPS, MODELS, SHIPPED, TURBO_STEPS, ModelSpec
@@ -35,7 +34,7 @@ def check_together(values: argparse.Namespace) -> None:
     if values.graphs and values.backend is Backend.SIGE:
         raise UserError("--graphs and --backend sige exclude each other; leave one out.")
     _check_recordings(values)
-    check_photos(values)
+    _check_photos(values)
     if values.record is not None:
         if values.init_img is None:
             raise UserError("--record needs --init_img; name the picture to record.")
@@ -103,6 +102,19 @@ def _check_recordings(values: argparse.Namespace) -> None:
             raise UserError(f"--{flag} {why}; leave one out.")
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
         raise UserError("--recording_memory says where --recording is kept; add --recording.")
+
+
+def _check_photos(values: argparse.Namespace) -> None:
+    """UserError for flags about pictures, masks and seeds that others exclude."""
+    if values.mode.profiles and values.seeds:
+        raise UserError("--seeds makes pictures; leave it out of the profile modes.")
+    if values.record is not None and values.seeds:
+        raise UserError("--record makes one recording, and --seeds many results; leave one out.")
+    if values.recording is not None and isinstance(values.padding_mask_crop, int):
+        why = "shows the network another picture than --recording holds"
+        raise UserError(f"--padding_mask_crop {why}; leave one out.")
+    if values.mask_path is None and values.invert_mask:
+        raise UserError("--invert_mask needs --mask_path; name a mask.")
 
 
 def _check_turbo(values: argparse.Namespace) -> None:

@@ -147,7 +147,7 @@ def edit_of(options: RunOptions, inputs: Inputs) -> Inpainting | SDEdit:
 def _crop(options: RunOptions, inputs: Inputs) -> Cropped | None:
     """The edit of a crop; None if the whole picture serves as well."""
     blend, crop, mask = options.photo.blend, options.photo.padding_mask_crop, inputs.mask
-    assert blend is not None  # by `photo_options`
+    assert blend is not None  # by `sgm.cli.main`: a crop is blended
     trained = options.spec.trained_size
     if mask is None or mask.all() or (crop == "auto" and not is_larger(mask.shape, trained)):
         return None

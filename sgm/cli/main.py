@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 from sgm.cli import checks
 from sgm.cli.memory import memory_scope
-from sgm.cli.options import read
-from sgm.cli.photo_options import photo_options, weighted
+from sgm.cli.options import AUTO, SYNTAXES, WHOLE, read
 from sgm.cli.program import start
+from sgm.photo import Blend, PhotoOptions
 from sgm.specs import RecordingSettings, RunOptions, SamplingParams
-from sgm.words import Precision, RecordingMemory
+from sgm.words import Precision, Preset, RecordingMemory
 
 # Programs of their own, by their word after `sdxl-sige`.
 PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
@@ -44,11 +44,13 @@ def checked(values: argparse.Namespace) -> RunOptions:
     checks.check_together(values)
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)
+    syntax = values.prompt_syntax or SYNTAXES[values.preset is Preset.FAST]
+    weighted = syntax == "weighted"
     found = _named(RunOptions, values) | paths
     found |= {
         "device": device,
         "precision": precision,
-        "sampling": SamplingParams(**_named(SamplingParams, values), weighted=weighted(values)),
+        "sampling": SamplingParams(**_named(SamplingParams, values), weighted=weighted),
         "height": values.H,
         "width": values.W,
         "json_path": values.json,
@@ -58,14 +60,31 @@ def checked(values: argparse.Namespace) -> RunOptions:
             precision=values.recording_precision,
         ),
         "loras": tuple((Path(path), weight) for path, weight in values.lora),
-        "photo": photo_options(values),
+        "photo": _photo_options(values),
     }
     return RunOptions(**found)
 
 
-def _named(kind: type[RunOptions | SamplingParams], values: argparse.Namespace) -> dict[str, Any]:
+def _named(kind: type, values: argparse.Namespace) -> dict[str, Any]:
     """What was parsed for the fields of a dataclass that have the name of their flag."""
     return {f.name: getattr(values, f.name) for f in fields(kind) if f.name in values}
+
+
+def _photo_options(values: argparse.Namespace) -> PhotoOptions:
+    """What the flags about pictures, masks and seeds mean for a run."""
+    fast, crop = values.preset is Preset.FAST, values.padding_mask_crop
+    if crop is None and fast and values.recording is None and values.record is None:
+        crop = AUTO
+    crop = None if crop == WHOLE else crop
+    blended = fast or values.mask_feather is not None or values.match_border or crop is not None
+    match = fast if values.match_border is None else values.match_border
+    found = _named(PhotoOptions, values) | {
+        "blend": Blend(values.mask_feather, match) if blended else None,
+        "padding_mask_crop": crop,
+        "seeds": values.seeds or (),
+        "metadata": not values.no_metadata,
+    }
+    return PhotoOptions(**found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

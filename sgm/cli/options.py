@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgm.cli.option_types import Parser, braces, number, one_of, only, parsed, truth, whole
-from sgm.cli.photo_options import add_photos
 from sgm.cli.shared_options import add_adaptions, add_folders, add_names, add_sampler
 from sgm.errors import UserError
 from sgm.specs import (
@@ -35,6 +34,9 @@ from sgm.words import (
 
 MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
 MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
+MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100  # pixels, pixels, results of a run
+SYNTAXES = ("plain", "weighted")
+AUTO, WHOLE = "auto", "none"  # of --padding_mask_crop
 
 DESCRIPTION = """\
 Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture
@@ -76,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_task(parser)
     _add_pictures(parser)
-    add_photos(parser)
+    _add_photos(parser)
     _add_sampling(parser)
     _add_engine(parser)
     _add_recordings(parser)
@@ -113,6 +115,55 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     for flag, side in (("--H", "height"), ("--W", "width")):
         text = f"resize picture and mask to this {side} (default: the picture's own)"
         group.add_argument(flag, metavar="PIXELS", type=whole(1, MAX_SIDE), help=text)
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures, masks and seeds in detail")
+    text = "pixels outside of the mask in which the edit fades into the picture; 0 is a hard edge "
+    text += "(default with --preset fast: 8 at 1024 pixels, in proportion to the picture)"
+    group.add_argument("--mask_feather", metavar="N", type=whole(0, MAX_RING), help=text)
+    text = "grow the mask or the drawing by this many pixels (default: %(default)s)"
+    group.add_argument("--mask_grow", metavar="N", type=whole(0, MAX_RING), default=0, help=text)
+    text = "repaint what the mask shows in black"
+    group.add_argument("--invert_mask", action="store_true", help=text)
+    text = "give the edit the colours and the grain of what is around it (default with --preset "
+    text += "fast: yes)"
+    group.add_argument("--match_border", action=argparse.BooleanOptionalAction, help=text)
+    text = "show the network the edit and N pixels around it, at the size it was trained for; "
+    text += f"{AUTO}: only if the picture is larger (default of --preset fast), {WHOLE}: all of it"
+    group.add_argument("--padding_mask_crop", metavar="N", type=_margin, help=text)
+    text = "several results: 1-6 or 1,7,9 (--seed: one)"
+    group.add_argument("--seeds", metavar="LIST", type=_seeds, help=text)
+    text = "leave out of a PNG how it was made (prompt, seed, steps, ...)"
+    group.add_argument("--no_metadata", action="store_true", help=text)
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    text = "plain: as published, 77 tokens; weighted: (word:1.3), and prompts of any length "
+    text += "(default: weighted with --preset fast, else plain)"
+    names, known = braces(SYNTAXES), one_of(SYNTAXES)
+    group.add_argument("--prompt_syntax", metavar=names, type=known, help=text)
+
+
+def _margin(text: str) -> int | str:
+    """A converter for `auto`, `none` or a number of pixels."""
+    return text if text in (AUTO, WHOLE) else whole(0, MAX_MARGIN)(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """A converter for a list of seeds with ranges; each once, in the order given."""
+    one, found = whole(0, MAX_SEED), []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low = one(first.strip())
+        high = one(last.strip()) if dash else low
+        if high < low or high - low >= MAX_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"got {part!r}; give a range of at most {MAX_SEEDS} seeds that rises, such as 1-6"
+            )
+        found += range(low, high + 1)
+    seeds = tuple(dict.fromkeys(found))
+    if len(seeds) > MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"got {len(seeds)} seeds; give at most {MAX_SEEDS}")
+    return seeds
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
