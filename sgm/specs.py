@@ -237,64 +237,41 @@ class RecordingSettings:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Every option of a run, checked and resolved: nothing here is left to be found out.
-
-    Attributes:
-        task, run_type, mode, preset, precision, backend: see the enums.
-        model: key of `MODELS`.
-        device: a torch device name that exists on this machine, such as `cpu` or `cuda:0`.
-        sampling: prompt, seed, steps and the rest of the sampler's numbers.
-        height, width: pixels to resize to; None keeps the picture's own.
-        init_img, edited_img, mask_path: input files, None where not given.
-        refined: whether the refiner runs after the base.
-        output_path: the picture to write.
-        config_path, weight_path: folders of YAML files and of checkpoints.
-        json_path: file for the run's figures, `-` for stdout, None for none.
-        random_weights, macs_only, compare: profile modes only.
-        recordings: how the unedited picture is recorded.
-        graphs: whether sparse UNet passes run as CUDA graphs; None for the device's own way.
-        record, recording: folders to record into, and to edit from; None for neither.
-        recording_memory: where the recordings of `recording` are while the edit runs.
-        checkpoint, refiner_checkpoint: files or folders in place of the family's own; None for
-            those in `weight_path`.
-        vae: another autoencoder's file, for base and refiner; None for the checkpoint's own.
-        loras: files and what they are multiplied by; merged into the base or turbo model.
-        prediction: of the base or turbo model; None for what its files say.
-        photo: about pictures, masks and seeds.
-    """
+    """Every option of a run, checked and resolved: nothing here is left to be found out. What has
+    no comment is what the flag of its name says; a file or folder that was not given is None."""
 
     task: Task
     run_type: RunType
     mode: Mode
-    model: str
+    model: str  # key of `MODELS`
     preset: Preset
     precision: Precision
     backend: Backend
-    device: str
+    device: str  # a torch device that exists on this machine, such as `cpu` or `cuda:0`
     sampling: SamplingParams
-    height: int | None
+    height: int | None  # pixels to resize to; None keeps the picture's own
     width: int | None
     init_img: Path | None
     edited_img: Path | None
     mask_path: Path | None
     refined: bool
     output_path: Path
-    config_path: Path
-    weight_path: Path
-    json_path: str | None
-    random_weights: bool
+    config_path: Path  # folder of YAML files
+    weight_path: Path  # folder of checkpoints
+    json_path: str | None  # file for the run's figures, `-` for stdout, None for none
+    random_weights: bool  # this and the next two: profile modes only
     macs_only: bool
     compare: bool
-    recordings: RecordingSettings = RecordingSettings()
-    graphs: bool | None = None
-    record: Path | None = None
-    recording: Path | None = None
-    recording_memory: RecordingMemory = RecordingMemory.AUTO
-    checkpoint: Path | None = None
+    recordings: RecordingSettings = RecordingSettings()  # of the unedited picture
+    graphs: bool | None = None  # CUDA graphs of sparse UNet passes; None for the device's own way
+    record: Path | None = None  # folder to record into
+    recording: Path | None = None  # folder to edit from
+    recording_memory: RecordingMemory = RecordingMemory.AUTO  # where `recording` is meanwhile
+    checkpoint: Path | None = None  # file or folder; None for the family's in `weight_path`
     refiner_checkpoint: Path | None = None
-    vae: Path | None = None
-    loras: tuple[tuple[Path, float], ...] = ()
-    prediction: Prediction | None = None
+    vae: Path | None = None  # of base and refiner; None for the checkpoint's own
+    loras: tuple[tuple[Path, float], ...] = ()  # files and their weights, for the base or turbo
+    prediction: Prediction | None = None  # of the base or turbo; None for what its files say
     photo: PhotoOptions = field(default_factory=PhotoOptions)
 
     @property

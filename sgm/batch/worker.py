@@ -20,6 +20,7 @@ from sgm.cli.generate import finished, load_pipeline, touched_by
 from sgm.cli.inputs import dense_if_everywhere, nothing_marked, read_inputs, request
 from sgm.cli.main import less_memory
 from sgm.cli.memory import memory_scope
+from sgm.cli.record import edit_in
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
@@ -126,13 +127,7 @@ class Worker:
         before = time.perf_counter()
         session = self._recorded(job, wanted, pipeline)
         recorded = time.perf_counter() - before
-        words, seed = (sampling.prompt, sampling.negative_prompt), sampling.seed
-        if isinstance(wanted, Inpainting):
-            result = session.inpaint(words[0], wanted.mask, words[1], seed)
-        else:
-            result = session.sdedit(
-                words[0], wanted.edited, wanted.strength, words[1], wanted.drawing, seed
-            )
+        result = edit_in(session, wanted, sampling)
         recorded += result.seconds.get("record", 0.0)  # what the prompt changes
         return replace(result, seconds={**result.seconds, "record": recorded})
 

@@ -22,9 +22,11 @@ from sgm.cli.inputs import Inputs, edit_of
 from sgm.config import load_config
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store
+from sgm.inference.inpainting import Inpainting
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import RECIPES, Recipe
 from sgm.inference.region import check_within, region_in
+from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.inference.session_size import session_size, shapes_of
 from sgm.inference.stores import DiskStore, Overlay, Store
@@ -32,8 +34,8 @@ from sgm.inference.track import PROMPT
 from sgm.io import files
 from sgm.io.imageio import pad_to_multiple, to_tensor
 from sgm.io.sources import weights_key
-from sgm.specs import RunOptions
-from sgm.words import RecordingMemory, Task
+from sgm.specs import RunOptions, SamplingParams
+from sgm.words import RecordingMemory
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +154,8 @@ def edits_recorded(
     assert folder is not None and inputs.init is not None  # by `check_together`
     on_disk, seed = open_recording(options, inputs.init)
     recipe = recipe_of(options)
-    check_within(region_in(on_disk, recipe), edit_of(options, inputs), recipe)
+    wanted = edit_of(options, inputs)
+    check_within(region_in(on_disk, recipe), wanted, recipe)
     if options.recording_memory in (RecordingMemory.DEVICE, RecordingMemory.HOST):
         make_store(on_disk.size_in_bytes(), on_disk.device, options.recording_memory)
     pipe = load()
@@ -163,7 +166,10 @@ def edits_recorded(
     session = EditSession.resume(pipe, picture, params, store, progress=True)
 
     def edit(seed: int) -> EditResult:
-        result = _edit(session, options, inputs, seed)
+        sampling = replace(options.sampling, seed=seed)
+        if not session.is_recorded(options.task, sampling.strength):  # under the edit's prompt
+            logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
+        result = edit_in(session, wanted, sampling)
         if on_disk.names() != names:  # the edit has recorded its own task or strength
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             _write_manifest(folder, {**manifest, "checksums": on_disk.checksums})
@@ -172,19 +178,15 @@ def edits_recorded(
     return edit
 
 
-def _edit(session: EditSession, options: RunOptions, inputs: Inputs, seed: int) -> EditResult:
-    """The edit of a run from a session, for a seed. If its task or strength is not recorded yet, it
-    is recorded first, under the edit's prompt."""
-    sampling = options.sampling
-    if not session.is_recorded(options.task, sampling.strength):
-        logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
-    if options.task is Task.INPAINTING:
-        mask = pad_to_multiple(inputs.levels)
-        return session.inpaint(sampling.prompt, mask, sampling.negative_prompt, seed)
-    edited = pad_to_multiple(to_tensor(inputs.edited))
-    drawing = pad_to_multiple(inputs.mask)
-    words = (sampling.strength, sampling.negative_prompt)
-    return session.sdedit(sampling.prompt, edited, *words, drawing, seed)
+def edit_in(
+    session: EditSession, wanted: Inpainting | SDEdit, sampling: SamplingParams
+) -> EditResult:
+    """Make an edit in a session, by its prompts and its seed."""
+    prompt, negative, seed = sampling.prompt, sampling.negative_prompt, sampling.seed
+    if isinstance(wanted, Inpainting):
+        return session.inpaint(prompt, wanted.mask, negative, seed)
+    strength, drawing = wanted.strength, wanted.drawing
+    return session.sdedit(prompt, wanted.edited, strength, negative, drawing, seed)
 
 
 def _load_into(store: DiskStore, memory: RecordingMemory) -> Store:

@@ -82,18 +82,15 @@ class Pass:
         with sparse(self.network, self.masks):
             return call(self.network, self.inputs)
 
-    def record(self) -> None:
-        """The full pass that a sparse one reads from; nothing for a dense pass."""
+    @contextmanager
+    def with_recording(self) -> Iterator[None]:
+        """Scope in which the recording that a sparse pass reads from is there; it is freed at the
+        end. Nothing for a dense pass."""
         if self.recorded is not None:
             with recording(self.network, self.masks):
                 call(self.network, self.recorded)
             if "context" in self.inputs:
                 handle_of(self.network).set_text(self.inputs["context"])
-
-    @contextmanager
-    def with_recording(self) -> Iterator[None]:
-        """Scope in which the recording of this pass is there; it is freed at the end."""
-        self.record()
         try:
             yield
         finally:
