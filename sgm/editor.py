@@ -68,7 +68,6 @@ class Editor:
         """Repaint the masked part of a picture.
 
         Args:
-            image: the picture.
             mask: where to repaint; of the picture's size, or resized to it.
             progress: show a bar on stderr.
             settings: the fields of `SamplingParams` by their names; the sampler and the spacing may
@@ -120,7 +119,6 @@ class Editor:
         """Record a picture once, to edit it many times (preset `fast`).
 
         Args:
-            image: the picture.
             prompt: what it shows; the recordings are made under it.
             task: for which they are made at once, `inpainting` or `sdedit`; those of the other are
                 made when first needed.

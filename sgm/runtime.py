@@ -87,12 +87,8 @@ def best_precision(preset: Preset, device: torch.device) -> Precision:
 
 
 def wants_graphs(asked: bool | None, device: torch.device, backend: Backend) -> bool:
-    """Whether sparse passes of the UNet run as CUDA graphs.
-
-    Args:
-        asked: what the user said; None takes them on a CUDA device, but for the published package,
-            whose kernels know no padded lists of pixels.
-    """
+    """Whether sparse passes of the UNet run as CUDA graphs. Unasked they do on a CUDA device, but
+    not with the published package, whose kernels know no padded lists of pixels."""
     if asked is None:
         return device.type == "cuda" and backend is not Backend.SIGE
     return asked
@@ -145,13 +141,10 @@ def precision_scope(precision: Precision, device: torch.device) -> Iterator[None
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generator for one run, and put its state back after it.
+    """Seed the global CPU generator for one run (0 to 2**64 - 1), and put its state back after it.
 
     Every random draw of a run comes from this generator, on any device: the order of draws is
     part of the published behaviour.
-
-    Args:
-        seed: 0 to 2**64 - 1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -21,13 +21,8 @@ BETWEEN = 5.0  # seconds from one line of progress to the next, at least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a batch.
-
-    Args:
-        argv: words after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code: 0, or 1 if there are rows that failed or were left out.
+    """Run a batch by a command line, by default that of the process (words after the program's
+    name), and return the exit code: 0, or 1 if there are rows that failed or were left out.
 
     Raises:
         UserError: bad options or rows, or a result that cannot be written; one sentence.
@@ -89,11 +84,7 @@ def _make_all(values: argparse.Namespace, jobs: Sequence[Job], results: Results)
 
 
 def progress(done: int, total: int, failed: int, seconds: float) -> str:
-    """How far a batch is, with the model's loading counted in.
-
-    Args:
-        seconds: since its begin.
-    """
+    """How far a batch is, so many seconds after its begin; the model's loading counts."""
     speed = 60 * done / max(seconds, 1e-9)
     rest = timedelta(seconds=round((total - done) * seconds / done))
     errors = f", {failed} failed" if failed else ""

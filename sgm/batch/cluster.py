@@ -85,11 +85,8 @@ def _started(ray: Any, setup: Setup, address: str, workers: int | None) -> Itera
 def _handed_out(
     ray: Any, make: Any, groups: Sequence[Sequence[Job]], count: int
 ) -> Iterator[Outcome]:
-    """Give every worker one group at a time; the rest of a dead worker's group goes to another.
-
-    Args:
-        make: starts a worker.
-    """
+    """Give every worker (`make` starts one) a group at a time; the rest of a dead worker's group
+    goes to another."""
     errors = ray.exceptions
     lost = (errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError)
     waiting = deque((list(group), 0) for group in groups)

@@ -25,14 +25,8 @@ DIGITS = 4
 
 
 def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
-    """Compare the results of a batch with the pictures of the same names in a folder, and write
-    `metrics.csv` (a line for each) and `summary.md`.
-
-    Args:
-        against: folder of references; their kind of file may be another.
-
-    Returns:
-        The summary.
+    """Compare the results of a batch with the pictures of the same names in a folder, whose kind of
+    file may be another; write `metrics.csv` (a line for each) and `summary.md`, return the summary.
 
     Raises:
         UserError: a picture cannot be read, or a table not be written.
@@ -69,9 +63,9 @@ def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
     writer.writeheader()
     writer.writerows(rows)
     summary = _summary(rows, columns, len(jobs))
-    for name, text in (("metrics.csv", table.getvalue()), ("summary.md", summary)):
-        content = text.encode()
-        write_atomically(results.folder / name, lambda file, content=content: file.write(content))
+    folder, content = results.folder, table.getvalue().encode()
+    write_atomically(folder / "metrics.csv", lambda file: file.write(content))
+    write_atomically(folder / "summary.md", lambda file: file.write(summary.encode()))
     return summary
 
 

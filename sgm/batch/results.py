@@ -118,14 +118,8 @@ class Results(AbstractContextManager["Results"]):
         self._lines[outcome.job.output] = outcome.line
 
     def finish(self, jobs: Iterable[Job], bad: Mapping[int, str]) -> list[Line]:
-        """Write the lines anew, in the order of the rows.
-
-        Args:
-            bad: sentences by row on those that were left out.
-
-        Returns:
-            The lines.
-        """
+        """Write the lines anew in the order of the rows, with a sentence on each that was left out;
+        return them."""
         lines = [self._lines[job.output] for job in jobs if job.output in self._lines]
         lines += [{"row": row, "output": "", "error": sentence} for row, sentence in bad.items()]
         lines.sort(key=lambda line: line["row"])

@@ -129,10 +129,8 @@ def _json_rows(text: str) -> list[Row | str]:
 def checked_jobs(
     rows: Sequence[Row | str], values: argparse.Namespace
 ) -> tuple[list[Job], dict[int, str]]:
-    """Check every row: its options, its files, its pictures.
-
-    Args:
-        values: options of the batch, which hold where a row says nothing.
+    """Check every row: its options, its files, its pictures. The options of the batch hold where a
+    row says nothing.
 
     Returns:
         The jobs in the order of their rows, and a sentence by number for each row that is bad.

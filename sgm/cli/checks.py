@@ -135,14 +135,12 @@ def _check_turbo(values: argparse.Namespace) -> None:
         logger.warning("--negative_prompt and --scale have no effect with a turbo run type.")
 
 
-def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
-    """Check every file of a run; its paths by the names of `RunOptions`."""
-    paths: dict[str, Path | None] = {}
-    for name in ("init_img", "edited_img", "mask_path"):
-        paths[name] = path = _path(getattr(values, name))
-        if path is not None:
-            files.check_input_file(path)
-    output = _output_path(values, list(paths.values()))
+def check_files(values: argparse.Namespace) -> dict[str, Path]:
+    """Check every file of a run; where it reads and writes, by the names of `RunOptions`."""
+    inputs = [path for path in (values.init_img, values.edited_img, values.mask_path) if path]
+    for path in inputs:
+        files.check_input_file(path)
+    output = _output_path(values, inputs)
     if values.json not in (None, "-"):
         files.check_writable(Path(values.json))
         if Path(values.json).absolute() == output.absolute():
@@ -156,12 +154,8 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
             path = configs / spec.config_file(run_type, refiner, values.preset)
             if not path.is_file():
                 raise UserError(f"Config file {path} does not exist; check --config_path.")
-    paths |= _check_weights(values, weights)
-    return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+    _check_weights(values, weights)
+    return {"output_path": output, "config_path": configs, "weight_path": weights}
 
 
 def numbered(path: Path, seed: int | str) -> Path:
@@ -169,7 +163,7 @@ def numbered(path: Path, seed: int | str) -> Path:
     return path.with_name(f"{path.stem}-{seed}{path.suffix}")
 
 
-def _output_path(values: argparse.Namespace, inputs: Sequence[Path | None]) -> Path:
+def _output_path(values: argparse.Namespace, inputs: Sequence[Path]) -> Path:
     """The picture to write, or the name that those of several seeds are made of.
 
     Without `--overwrite`, an earlier result under the default name stays: the new one gets a
@@ -190,7 +184,7 @@ def _output_path(values: argparse.Namespace, inputs: Sequence[Path | None]) -> P
         files.check_output_path(target)
         if values.overwrite or values.mode.profiles or not target.exists():
             continue
-        if any(given is not None and target.samefile(given) for given in inputs):
+        if any(target.samefile(given) for given in inputs):
             raise UserError(
                 f"--output_path {target} is an input of this run and would be replaced; name "
                 "another, or add --overwrite."
@@ -198,12 +192,11 @@ def _output_path(values: argparse.Namespace, inputs: Sequence[Path | None]) -> P
     return path
 
 
-def _check_weights(values: argparse.Namespace, folder: Path) -> dict[str, Path | None]:
-    """Check the files of the models that a run loads; those given, by the names of `RunOptions`."""
-    names = ("checkpoint", "refiner_checkpoint", "vae")
-    given = {name: _path(getattr(values, name)) for name in names}
+def _check_weights(values: argparse.Namespace, folder: Path) -> None:
+    """UserError unless the files of the models that a run loads can be opened."""
+    given = (values.checkpoint, values.refiner_checkpoint, values.vae)
     loras = [Path(path) for path, _ in values.lora]
-    for path in [path for path in given.values() if path and not path.is_dir()] + loras:
+    for path in [path for path in given if path and not path.is_dir()] + loras:
         files.check_input_file(path)
         if path.suffix in PICKLE_SUFFIXES:
             raise UserError(
@@ -215,9 +208,8 @@ def _check_weights(values: argparse.Namespace, folder: Path) -> dict[str, Path |
     if values.refined:
         roles["refiner_checkpoint"] = "refiner"
     for name, role in roles.items():
-        if given[name] is None and not (values.random_weights or values.macs_only):
+        if getattr(values, name) is None and not (values.random_weights or values.macs_only):
             _check_checkpoint(folder / spec.weights[role], spec, role)
-    return given
 
 
 def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
@@ -241,19 +233,14 @@ def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
 
 
 def _folder(given: str, names: Mapping[str, str]) -> Path:
-    """A folder as given; where a relative one has no file of a model, perhaps what is shipped has.
-
-    Args:
-        given: the word of the command line.
-        names: the model's files by role.
-    """
+    """A folder as given; where a relative one has no file of a model (its `names` by role), perhaps
+    what is shipped has."""
 
     def holds_one(folder: Path) -> bool:
         # Unlike `Path.exists`, False for a folder that may not be entered.
         return any(os.path.exists(folder / name) for name in names.values())
 
-    shipped = SHIPPED / given
-    return shipped if not holds_one(Path(given)) and holds_one(shipped) else Path(given)
+    return next(filter(holds_one, (Path(given), SHIPPED / given)), Path(given))
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:

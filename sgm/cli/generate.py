@@ -31,10 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
-    """Edit the picture and write it; an empty edit returns it, a full one runs dense.
-
-    Args:
-        started: `time.perf_counter()` when the command began.
+    """Edit the picture and write it; an empty edit returns it, a full one runs dense. `started` is
+    the `time.perf_counter()` when the command began.
 
     Raises:
         UserError: the networks cannot be loaded, or the result is no picture.
@@ -137,12 +135,8 @@ def backend_of(options: RunOptions) -> str | None:
 def finished(
     options: RunOptions, photo: Photo, touched: Tensor | None, result: EditResult
 ) -> Image.Image:
-    """A result as it is written: at the size and in the colours of the input, with its alpha.
-
-    Args:
-        photo: what the edit was made to.
-        touched: see `touched_by`.
-    """
+    """A result as it is written: at the size and in the colours of the photo that the edit was made
+    to, with its alpha. Where it was edited, `touched_by` says."""
     image = imageio.to_picture(imageio.crop_back(result.image, photo.size))
     blended = options.photo.blend is not None
     return photo.with_edit(image, None if touched is None else touched.numpy(), blended)

@@ -88,13 +88,8 @@ def _photo_options(values: argparse.Namespace) -> PhotoOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line.
-
-    Args:
-        argv: words after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code, 0.
+    """Run one command line, by default that of the process (words after the program's name), and
+    return the exit code, 0.
 
     Raises:
         UserError: bad options, files or pictures, or too little memory; one sentence.

@@ -119,11 +119,8 @@ def parsed(
     values: argparse.Namespace | None = None,
 ) -> argparse.Namespace:
     """The values of a command line; UserError on an unknown option (with the nearest known one) or
-    a value outside its range.
-
-    Args:
-        values: what holds where the command line says nothing; None for the parser's defaults.
-    """
+    a value outside its range. `values` hold where the command line says nothing, in place of the
+    parser's defaults."""
     values, rest = parser.parse_known_args(argv, values)
     if rest:
         came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]

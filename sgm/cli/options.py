@@ -106,10 +106,11 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures")
     text = "the unedited picture (inpainting; sdedit with a sparse run type)"
-    group.add_argument("--init_img", metavar="FILE", help=text)
-    group.add_argument("--edited_img", metavar="FILE", help="the picture drawn on (sdedit)")
+    group.add_argument("--init_img", metavar="FILE", type=Path, help=text)
+    text = "the picture drawn on (sdedit)"
+    group.add_argument("--edited_img", metavar="FILE", type=Path, help=text)
     text = "where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)"
-    group.add_argument("--mask_path", metavar="FILE", help=text)
+    group.add_argument("--mask_path", metavar="FILE", type=Path, help=text)
     text = "picture to write (default: outputs/<task>-<run_type>-<seed>.png)"
     group.add_argument("--output_path", metavar="FILE", help=text)
     for flag, side in (("--H", "height"), ("--W", "width")):
@@ -237,7 +238,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         ("--refiner_checkpoint", "FILE|FOLDER", "the same for the refiner of --refined"),
         ("--vae", "FILE", "another autoencoder"),
     ):
-        group.add_argument(flag, metavar=metavar, help=f"{text} (default: the model's own)")
+        text = f"{text} (default: the model's own)"
+        group.add_argument(flag, metavar=metavar, type=Path, help=text)
     add_adaptions(group)
     text = "write the run's figures as JSON; - for stdout, which then holds nothing else"
     group.add_argument("--json", metavar="FILE", help=text)

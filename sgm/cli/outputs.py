@@ -64,11 +64,7 @@ def say_what_changed(path: Path, change: Mapping[str, float | int | None]) -> No
 
 
 def parameters(options: RunOptions, size: Sequence[int]) -> str:
-    """How a picture of a run was made.
-
-    Args:
-        size: (width, height) of the picture.
-    """
+    """How a picture of a run was made; its size is (width, height)."""
     words = (options.model, options.task, options.run_type, options.preset)
     return described(options.sampling, size, *words)
 
@@ -81,11 +77,7 @@ def described(
     run_type: RunType,
     preset: Preset,
 ) -> str:
-    """How a picture was made, in the words that other tools read.
-
-    Args:
-        size: (width, height) of the picture.
-    """
+    """How a picture was made, in the words that other tools read; its size is (width, height)."""
     facts: Mapping[str, object] = {
         "Steps": params.steps_of(run_type),
         "Sampler": SAMPLERS[params.sampler],
@@ -103,11 +95,7 @@ def described(
 
 
 def contact_sheet(pictures: Mapping[int, Image.Image]) -> Image.Image:
-    """Small copies of several results on one page, each with its seed.
-
-    Args:
-        pictures: by seed, all of one size.
-    """
+    """Small copies of several results, all of one size, on one page, each with its seed."""
     width, height = next(iter(pictures.values())).size
     scale = min(1.0, THUMBNAIL / max(width, height))
     cell = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -77,11 +77,8 @@ def profile(options: RunOptions, inputs: Inputs) -> None:
 
 
 def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measured:
-    """Count MACs from shapes only; then time on the device, with a checkpoint or random weights.
-
-    Args:
-        graphs: time sparse passes of the UNet as CUDA graphs.
-    """
+    """Count MACs from shapes only; then time on the device, with a checkpoint or random weights,
+    and on request sparse passes of the UNet as CUDA graphs."""
     device = torch.device(options.device)
     with torch.inference_mode():
         shapes = caught_pass(options, inputs, blank_pipeline(options))

@@ -53,10 +53,7 @@ def record(
     options: RunOptions, inputs: Inputs, load: Callable[[], Pipeline], started: float
 ) -> None:
     """Record the unedited picture into the folder of `--record`, for edits in the mask where there
-    is one; the prompt is the base prompt.
-
-    Args:
-        load: the networks; called when the rest has been checked.
+    is one; the prompt is the base prompt. The networks are loaded when the rest has been checked.
 
     Raises:
         UserError: the folder cannot be written, the disk has no room, or the mask is empty. Nothing
@@ -142,10 +139,7 @@ def edits_recorded(
     """What makes the edit of a run for a seed, by sparse passes over the recording of
     `--recording`, which serves any seed: its own noise is around the edit, that of the seed inside.
     What the prompt changes is not added to the recording, which would grow by gigabytes with every
-    prompt.
-
-    Args:
-        load: the networks; called when the recording has been found to fit.
+    prompt. The networks are loaded when the recording has been found to fit.
 
     Raises:
         UserError: the recording is damaged, or not of this run or this edit.

@@ -45,12 +45,8 @@ def _applied(picture: Image.Image, transform: ImageCms.ImageCmsTransform | None)
 
 
 def rgb_profile(data: bytes, name: str) -> Profile | None:
-    """The profile of an RGB picture; None, with a notice, if it is damaged.
-
-    Args:
-        data: the ICC profile.
-        name: of the picture, for the notice.
-    """
+    """The profile of an RGB picture, from ICC data; None, with a notice that names the picture, if
+    it is damaged."""
     try:
         own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(data)), ImageCms.createProfile("sRGB")
         there = ImageCms.buildTransform(own, srgb, "RGB", "RGB", INTENT, FLAGS)

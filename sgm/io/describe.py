@@ -21,10 +21,8 @@ WIDTH = 100  # of a line of metadata
 
 
 def describe(path: Path, configs: Path) -> str:
-    """What a checkpoint, a folder or a LoRA holds, one fact a line.
-
-    Args:
-        configs: the folder of the YAML files, whose networks it is compared with.
+    """What a checkpoint, a folder or a LoRA holds, one fact a line, compared with the networks of a
+    folder of YAML files.
 
     Raises:
         UserError: it cannot be read.

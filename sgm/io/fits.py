@@ -44,12 +44,8 @@ def check_network(
 ) -> None:
     """Every tensor of a network must be there, in a type that is read and in its shape.
 
-    Without memory, so that a wrong file of gigabytes is refused before it is read.
-
-    Args:
-        sources: where the tensors were found.
-        unused: what else is in the files.
-        wanted: the tensors of the network, by name.
+    Without memory, so that a wrong file of gigabytes is refused before it is read. `find` gives
+    where the wanted tensors are stored and what else is in the files.
 
     Raises:
         CheckpointError: one sentence with counts, the first names and the likely cause.

@@ -106,13 +106,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def deep_to_uint8(image: Image.Image) -> np.ndarray:
-    """Scale a one-channel picture of more than 8 bits to 8 bits, rounded.
+    """Scale a one-channel picture of more than 8 bits (mode `I`, `F` or one of the `I;16` family)
+    to 8 bits, rounded: uint8 [H, W].
 
     16-bit modes are scaled by 65535. For 32-bit integers and floats the file does not say where
     white is: the smallest of 1 (floats only), 255, 65535 and 2**31 - 1 that holds every value.
-
-    Args:
-        image: mode `I`, `F` or one of the `I;16` family, [H, W].
 
     Raises:
         UserError: a float picture with NaN or infinity.
@@ -168,14 +166,11 @@ def resize_picture(image: Image.Image, size: tuple[int, int], name: str = "Pictu
 
 
 def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
-    """Pad at the bottom and the right by reflection to the next multiple.
+    """Pad [..., H, W] of any dtype at the bottom and the right by reflection to the next multiple
+    of so many pixels.
 
     The edge itself is not repeated. A side shorter than its padding is reflected back and forth
     as often as it takes; a side of 1 is repeated.
-
-    Args:
-        x: [..., H, W] of any dtype, both at least 1.
-        multiple: of pixels.
     """
     for axis in (-2, -1):
         length = x.shape[axis]

@@ -114,10 +114,7 @@ def is_lora(names: Sequence[str]) -> bool:
 
 
 def read_loras(loras: Sequence[Lora], wanted: Mapping[str, Tensor]) -> dict[str, list[Change]]:
-    """What some LoRAs change of a network, by the names of its weights.
-
-    Args:
-        wanted: the network's tensors, by name.
+    """What some LoRAs change of a network (its tensors by name), by the names of its weights.
 
     Raises:
         CheckpointError: a file cannot be read, is no LoRA of a kind that is merged here, or is for

@@ -32,12 +32,8 @@ def snapped(levels: np.ndarray) -> np.ndarray:
 
 
 def two_values(values: np.ndarray, path: Path) -> np.ndarray | None:
-    """Levels of an array that holds exactly two values, the larger meaning repaint; None if it
-    holds more, or one.
-
-    Args:
-        values: [h, w] of any real dtype.
-    """
+    """Levels of an array [h, w] of any real dtype that holds exactly two values, the larger meaning
+    repaint; None if it holds more, or one."""
     low, high = values.min(), values.max()
     chosen = values == high
     if low == high or not (chosen | (values == low)).all():

@@ -182,11 +182,8 @@ def _scheduler(path: Path) -> dict[str, object]:
 
 
 def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
-    """What the files say about their network, by marks, metadata or a scheduler's configuration.
-
-    Args:
-        prediction: what a person says; it stands above the files.
-    """
+    """What the files say about their network, by marks, metadata or a scheduler's configuration;
+    a prediction that a person says stands above the files."""
     single = contents.parts.get("", {})
     metadata, scheduler = contents.metadata, contents.scheduler
     stated = {
@@ -206,10 +203,7 @@ def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
 
 
 def find(contents: Contents, wanted: Collection[str]) -> tuple[dict[str, Source], list[str]]:
-    """Where the tensors of a network are stored.
-
-    Args:
-        wanted: their names.
+    """Where the tensors of a network are stored, by their names.
 
     Returns:
         By name, those that are there; and the names of stored tensors that no one reads, but for
