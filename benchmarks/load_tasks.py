@@ -25,8 +25,7 @@ from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.convert import DTYPES, convert, plan
 from sgm.modules.diffusionmodules.sampling import DPMPP2M
 from sgm.modules.diffusionmodules.schedules import PublishedSteps
-from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR
-from sgm.weights import Weights
+from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, Weights
 from sgm.words import Precision
 
 PROMPT = "a photograph of a horse on a grassland"

@@ -263,7 +263,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
                 for run in edits[0]
             }
     vae = [reconstruction(pipelines["dense"], number) for number in numbers]
-    path = args.weight_path / SPEC.weight_file("base")
+    path = args.weight_path / SPEC.weights["base"]
     with safe_open(path, framework="pt") as file:
         weights = file.metadata() or {}
     return {

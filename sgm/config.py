@@ -54,24 +54,11 @@ def load_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, 
     try:
         _check_bounds(path)
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"Config file {path} is not valid YAML: {_yaml_reason(error)}."
-        ) from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"Config file {path} cannot be used: {_first_line(error)}.") from error
     except ConfigError:
         raise
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"Config file {path} is not text in UTF-8.") from error
-    except OSError as error:
-        # omegaconf raises a bare OSError for a file that holds a number, so strerror may be None.
-        reason = error.strerror or _first_line(error)
-        raise ConfigError(f"Config file {path} cannot be read: {reason}.") from error
     # Values that contradict their tags and endless nesting end in many types of error.
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise ConfigError(f"Config file {path} cannot be used ({reason}).") from error
+        raise ConfigError(f"Config file {path} {_unreadable(error)}.") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise ConfigError(f"Config file {path} must hold a mapping of names at its top level.")
     parent = config.pop(EXTENDS, None)
@@ -86,6 +73,23 @@ def load_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, 
         )
     base = OmegaConf.create(load_config(path.parent / parent, children))
     return OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.create(config)), resolve=True)
+
+
+def _unreadable(error: Exception) -> str:
+    """Why a file is no configuration, as the end of a sentence; lines are counted from 1."""
+    first = _first_line(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"is not valid YAML: {error.problem} in line {error.problem_mark.line + 1}"
+    if isinstance(error, yaml.YAMLError):
+        return f"is not valid YAML: {first}"
+    if isinstance(error, UnicodeDecodeError):
+        return "is not text in UTF-8"
+    if isinstance(error, OSError):
+        # omegaconf raises a bare OSError for a file that holds a number, so strerror may be None.
+        return f"cannot be read: {error.strerror or first}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"cannot be used: {first}"
+    return f"cannot be used ({type(error).__name__}: {first})"
 
 
 def _check_bounds(path: Path) -> None:
@@ -153,23 +157,27 @@ def instantiate_from_config(config: Mapping[str, Any]) -> Any:
     if not isinstance(config, Mapping):
         raise ConfigError(f"Config entry must be a mapping with a target, not {config!r}.")
     if "target" not in config:
-        found = _listed(config)
-        raise ConfigError(f"Config entry lacks the key 'target'; its keys: {found}.")
+        raise ConfigError(f"Config entry lacks the key 'target'; its keys: {_listed(config)}.")
     target = config["target"]
     unknown = [key for key in config if key not in ENTRY_KEYS]
-    if unknown:
-        raise ConfigError(
-            f"Config entry for {target} has {_keys('unknown', unknown)}; "
-            f"known keys: {_listed(ENTRY_KEYS)}."
-        )
+    _refuse_keys(f"entry for {target} has", "unknown", unknown, ENTRY_KEYS)
     # `params:` with nothing after it is None in YAML and means the same as no params.
     params = {} if config.get("params") is None else config["params"]
     if not isinstance(params, Mapping):
         raise ConfigError(f"Config params of {target} must be a mapping, not {params!r}.")
     cls = get_obj_from_str(target)
-    kept = _checked_params(cls, target, params)
+    training_only: frozenset[str] = getattr(cls, "TRAINING_ONLY", frozenset())
+    # Only parameters with a name count: `**kwargs` would accept every misspelt key.
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind in named]
+    known = training_only | {p.name for p in parameters}
+    unknown = [key for key in params if key not in known]
+    _refuse_keys(f"params of {target} have", "unknown", unknown, known)
+    required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    missing = [name for name in required if name not in params]
+    _refuse_keys(f"params of {target} lack", "required", missing, known)
     try:
-        return cls(**kept)
+        return cls(**{key: value for key, value in params.items() if key not in training_only})
     except ConfigError:
         raise
     # A value of a wrong type fails somewhere inside, in many ways.
@@ -178,28 +186,11 @@ def instantiate_from_config(config: Mapping[str, Any]) -> Any:
         raise ConfigError(f"Config params of {target} cannot be used ({reason}).") from error
 
 
-def _checked_params(cls: type, target: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The params its constructor takes; raises ConfigError for unknown or missing keys."""
-    training_only: frozenset[str] = getattr(cls, "TRAINING_ONLY", frozenset())
-    # Only parameters with a name count: `**kwargs` would accept every misspelt key.
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind in named]
-    known = {p.name for p in parameters}
-    unknown = [key for key in params if key not in known | training_only]
-    if unknown:
-        raise ConfigError(
-            f"Config params of {target} have {_keys('unknown', unknown)}; "
-            f"known keys: {_listed(known | training_only)}."
-        )
-    kept = {key: value for key, value in params.items() if key not in training_only}
-    empty = inspect.Parameter.empty
-    missing = [p.name for p in parameters if p.default is empty and p.name not in kept]
-    if missing:
-        raise ConfigError(
-            f"Config params of {target} lack {_keys('required', missing)}; "
-            f"known keys: {_listed(known | training_only)}."
-        )
-    return kept
+def _refuse_keys(where: str, kind: str, keys: list[Any], known: Iterable[str]) -> None:
+    """ConfigError if there are any of these keys."""
+    if keys:
+        found = f"{kind} key{'s' if len(keys) > 1 else ''} {', '.join(map(repr, keys))}"
+        raise ConfigError(f"Config {where} the {found}; known keys: {_listed(known)}.")
 
 
 def _listed(keys: Iterable[Any]) -> str:
@@ -207,18 +198,6 @@ def _listed(keys: Iterable[Any]) -> str:
     return ", ".join(sorted(str(key) for key in keys)) or "none"
 
 
-def _keys(kind: str, keys: list[Any]) -> str:
-    """`the unknown key 'a'` or `the unknown keys 'a', 'b'`."""
-    return f"the {kind} key{'s' if len(keys) > 1 else ''} {', '.join(repr(k) for k in keys)}"
-
-
 def _first_line(error: BaseException) -> str:
     """The first line of an exception's text, without a final full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    """What the YAML reader objected to and in which line (counted from 1)."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem} in line {error.problem_mark.line + 1}"
-    return _first_line(error)

@@ -11,7 +11,6 @@ picture under one noise at a few steps; each edit is a call whose passes are spa
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgm.editor import Mask, Picture, to_mask, to_tensor
+from sgm.editor import Mask, Picture, padded, to_mask
 from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
 from sgm.inference.held_pipeline import HeldPipeline, checked
@@ -97,7 +96,7 @@ class EditSession:
         recording_folder: Path | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
-        self.picture, self._size = _padded(to_tensor(image))
+        self.picture, self._size = padded(image)
         self.prompt, self.negative_prompt = prompt, negative_prompt
         self.recipe, self._place = recipe, (recording_memory, recording_folder)
         self.call = checked(call)
@@ -205,7 +204,7 @@ class EditSession:
             SparseStateError: adapters of the UNet came or went since the recording.
             ValueError: the picture has another size, or the strength makes no step.
         """
-        drawn, size = _padded(to_tensor(image))
+        drawn, size = padded(image)
         if size != self._size:
             raise ValueError(
                 f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
@@ -239,7 +238,7 @@ class EditSession:
         changed = imageio.pad_to_multiple((before != after).any(dim=0))
         if not changed.any():
             return
-        picture = torch.where(changed, _padded(to_tensor(image))[0], self.picture)
+        picture = torch.where(changed, padded(image)[0], self.picture)
         masks = self.recipe.inpainting(changed)
         encoder, decoder = self.store.get(ENCODER), self.store.get(DECODER)
         self.encoder.use(encoder)
@@ -274,7 +273,11 @@ class EditSession:
         call: Mapping[str, Any] | None,
     ) -> Image.Image:
         """The picture of a sparse call."""
-        self._check_layers()
+        self.unet.bind()
+        if set(self.unet.layers) != self._layers:
+            raise SparseStateError(
+                "Adapters of the UNet came or went since the picture was recorded; call record."
+            )
         region = edit.touched(self.recipe)
         assert region is not None  # an edit of a session is blended
         levels = self.held.levels(strength)
@@ -287,23 +290,20 @@ class EditSession:
             with self.encoder.sparse(masks.encoder):
                 return one.run()
 
-        with ExitStack() as stack:
-            names = [_name(step) for step in self.made]
-            kept = stack.enter_context(Prefetch(self.store, names, self.held.device))
+        names = [_name(step) for step in self.made]
+        with Prefetch(self.store, names, self.held.device) as kept:
             order, until = self.recipe.recorded.order, offset + change if change else 0
             get, cut = (lambda step: kept.get(_name(step))), self.unet.cut
             curve = Curve(get, self.made, order, cut, until)
             self.unet.prepare(curve.begin(offset), masks.unet.all)
             source = Interpolated(curve, room=self.unet.room)
-            stack.enter_context(
-                self.unet.replaying(
-                    lambda i: source.at(offset + i, masks.unet.at(i, count)),
-                    lambda i: masks.unet.at(i, count),
-                )
+            sparse_unet = self.unet.replaying(
+                lambda i: source.at(offset + i, masks.unet.at(i, count)),
+                lambda i: masks.unet.at(i, count),
             )
-            stack.enter_context(self.decoder.sparse(masks.decoder))
             given = {**self._prompts(prompt), **checked(call)}
-            found = self.held.run(image, region, start, masks.inside, strength, encode, given)
+            with sparse_unet, self.decoder.sparse(masks.decoder):
+                found = self.held.run(image, region, start, masks.inside, strength, encode, given)
         return self._finished(edit.finish(found, self.recipe))
 
     def _unedited_call(self, unet: Callable[[Pass], Any], encoder: Callable[[Pass], Any]) -> None:
@@ -321,24 +321,9 @@ class EditSession:
         """Arguments of every call, with a prompt."""
         return {"prompt": prompt, "negative_prompt": self.negative_prompt, **self.call}
 
-    # --- latents and pictures ----------------------------------------------------------------
-
     def _finished(self, picture: Tensor) -> Image.Image:
         """A picture [3, H, W] in [0, 1] as the person gets it."""
         return imageio.to_picture(imageio.crop_back(picture, self._size))
-
-    def _check_layers(self) -> None:
-        """SparseStateError if adapters came or went since the recording."""
-        self.unet.bind()
-        if set(self.unet.layers) != self._layers:
-            raise SparseStateError(
-                "Adapters of the UNet came or went since the picture was recorded; call record."
-            )
-
-
-def _padded(picture: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as the networks get it, and its (height, width) before."""
-    return imageio.pad_to_multiple(picture), (picture.shape[1], picture.shape[2])
 
 
 def _name(step: int) -> str:

@@ -4,7 +4,7 @@ editor = sgm.load("tiny", preset="fast")
 editor.inpaint("photo.jpg", "mask.png", "a horse").save("out.png")
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
-from sgm.specs import SHIPPED, SamplingParams, model_spec
-from sgm.weights import Lora, Weights
+from sgm.specs import SHIPPED, Lora, SamplingParams, Weights, model_spec
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
 
 # A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor
@@ -54,44 +53,6 @@ class EditedImage(Image.Image):
         super().save(fp, *args, **options)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How an edit is sampled; the words of the command line.
-
-    Attributes:
-        negative_prompt: what the edit should not show.
-        seed: of every random draw.
-        steps: sampler steps; None for 50, or 4 of a few-step model.
-        scale: classifier-free guidance.
-        strength: SDEdit: share of the schedule that is run.
-        sampler, spacing: how a step is made and which noise levels are visited; the words of the
-            command line.
-        progress: show bars on stderr.
-    """
-
-    negative_prompt: str = ""
-    seed: int = 2
-    steps: int | None = None
-    scale: float = 6.0
-    strength: float = 0.8
-    sampler: Sampler | str = Sampler.DPMPP2M
-    spacing: Spacing | str = Spacing.PUBLISHED
-    progress: bool = False
-
-    def params(self, prompt: str) -> SamplingParams:
-        """These settings with a prompt."""
-        return SamplingParams(
-            prompt,
-            self.negative_prompt,
-            self.seed,
-            self.steps,
-            self.scale,
-            self.strength,
-            Sampler(self.sampler),
-            Spacing(self.spacing),
-        )
-
-
 class Editor:
     """A loaded model that edits pictures.
 
@@ -101,25 +62,24 @@ class Editor:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
 
-    def inpaint(self, image: Picture, mask: Mask, prompt: str, **settings: Any) -> EditedImage:
+    def inpaint(
+        self, image: Picture, mask: Mask, prompt: str, progress: bool = False, **settings: Any
+    ) -> EditedImage:
         """Repaint the masked part of a picture.
 
         Args:
-            image: the picture.
             mask: where to repaint; of the picture's size, or resized to it.
-            settings: the fields of `Settings` by their names.
+            progress: show a bar on stderr.
+            settings: the fields of `SamplingParams` by their names; the sampler and the spacing may
+                be the words of the command line.
 
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
-        chosen = Settings(**settings)
-        source = to_tensor(image)
-        size = (source.shape[1], source.shape[2])
-        params = chosen.params(prompt)
-        padded = imageio.pad_to_multiple(source)
+        source, size = padded(image)
         marked = imageio.pad_to_multiple(to_mask(mask, size))
-        edit = Inpainting(padded, marked, self.pipeline.recipe.blend)
-        result = self.pipeline.edit(edit, params, progress=chosen.progress)
+        edit = Inpainting(source, marked, self.pipeline.recipe.blend)
+        result = self.pipeline.edit(edit, _params(prompt, settings), progress=progress)
         return to_image(result, size)
 
     def sdedit(
@@ -128,6 +88,7 @@ class Editor:
         drawn: Picture,
         prompt: str,
         mask: Mask | None = None,
+        progress: bool = False,
         **settings: Any,
     ) -> EditedImage:
         """Turn what was drawn on a picture into something in the manner of the model.
@@ -136,45 +97,39 @@ class Editor:
             image: the picture before; a dense model does without it.
             drawn: the picture with the drawing, of the same size.
             mask: where it was drawn on; None to look for it.
-            settings: the fields of `Settings` by their names.
+            progress, settings: as for `inpaint`.
 
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or nothing was drawn.
         """
-        chosen = Settings(**settings)
-        edited = to_tensor(drawn)
-        params = chosen.params(prompt)
-        size = (edited.shape[1], edited.shape[2])
-        before = None if image is None else imageio.pad_to_multiple(to_tensor(image))
-        padded, region = imageio.pad_to_multiple(edited), _region(mask, size)
-        edit = SDEdit(before, padded, params.strength, region, self.pipeline.recipe.blend)
-        result = self.pipeline.edit(edit, params, progress=chosen.progress)
-        return to_image(result, size)
+        edited, size = padded(drawn)
+        before = None if image is None else padded(image)[0]
+        params, region = _params(prompt, settings), _region(mask, size)
+        edit = SDEdit(before, edited, params.strength, region, self.pipeline.recipe.blend)
+        return to_image(self.pipeline.edit(edit, params, progress=progress), size)
 
     def session(
-        self, image: Picture, prompt: str = "", task: str = "inpainting", **settings: Any
+        self,
+        image: Picture,
+        prompt: str = "",
+        task: str = "inpainting",
+        progress: bool = False,
+        **settings: Any,
     ) -> "Session":
         """Record a picture once, to edit it many times (preset `fast`).
 
         Args:
-            image: the picture.
             prompt: what it shows; the recordings are made under it.
             task: for which they are made at once, `inpainting` or `sdedit`; those of the other are
                 made when first needed.
-            settings: the fields of `Settings` by their names, for all edits.
+            progress, settings: as for `inpaint`, for all edits.
 
         Raises:
             UserError, ValueError: a picture that cannot be used, or another preset.
         """
-        chosen, source = Settings(**settings), to_tensor(image)
-        session = EditSession(
-            self.pipeline,
-            imageio.pad_to_multiple(source),
-            chosen.params(prompt),
-            Task(task),
-            progress=chosen.progress,
-        )
-        return Session(session, (source.shape[1], source.shape[2]))
+        source, size = padded(image)
+        what = (source, _params(prompt, settings), Task(task))
+        return Session(EditSession(self.pipeline, *what, progress=progress), size)
 
 
 class Session:
@@ -186,8 +141,8 @@ class Session:
 
     def inpaint(self, mask: Mask, prompt: str, negative_prompt: str = "") -> EditedImage:
         """Repaint the masked part of the picture."""
-        padded = imageio.pad_to_multiple(to_mask(mask, self.size))
-        return self._kept(self.edits.inpaint(prompt, padded, negative_prompt))
+        marked = imageio.pad_to_multiple(to_mask(mask, self.size))
+        return self._kept(self.edits.inpaint(prompt, marked, negative_prompt))
 
     def sdedit(
         self,
@@ -199,8 +154,9 @@ class Session:
     ) -> EditedImage:
         """Turn what was drawn on the picture into something in the manner of the model; without a
         mask it is looked for."""
-        padded, region = imageio.pad_to_multiple(to_tensor(drawn)), _region(mask, self.size)
-        return self._kept(self.edits.sdedit(prompt, padded, strength, negative_prompt, region))
+        region = _region(mask, self.size)
+        edited, _ = padded(drawn)
+        return self._kept(self.edits.sdedit(prompt, edited, strength, negative_prompt, region))
 
     def accept(self) -> None:
         """Make the last edit the picture that further ones start from.
@@ -236,35 +192,19 @@ def load_editor(
     progress: bool = False,
 ) -> Editor:
     """Load a model; see `sgm.load`, which this is."""
-    spec, chosen = model_spec(model), Preset(preset)
+    spec, kind, chosen = model_spec(model), RunType(run_type), Preset(preset)
     where = runtime.pick_device(device)
     exact = runtime.best_precision(chosen, where) if precision is None else Precision(precision)
     runtime.check_precision(exact, where)
-    configs, folder = found(config_path), found(weight_path)
-    kind = RunType(run_type)
-    weights = Weights(folder / spec.weight_file(spec.weight_role(kind)))
-    if checkpoint is not None:
-        weights = replace(weights, checkpoint=Path(checkpoint))
-    weights = replace(
-        weights,
-        vae=None if vae is None else Path(vae),
-        loras=tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
-        prediction=None if prediction is None else Prediction(prediction),
+    folder = found(weight_path)
+    weights = Weights(
+        Path(checkpoint or folder / spec.weights[spec.weight_role(kind)]),
+        None if vae is None else Path(vae),
+        tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
+        None if prediction is None else Prediction(prediction),
     )
-    pipeline = Pipeline.load(
-        spec,
-        kind,
-        configs,
-        folder,
-        where,
-        exact,
-        Backend(backend),
-        chosen,
-        progress=progress,
-        weights=weights,
-        graphs=graphs,
-    )
-    return Editor(pipeline)
+    what = (spec, kind, found(config_path), folder, where, exact, Backend(backend), chosen)
+    return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs))
 
 
 def found(folder: str | PathLike[str]) -> Path:
@@ -319,6 +259,19 @@ def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
             "give a mask of the picture's size."
         )
     return level if level.dtype is torch.bool else level.float() > level.float().max() / 2
+
+
+def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
+    """A picture as `to_tensor` gives it, padded to multiples of 64, and its (height, width)
+    before."""
+    source = to_tensor(picture)
+    return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])
+
+
+def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
+    """Settings with a prompt; TypeError for an unknown one."""
+    params = SamplingParams(prompt, **settings)
+    return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
 
 
 def _region(mask: Mask | None, size: tuple[int, int]) -> Tensor | None:

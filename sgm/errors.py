@@ -12,15 +12,8 @@ class UserError(ValueError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The ending of a message about an unknown name.
-
-    Args:
-        name: what came.
-        known: every name that would have been accepted.
-
-    Returns:
-        `" (did you mean <nearest>?)"`, or an empty string where nothing known is near.
-    """
+    """The ending of a message about an unknown name: `" (did you mean <nearest>?)"`, or an empty
+    string where none of the names that would have been accepted is near."""
     import difflib  # here, as every program begins by importing this module
 
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)

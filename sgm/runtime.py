@@ -45,25 +45,19 @@ def pick_device(name: str | None = None) -> torch.device:
             f"{suggestion(kind, DEVICE_TYPES)}."
         )
     if kind == "cuda":
-        _check_cuda(name, int(index or 0))
+        if not torch.cuda.is_available():
+            built = torch.version.cuda is not None
+            why = "PyTorch finds no GPU" if built else "this PyTorch has no CUDA support"
+            raise UserError(f"Device {name} is not available ({why}); use --device cpu.")
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            last = f"this machine has {count}, so the last is cuda:{count - 1}"
+            raise UserError(f"Device {name} does not exist; {last}.")
     elif index and int(index) != 0:
         raise UserError(f"Device {name} does not exist; there is one {kind}, so leave the number.")
     elif kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("Device mps is not available on this machine; use --device cpu.")
     return torch.device(name)
-
-
-def _check_cuda(name: str, index: int) -> None:
-    """Raise UserError unless this machine has the CUDA device of that index."""
-    if not torch.cuda.is_available():
-        built = "PyTorch finds no GPU" if torch.version.cuda else "this PyTorch has no CUDA support"
-        raise UserError(f"Device {name} is not available ({built}); use --device cpu.")
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise UserError(
-            f"Device {name} does not exist; this machine has {count}, so the last is "
-            f"cuda:{count - 1}."
-        )
 
 
 def describe_device(device: torch.device) -> str:
@@ -93,12 +87,8 @@ def best_precision(preset: Preset, device: torch.device) -> Precision:
 
 
 def wants_graphs(asked: bool | None, device: torch.device, backend: Backend) -> bool:
-    """Whether sparse passes of the UNet run as CUDA graphs.
-
-    Args:
-        asked: what the user said; None takes them on a CUDA device, but for the published package,
-            whose kernels know no padded lists of pixels.
-    """
+    """Whether sparse passes of the UNet run as CUDA graphs. Unasked they do on a CUDA device, but
+    not with the published package, whose kernels know no padded lists of pixels."""
     if asked is None:
         return device.type == "cuda" and backend is not Backend.SIGE
     return asked
@@ -133,10 +123,6 @@ def precision_scope(precision: Precision, device: torch.device) -> Iterator[None
     convolutions compute in the type of their inputs. cuDNN's own default allows TF32 in
     convolutions, so this is needed even where nobody switched anything on.
 
-    Args:
-        precision: what the run asked for.
-        device: where it runs.
-
     Raises:
         UserError: see `check_precision`.
     """
@@ -155,13 +141,10 @@ def precision_scope(precision: Precision, device: torch.device) -> Iterator[None
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generator for one run, and put its state back after it.
+    """Seed the global CPU generator for one run (0 to 2**64 - 1), and put its state back after it.
 
     Every random draw of a run comes from this generator, on any device: the order of draws is
     part of the published behaviour.
-
-    Args:
-        seed: 0 to 2**64 - 1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -61,9 +62,9 @@ class ModelSpec:
 
     Attributes:
         name: the word after `--model`.
-        weights: checkpoint file names by role: `base`, `refiner`, `turbo`; only those that exist.
-        configs: YAML file names by role: `original`, `sige`, and with a refiner `refiner` and
-            `sige-refiner`. Preset `fast` makes the networks of the dense files sparse.
+        weights: checkpoint file names by role: `base`, `refiner`, `turbo`.
+        configs: YAML file names by role: `original`, `sige`, `refiner` and `sige-refiner`. Preset
+            `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
@@ -71,9 +72,9 @@ class ModelSpec:
     """
 
     name: str
-    weights: MappingProxyType[str, str]
-    configs: MappingProxyType[str, str]
-    pages: MappingProxyType[str, str]
+    weights: Mapping[str, str]
+    configs: Mapping[str, str]
+    pages: Mapping[str, str]
     trained_size: tuple[int, int]
     turbo: Turbo = Turbo()
 
@@ -81,85 +82,50 @@ class ModelSpec:
         """`turbo` or `base`: the checkpoint that a run of this type starts with."""
         return "turbo" if run_type.turbo else "base"
 
-    def weight_file(self, role: str) -> str:
-        """Checkpoint file name of a role.
-
-        Raises:
-            UserError: this family has no checkpoint for the role.
-        """
-        if role not in self.weights:
-            known = ", ".join(self.weights)
-            raise UserError(
-                f"The {self.name} model has no {role} checkpoint, only {known}; "
-                "choose another --run_type or --model."
-            )
-        return self.weights[role]
-
     def config_file(
         self, run_type: RunType, refiner: bool = False, preset: Preset = Preset.PUBLISHED
     ) -> str:
-        """YAML file name of the base (or turbo: same network) or the refiner, dense or sparse.
-
-        Raises:
-            UserError: this family has no refiner.
-        """
-        blocks = run_type.sparse and preset is Preset.PUBLISHED
-        role = "sige" if blocks else "original"
-        if refiner:
-            role = "sige-refiner" if blocks else "refiner"
-        if role not in self.configs:
-            raise UserError(f"The {self.name} model has no refiner; leave --refined out.")
+        """YAML file name of the base (or turbo: same network) or the refiner, dense or sparse."""
+        role = "refiner" if refiner else "original"
+        if run_type.sparse and preset is Preset.PUBLISHED:
+            role = "sige-refiner" if refiner else "sige"
         return self.configs[role]
+
+
+def _configs(beginning: str) -> dict[str, str]:
+    """The YAML files of a family by role."""
+    roles = ("original", "sige", "refiner", "sige-refiner")
+    return {role: f"{beginning}{role}.yaml" for role in roles}
 
 
 _PAGES = "https://huggingface.co/stabilityai"
 
-MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType(
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {
         "sdxl": ModelSpec(
             name="sdxl",
-            weights=MappingProxyType(
-                {
-                    "base": "sd_xl_base_1.0.safetensors",
-                    "refiner": "sd_xl_refiner_1.0.safetensors",
-                    "turbo": "sd_xl_turbo_1.0.safetensors",
-                }
-            ),
-            configs=MappingProxyType(
-                {
-                    "original": "original.yaml",
-                    "sige": "sige.yaml",
-                    "refiner": "refiner.yaml",
-                    "sige-refiner": "sige-refiner.yaml",
-                }
-            ),
-            pages=MappingProxyType(
-                {
-                    "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
-                    "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
-                    "turbo": f"{_PAGES}/sdxl-turbo",
-                }
-            ),
+            weights={
+                "base": "sd_xl_base_1.0.safetensors",
+                "refiner": "sd_xl_refiner_1.0.safetensors",
+                "turbo": "sd_xl_turbo_1.0.safetensors",
+            },
+            configs=_configs(""),
+            pages={
+                "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
+                "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
+                "turbo": f"{_PAGES}/sdxl-turbo",
+            },
             trained_size=(1024, 1024),
         ),
         "tiny": ModelSpec(
             name="tiny",
-            weights=MappingProxyType(
-                {
-                    "base": "tiny_base.safetensors",
-                    "refiner": "tiny_refiner.safetensors",
-                    "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
-                }
-            ),
-            configs=MappingProxyType(
-                {
-                    "original": "tiny-original.yaml",
-                    "sige": "tiny-sige.yaml",
-                    "refiner": "tiny-refiner.yaml",
-                    "sige-refiner": "tiny-sige-refiner.yaml",
-                }
-            ),
-            pages=MappingProxyType({}),
+            weights={
+                "base": "tiny_base.safetensors",
+                "refiner": "tiny_refiner.safetensors",
+                "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
+            },
+            configs=_configs("tiny-"),
+            pages={},
             trained_size=(256, 512),
             turbo=Turbo(levels=(0, 250, 500, 750), distilled=False),
         ),
@@ -214,6 +180,43 @@ class SamplingParams:
         return self.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
 
 
+@dataclass(frozen=True, order=True)
+class Lora:
+    """A LoRA to merge.
+
+    Attributes:
+        path: a `.safetensors` file, in kohya's names or those of diffusers and peft.
+        weight: what its changes are multiplied by; negative ones take it away.
+    """
+
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one model.
+
+    Attributes:
+        checkpoint: a `.safetensors` file in the published layout, or a folder as diffusers saves
+            it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`).
+        vae: a file with another autoencoder than the checkpoint's; None for its own.
+        loras: merged into the weights as they are loaded, in an order that does not matter.
+        prediction: what the network predicts; None for what the files say.
+    """
+
+    checkpoint: Path
+    vae: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    prediction: Prediction | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoint, the VAE and the LoRAs, as far as they are given."""
+        vae = [] if self.vae is None else [self.vae]
+        return [self.checkpoint, *vae, *(lora.path for lora in self.loras)]
+
+
 @dataclass(frozen=True)
 class RecordingSettings:
     """What a person says about recordings of the unedited picture; None leaves it to the preset.
@@ -234,70 +237,57 @@ class RecordingSettings:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Every option of a run, checked and resolved: nothing here is left to be found out.
-
-    Attributes:
-        task, run_type, mode, preset, precision, backend: see the enums.
-        model: key of `MODELS`.
-        device: a torch device name that exists on this machine, such as `cpu` or `cuda:0`.
-        sampling: prompt, seed, steps and the rest of the sampler's numbers.
-        height, width: pixels to resize to; None keeps the picture's own.
-        init_img, edited_img, mask_path: input files, None where not given.
-        refined: whether the refiner runs after the base.
-        output_path: the picture to write.
-        config_path, weight_path: folders of YAML files and of checkpoints.
-        json_path: file for the run's figures, `-` for stdout, None for none.
-        random_weights, macs_only, compare: profile modes only.
-        recordings: how the unedited picture is recorded.
-        graphs: whether sparse UNet passes run as CUDA graphs; None for the device's own way.
-        record, recording: folders to record into, and to edit from; None for neither.
-        recording_memory: where the recordings of `recording` are while the edit runs.
-        checkpoint, refiner_checkpoint: files or folders in place of the family's own; None for
-            those in `weight_path`.
-        vae: another autoencoder's file, for base and refiner; None for the checkpoint's own.
-        loras: files and what they are multiplied by; merged into the base or turbo model.
-        prediction: of the base or turbo model; None for what its files say.
-        photo: about pictures, masks and seeds.
-    """
+    """Every option of a run, checked and resolved: nothing here is left to be found out. What has
+    no comment is what the flag of its name says; a file or folder that was not given is None."""
 
     task: Task
     run_type: RunType
     mode: Mode
-    model: str
+    model: str  # key of `MODELS`
     preset: Preset
     precision: Precision
     backend: Backend
-    device: str
+    device: str  # a torch device that exists on this machine, such as `cpu` or `cuda:0`
     sampling: SamplingParams
-    height: int | None
+    height: int | None  # pixels to resize to; None keeps the picture's own
     width: int | None
     init_img: Path | None
     edited_img: Path | None
     mask_path: Path | None
     refined: bool
     output_path: Path
-    config_path: Path
-    weight_path: Path
-    json_path: str | None
-    random_weights: bool
+    config_path: Path  # folder of YAML files
+    weight_path: Path  # folder of checkpoints
+    json_path: str | None  # file for the run's figures, `-` for stdout, None for none
+    random_weights: bool  # this and the next two: profile modes only
     macs_only: bool
     compare: bool
-    recordings: RecordingSettings = RecordingSettings()
-    graphs: bool | None = None
-    record: Path | None = None
-    recording: Path | None = None
-    recording_memory: RecordingMemory = RecordingMemory.AUTO
-    checkpoint: Path | None = None
+    recordings: RecordingSettings = RecordingSettings()  # of the unedited picture
+    graphs: bool | None = None  # CUDA graphs of sparse UNet passes; None for the device's own way
+    record: Path | None = None  # folder to record into
+    recording: Path | None = None  # folder to edit from
+    recording_memory: RecordingMemory = RecordingMemory.AUTO  # where `recording` is meanwhile
+    checkpoint: Path | None = None  # file or folder; None for the family's in `weight_path`
     refiner_checkpoint: Path | None = None
-    vae: Path | None = None
-    loras: tuple[tuple[Path, float], ...] = ()
-    prediction: Prediction | None = None
+    vae: Path | None = None  # of base and refiner; None for the checkpoint's own
+    loras: tuple[tuple[Path, float], ...] = ()  # files and their weights, for the base or turbo
+    prediction: Prediction | None = None  # of the base or turbo; None for what its files say
     photo: PhotoOptions = field(default_factory=PhotoOptions)
 
     @property
     def spec(self) -> ModelSpec:
         """The files of the model family."""
         return MODELS[self.model]
+
+    def weights(self, refiner: bool = False) -> Weights:
+        """The files of the base or turbo model, or of the refiner."""
+        role = "refiner" if refiner else self.spec.weight_role(self.run_type)
+        given = self.refiner_checkpoint if refiner else self.checkpoint
+        checkpoint = given or self.weight_path / self.spec.weights[role]
+        if refiner:
+            return Weights(checkpoint, self.vae)
+        loras = tuple(Lora(path, weight) for path, weight in self.loras)
+        return Weights(checkpoint, self.vae, loras, self.prediction)
 
     @property
     def steps(self) -> int:

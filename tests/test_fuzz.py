@@ -30,7 +30,7 @@ from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.describe import describe
 from sgm.io.imageio import load_picture
 from sgm.io.maskio import load_mask
-from sgm.weights import Weights
+from sgm.specs import Weights
 from tests.conftest import ROOT
 
 HANG = 60  # seconds after which a single file counts as a hang

@@ -88,7 +88,7 @@ def load_pipelines(
     Raises:
         UserError: a file is missing or does not fit.
     """
-    check_input_file(weight_path / spec.weight_file("base"))
+    check_input_file(weight_path / spec.weights["base"])
     return {
         run_type: Pipeline.load(
             spec, run_type, config_path, weight_path, device, precision, progress=False

@@ -64,7 +64,7 @@ def load_ways(
         UserError: a file is missing or does not fit.
     """
     sparse_type = RunType.SIGE_TURBO if turbo else RunType.SIGE
-    check_input_file(weight_path / spec.weight_file(spec.weight_role(sparse_type)))
+    check_input_file(weight_path / spec.weights[spec.weight_role(sparse_type)])
 
     def load(run_type: RunType, preset: Preset) -> Pipeline:
         files = (ROOT / "configs", weight_path, device, precision, Backend.AUTO)

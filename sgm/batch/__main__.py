@@ -4,11 +4,12 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from datetime import timedelta
 
 from sgm.batch.options import read_options
-from sgm.batch.results import Outcome, Results
+from sgm.batch.results import Results
 from sgm.batch.rows import Job, checked_jobs, grouped, read_rows
 from sgm.cli import report
 from sgm.cli.program import start
@@ -20,13 +21,8 @@ BETWEEN = 5.0  # seconds from one line of progress to the next, at least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a batch.
-
-    Args:
-        argv: words after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code: 0, or 1 if there are rows that failed or were left out.
+    """Run a batch by a command line, by default that of the process (words after the program's
+    name), and return the exit code: 0, or 1 if there are rows that failed or were left out.
 
     Raises:
         UserError: bad options or rows, or a result that cannot be written; one sentence.
@@ -56,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_all(values: argparse.Namespace, jobs: Sequence[Job], results: Results) -> None:
-    """Make the jobs that are not done, here or by Ray."""
+    """Make the jobs that are not done, here or by Ray; write each result as it comes, and say how
+    far the batch is."""
     # Imported here, so that bad options and rows are refused at once.
     import torch
 
@@ -74,34 +71,24 @@ def _make_all(values: argparse.Namespace, jobs: Sequence[Job], results: Results)
         outcomes = run_here(setup, groups)
     else:
         outcomes = run_on_ray(setup, groups, values.ray, values.workers)
-    with closing(outcomes):
-        _keep(outcomes, results, len(left))
-
-
-def _keep(outcomes: Iterator[Outcome], results: Results, total: int) -> None:
-    """Write each outcome as it comes, and say how far the batch is."""
     began = said = time.monotonic()
     failed = 0
-    for done, outcome in enumerate(outcomes, 1):
-        results.add(outcome)
-        failed += outcome.picture is None
-        now = time.monotonic()
-        if now - said >= BETWEEN or done == total:
-            said = now
-            logger.info("%s", progress(done, total, failed, now - began))
+    with closing(outcomes):
+        for done, outcome in enumerate(outcomes, 1):
+            results.add(outcome)
+            failed += outcome.picture is None
+            now = time.monotonic()
+            if now - said >= BETWEEN or done == len(left):
+                said = now
+                logger.info("%s", progress(done, len(left), failed, now - began))
 
 
 def progress(done: int, total: int, failed: int, seconds: float) -> str:
-    """How far a batch is, with the model's loading counted in.
-
-    Args:
-        seconds: since its begin.
-    """
+    """How far a batch is, so many seconds after its begin; the model's loading counts."""
     speed = 60 * done / max(seconds, 1e-9)
-    minutes, rest = divmod(round((total - done) * seconds / done), 60)
-    hours, minutes = divmod(minutes, 60)
+    rest = timedelta(seconds=round((total - done) * seconds / done))
     errors = f", {failed} failed" if failed else ""
-    left = f"{hours}:{minutes:02d}:{rest:02d} left" if done < total else f"{seconds:.1f} s"
+    left = f"{rest} left" if done < total else f"{seconds:.1f} s"
     return f"{done} of {total}, {speed:.1f} a minute, {left}{errors}."
 
 

@@ -66,15 +66,14 @@ def _started(ray: Any, setup: Setup, address: str, workers: int | None) -> Itera
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     # Seconds that it gives itself to start: 30 by default, too few for a busy machine.
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START))
-    quiet = {"include_dashboard": False, "logging_level": logging.WARNING}
-    if address:
-        how = {"address": address}
-    else:
+    how: dict[str, object] = {"address": address}
+    if not address:
         cpus = max(os.cpu_count() or 1, setup.threads * (workers or 1))
         how = {"num_cpus": cpus, "_node_ip_address": "127.0.0.1"}
-        how["object_store_memory"] = OBJECT_STORE
+        how |= {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        how["logging_level"] = logging.WARNING
     try:
-        ray.init(**how, **({} if address else quiet))
+        ray.init(**how)
     except Exception as error:  # of many types, by what is in its way
         raise UserError(f"Ray does not start: {str(error).rstrip('.')}.") from error
     try:
@@ -86,11 +85,8 @@ def _started(ray: Any, setup: Setup, address: str, workers: int | None) -> Itera
 def _handed_out(
     ray: Any, make: Any, groups: Sequence[Sequence[Job]], count: int
 ) -> Iterator[Outcome]:
-    """Give every worker one group at a time; the rest of a dead worker's group goes to another.
-
-    Args:
-        make: starts a worker.
-    """
+    """Give every worker (`make` starts one) a group at a time; the rest of a dead worker's group
+    goes to another."""
     errors = ray.exceptions
     lost = (errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError)
     waiting = deque((list(group), 0) for group in groups)

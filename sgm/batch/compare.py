@@ -13,77 +13,60 @@ from torch import Tensor
 from sgm.batch.results import Line, Results
 from sgm.batch.rows import Job
 from sgm.cli.inputs import read_inputs
-from sgm.io import imageio
 from sgm.io.files import PICTURE_SUFFIXES, write_atomically
+from sgm.io.imageio import load_picture, resize_picture, to_bytes
 from sgm.metrics import WINDOW, lpips_map, psnr, ssim
 
 logger = logging.getLogger(__name__)
 
 # (picture, reference, bool mask [H, W]) -> figure.
 Metric = Callable[[Tensor, Tensor, Tensor], float]
-PARTS = ("inside", "outside")
 DIGITS = 4
 
 
 def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
-    """Compare the results of a batch with the pictures of the same names in a folder, and write
-    `metrics.csv` (a line for each) and `summary.md`.
-
-    Args:
-        against: folder of references; their kind of file may be another.
-
-    Returns:
-        The summary.
+    """Compare the results of a batch with the pictures of the same names in a folder, whose kind of
+    file may be another; write `metrics.csv` (a line for each) and `summary.md`, return the summary.
 
     Raises:
         UserError: a picture cannot be read, or a table not be written.
     """
-    metrics = _metrics()
-    columns = [f"{name}_{part}" for name in metrics for part in PARTS]
+    metrics: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
+    perceptual = lpips_map()
+    if perceptual is None:
+        logger.info("LPIPS is left out: the package lpips or its weights are not installed.")
+    else:
+        metrics["lpips"] = lambda a, b, mask: perceptual(a, b)[mask].mean().item()
+    columns = [f"{name}_{part}" for name in metrics for part in ("inside", "outside")]
     rows: list[Line] = []
     for job in jobs:
-        reference = _reference(against / job.output)
+        path = against / job.output
+        named = (path.with_suffix(suffix) for suffix in (path.suffix, *PICTURE_SUFFIXES))
+        reference = next((candidate for candidate in named if candidate.is_file()), None)
         if reference is None or not results.is_done(job):
             continue
-        inputs = read_inputs(job.options)
-        if inputs.mask is None:
+        mask = read_inputs(job.options).mask
+        if mask is None:
             continue
-        size = tuple(inputs.mask.shape)
+        size = (mask.shape[0], mask.shape[1])
         pictures = [
-            imageio.to_bytes(imageio.resize_picture(imageio.load_picture(path), size, str(path)))
-            / 255
+            to_bytes(resize_picture(load_picture(path), size, str(path))) / 255
             for path in (results.folder / job.output, reference)
         ]
         row: Line = {"row": job.row, "output": job.output}
         for name, metric in metrics.items():
-            for part, mask in zip(PARTS, (inputs.mask, ~inputs.mask), strict=True):
-                row[f"{name}_{part}"] = _figure(metric, pictures, mask)
+            row[f"{name}_inside"] = _figure(metric, pictures, mask)
+            row[f"{name}_outside"] = _figure(metric, pictures, ~mask)
         rows.append(row)
     table = io.StringIO()
     writer = csv.DictWriter(table, ["row", "output", *columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     summary = _summary(rows, columns, len(jobs))
-    for name, text in (("metrics.csv", table.getvalue()), ("summary.md", summary)):
-        content = text.encode()
-        write_atomically(results.folder / name, lambda file, content=content: file.write(content))
+    folder, content = results.folder, table.getvalue().encode()
+    write_atomically(folder / "metrics.csv", lambda file: file.write(content))
+    write_atomically(folder / "summary.md", lambda file: file.write(summary.encode()))
     return summary
-
-
-def _metrics() -> dict[str, Metric]:
-    """The metrics that are available on this machine, by name."""
-    found: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
-    perceptual = lpips_map()
-    if perceptual is None:
-        logger.info("LPIPS is left out: the package lpips or its weights are not installed.")
-        return found
-    return found | {"lpips": lambda a, b, mask: perceptual(a, b)[mask].mean().item()}
-
-
-def _reference(path: Path) -> Path | None:
-    """The picture file of a name, with any suffix."""
-    named = (path.with_suffix(suffix) for suffix in (path.suffix, *PICTURE_SUFFIXES))
-    return next((candidate for candidate in named if candidate.is_file()), None)
 
 
 def _figure(metric: Metric, pictures: Sequence[Tensor], mask: Tensor) -> float | None:

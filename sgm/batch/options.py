@@ -13,18 +13,8 @@ from sgm.words import Preset, RunType
 MAX_WORKERS = 4096
 # Of `run.py`, but of no sense for many edits: a batch names its own files, and loads one model.
 NOT_IN_A_BATCH = (
-    "output_path",
-    "json",
-    "mode",
-    "record",
-    "recording",
-    "recording_memory",
-    "refined",
-    "refiner_checkpoint",
-    "random_weights",
-    "macs_only",
-    "seeds",
-    "overwrite",
+    *("output_path", "json", "mode", "record", "recording", "recording_memory", "refined"),
+    *("refiner_checkpoint", "random_weights", "macs_only", "seeds", "overwrite"),
 )
 DESCRIPTION = """\
 Make many edits with one loaded model. EDITS has one edit a row: JSON lines or CSV, with the names
@@ -75,40 +65,17 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
 def _add_batch(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batch")
     group.add_argument("edits", metavar="EDITS", help="the rows: .jsonl, .json or .csv")
-    group.add_argument(
-        "--output",
-        metavar="DIR",
-        required=True,
-        help="folder of the pictures and of results.jsonl; rows done there are not made again",
-    )
-    group.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="go on without the rows that cannot be used (default: name them, and stop)",
-    )
-    group.add_argument(
-        "--against",
-        metavar="DIR",
-        help="compare each result with the picture of the same name there: metrics.csv, summary.md",
-    )
-    group.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        nargs="?",
-        const="",
-        help="use several devices by Ray: of this machine, or with an address (or auto) of that "
-        "cluster",
-    )
-    group.add_argument(
-        "--workers",
-        metavar="N",
-        type=whole(1, MAX_WORKERS),
-        help="with --ray (default: one a GPU; without GPUs as many as --threads leaves room for)",
-    )
-    group.add_argument(
-        "--threads",
-        metavar="N",
-        type=whole(1, 1024),
-        help="CPU threads of each worker (default: PyTorch's own); on a CPU the last bits of "
-        "a result depend on it",
-    )
+    text = "folder of the pictures and of results.jsonl; rows done there are not made again"
+    group.add_argument("--output", metavar="DIR", required=True, help=text)
+    text = "go on without the rows that cannot be used (default: name them, and stop)"
+    group.add_argument("--skip_bad", action="store_true", help=text)
+    text = "compare each result with the picture of the same name there: metrics.csv, summary.md"
+    group.add_argument("--against", metavar="DIR", help=text)
+    text = "use several devices by Ray: of this machine, or with an address (or auto) of that "
+    text += "cluster"
+    group.add_argument("--ray", metavar="ADDRESS", nargs="?", const="", help=text)
+    text = "with --ray (default: one a GPU; without GPUs as many as --threads leaves room for)"
+    group.add_argument("--workers", metavar="N", type=whole(1, MAX_WORKERS), help=text)
+    text = "CPU threads of each worker (default: PyTorch's own); on a CPU the last bits of a "
+    text += "result depend on it"
+    group.add_argument("--threads", metavar="N", type=whole(1, 1024), help=text)

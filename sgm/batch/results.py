@@ -10,9 +10,10 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from sgm.batch.rows import Job
 from sgm.errors import UserError
@@ -21,7 +22,7 @@ from sgm.io.files import write_atomically
 logger = logging.getLogger(__name__)
 
 NAME = "results.jsonl"
-Line = dict[str, object]
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Outcome:
         return {**head, "fingerprint": job.fingerprint, **self.figures}
 
 
-class Results:
+class Results(AbstractContextManager["Results"]):
     """The output folder of a batch, locked against other batches while it runs.
 
     Raises:
@@ -72,15 +73,7 @@ class Results:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._lines = {str(line["output"]): line for line in self._read()}
 
-    def __enter__(self) -> "Results":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         os.close(self._file)
         os.close(self._lock)
 
@@ -125,25 +118,13 @@ class Results:
         self._lines[outcome.job.output] = outcome.line
 
     def finish(self, jobs: Iterable[Job], bad: Mapping[int, str]) -> list[Line]:
-        """Write the lines anew, in the order of the rows.
-
-        Args:
-            bad: sentences by row on those that were left out.
-
-        Returns:
-            The lines.
-        """
+        """Write the lines anew in the order of the rows, with a sentence on each that was left out;
+        return them."""
         lines = [self._lines[job.output] for job in jobs if job.output in self._lines]
         lines += [{"row": row, "output": "", "error": sentence} for row, sentence in bad.items()]
-        lines.sort(key=_row_of)
+        lines.sort(key=lambda line: line["row"])
         write_atomically(self.path, lambda file: file.write(b"".join(map(_encoded, lines))))
         return lines
-
-
-def _row_of(line: Line) -> int:
-    row = line["row"]
-    assert isinstance(row, int)
-    return row
 
 
 def _encoded(line: Line) -> bytes:

@@ -16,13 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sgm.cli.inputs import read_inputs
 from sgm.cli.main import checked
 from sgm.cli.option_types import parsed, whole
 from sgm.cli.options import MAX_SEED, build_parser
 from sgm.errors import UserError, suggestion
 from sgm.specs import RunOptions
-from sgm.weights import weights_of
 
 PATHS = ("init_img", "edited_img", "mask_path")
 # What a row may say: names of `run.py`, then a batch's own.
@@ -131,10 +129,8 @@ def _json_rows(text: str) -> list[Row | str]:
 def checked_jobs(
     rows: Sequence[Row | str], values: argparse.Namespace
 ) -> tuple[list[Job], dict[int, str]]:
-    """Check every row: its options, its files, its pictures.
-
-    Args:
-        values: options of the batch, which hold where a row says nothing.
+    """Check every row: its options, its files, its pictures. The options of the batch hold where a
+    row says nothing.
 
     Returns:
         The jobs in the order of their rows, and a sentence by number for each row that is bad.
@@ -142,7 +138,11 @@ def checked_jobs(
     Raises:
         UserError: all rows are bad for one and the same reason.
     """
-    parser, content = build_parser(), cache(_digest)
+    # Imported here, so that bad options are refused at once.
+    from sgm.cli.inputs import read_inputs
+
+    parser = build_parser()
+    content = cache(lambda path: hashlib.sha256(path.read_bytes()).hexdigest())
     jobs: list[Job] = []
     bad: dict[int, str] = {}
     rows_of_outputs: dict[str, int] = {}
@@ -150,6 +150,7 @@ def checked_jobs(
         for number, row in enumerate(tqdm(rows, desc="checking", unit="row", leave=False), 1):
             try:
                 found = list(_jobs_of(number, row, values, parser, content))
+                read_inputs(found[0].options)
                 for job in found:
                     first = rows_of_outputs.setdefault(job.output, number)
                     if first != number:
@@ -181,36 +182,23 @@ def _jobs_of(
         kinds = str | int | float | None | (list if name == "seeds" else str)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise UserError(f"{name} is {json.dumps(value)}; give a text or a number.")
-    # A batch knows which of its results to make anew.
-    values = parsed(parser, ["--overwrite", *_words(row, common.edits.parent)], copy(common))
-    if values.prompt is None:
-        raise UserError("prompt is missing; say what the edit should show.")
-    seeds = _seeds(row)
-    picture_prompt = str(row.get("picture_prompt", ""))
-    for count, seed in enumerate(seeds or [values.seed]):
-        values.seed = seed
-        output = _output(row, number, seed if seeds else None)
-        values.output_path = str(common.output / output)
-        options = checked(values)
-        if not count:
-            read_inputs(options)
-        yield Job(
-            number,
-            output,
-            options,
-            picture_prompt,
-            _fingerprint(values, options, picture_prompt, content),
-        )
-
-
-def _words(row: Row, folder: Path) -> list[str]:
-    """A row as a command line; its paths start from `folder`."""
-    words = []
-    for name, value in row.items():
-        if name in RUN_NAMES and value is not None:
+    # A batch knows which of its results to make anew. Paths start from the folder of the rows.
+    words, folder = ["--overwrite"], common.edits.parent
+    for name in RUN_NAMES:
+        value = row.get(name)
+        if value is not None:
             text = str((folder / str(value)).absolute()) if name in PATHS else str(value)
             words.append(f"--{name}={text}")
-    return words
+    values = parsed(parser, words, copy(common))
+    if values.prompt is None:
+        raise UserError("prompt is missing; say what the edit should show.")
+    seeds, prompt = _seeds(row), str(row.get("picture_prompt", ""))
+    for seed in seeds or [values.seed]:
+        values.seed, output = seed, _output(row, number, seed if seeds else None)
+        values.output_path = str(common.output / output)
+        options = checked(values)
+        fingerprint = _fingerprint(values, options, prompt, content)
+        yield Job(number, output, options, prompt, fingerprint)
 
 
 def _seeds(row: Row) -> list[int]:
@@ -255,14 +243,9 @@ def _fingerprint(
     for name in PATHS:
         path = getattr(options, name)
         said[name] = "" if path is None else content(path)
-    weights = [path.stat().st_size for path in weights_of(options).files if path.is_file()]
-    return hashlib.sha256(
-        json.dumps([said, picture_prompt, weights], sort_keys=True).encode()
-    ).hexdigest()[:16]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = [path.stat().st_size for path in options.weights().files if path.is_file()]
+    text = json.dumps([said, picture_prompt, weights], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -9,22 +9,21 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sgm import runtime
 from sgm.batch.results import Outcome
 from sgm.batch.rows import Job
 from sgm.cli import outputs
 from sgm.cli.generate import finished, load_pipeline, touched_by
-from sgm.cli.inputs import Inputs, read_inputs
+from sgm.cli.inputs import dense_if_everywhere, nothing_marked, read_inputs, request
 from sgm.cli.main import less_memory
 from sgm.cli.memory import memory_scope
-from sgm.cli.requests import request
+from sgm.cli.record import edit_in
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store
+from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
@@ -32,9 +31,6 @@ from sgm.inference.session import EditSession
 from sgm.io import imageio
 from sgm.specs import RunOptions
 from sgm.words import Precision, Preset
-
-if TYPE_CHECKING:
-    from sgm.inference.edit import Edit
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +88,20 @@ class Worker:
         try:
             with memory_scope(options.device, f"use {less_memory(options)}"):
                 inputs = read_inputs(options)
-                if options.run_type.sparse and inputs.mask is not None and inputs.mask.all():
-                    options = replace(options, run_type=options.run_type.dense)
-                if _is_empty(options, inputs):
-                    image = inputs.source(options.photo.blend is not None).image
-                    edited = EditResult(imageio.to_tensor(image) / 2 + 0.5, {}, 0.0)
+                options = dense_if_everywhere(options, inputs)
+                photo = inputs.source(options.photo.blend is not None)
+                if nothing_marked(options, inputs):
+                    edited = EditResult(imageio.to_tensor(photo.image) / 2 + 0.5, {}, 0.0)
                     touched = inputs.mask
                 else:
                     wanted = request(options, inputs)
                     edited = self._edit(replace(job, options=options), wanted, pipeline)
                     touched = touched_by(options, inputs, wanted)
-                content, figures = _written(options, inputs, touched, edited)
+                picture = finished(options, photo, touched, edited)
+                text = outputs.parameters(options, picture.size) if options.photo.metadata else None
+                # Not by a file of a disk, which may be full here and not where results go.
+                content = photo.written(picture, options.output_path, text)
+                change = outputs.changed_outside(content, photo, touched)
         except Exception as error:
             # The next picture may be a good one; what nobody foresaw is told in full, too.
             foreseen = isinstance(error, UserError | ValueError)
@@ -112,9 +111,10 @@ class Worker:
             return Outcome(job, None, {"error": sentence})
         seconds = {stage: round(value, 6) for stage, value in edited.seconds.items()}
         seconds["total"] = round(time.perf_counter() - started, 6)
-        return Outcome(job, content, {"seconds": seconds, **figures})
+        figures = {"seconds": seconds, "edit_ratio": edited.edit_ratio, **change}
+        return Outcome(job, content, figures)
 
-    def _edit(self, job: Job, wanted: "Edit", pipeline: Pipeline) -> EditResult:
+    def _edit(self, job: Job, wanted: Edit, pipeline: Pipeline) -> EditResult:
         """The edit of a job, from the picture's recording where there is one."""
         options, sampling = job.options, job.options.sampling
         if pipeline.sparse and not options.run_type.sparse:
@@ -127,13 +127,7 @@ class Worker:
         before = time.perf_counter()
         session = self._recorded(job, wanted, pipeline)
         recorded = time.perf_counter() - before
-        words, seed = (sampling.prompt, sampling.negative_prompt), sampling.seed
-        if isinstance(wanted, Inpainting):
-            result = session.inpaint(words[0], wanted.mask, words[1], seed)
-        else:
-            result = session.sdedit(
-                words[0], wanted.edited, wanted.strength, words[1], wanted.drawing, seed
-            )
+        result = edit_in(session, wanted, sampling)
         recorded += result.seconds.get("record", 0.0)  # what the prompt changes
         return replace(result, seconds={**result.seconds, "record": recorded})
 
@@ -143,12 +137,8 @@ class Worker:
             device = torch.device(job.options.device)
             picture = edit.image if isinstance(edit, Inpainting) else edit.init
             assert picture is not None  # by `check_together`
-            params = replace(
-                job.options.sampling,
-                prompt=job.picture_prompt,
-                negative_prompt="",
-                seed=SESSION_SEED,
-            )
+            words = {"prompt": job.picture_prompt, "negative_prompt": "", "seed": SESSION_SEED}
+            params = replace(job.options.sampling, **words)
             self._session = EditSession(
                 pipeline,
                 picture,
@@ -164,26 +154,3 @@ def run_here(setup: Setup, groups: Sequence[Sequence[Job]]) -> Generator[Outcome
     worker = Worker(setup)
     for jobs in groups:
         yield from worker.run(jobs)
-
-
-def _is_empty(options: RunOptions, inputs: Inputs) -> bool:
-    """Whether there is nothing to edit. A dense run does not look at where the pictures differ."""
-    known = options.run_type.sparse or options.mask_path is not None
-    return known and inputs.mask is not None and not inputs.mask.any()
-
-
-def _written(
-    options: RunOptions, inputs: Inputs, touched: Tensor | None, edited: EditResult
-) -> tuple[bytes, dict[str, object]]:
-    """The content of a result's file, and its figures for `results.jsonl`."""
-    photo = inputs.source(options.photo.blend is not None)
-    picture = finished(options, photo, touched, edited)
-    text = outputs.parameters(options, picture.size) if options.photo.metadata else None
-    # Not by a file of a disk, which may be full here and not where results go.
-    content = photo.written(picture, options.output_path, text)
-    change = None if touched is None else outputs.changed_outside(content, photo, touched)
-    return content, {
-        "edit_ratio": edited.edit_ratio,
-        "changed_outside": None if change is None else round(change.percent, 4),
-        "largest_change_outside": None if change is None else change.largest,
-    }

@@ -8,11 +8,9 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgm.cli.outputs import output_path
-from sgm.cli.photo_options import check_photos
 from sgm.errors import UserError
 from sgm.io import files
 from sgm.specs import LCM_STEPS, MODELS, SHIPPED, TURBO_STEPS, ModelSpec
@@ -26,13 +24,17 @@ BACKEND_PACKAGES = {
     Backend.SIGE: ("sige", "run `python -m tools.install_sige`, or use --backend auto"),
 }
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SHEET = "sheet"  # what the contact sheet has in its name in place of a seed
 
 
 def check_together(values: argparse.Namespace) -> None:
     """Raise UserError for options that lack another one or contradict each other."""
-    _check_graphs(values)
+    if values.graphs and not values.run_type.sparse:
+        raise UserError("--graphs is for sparse runs; add --run_type sige, or leave it out.")
+    if values.graphs and values.backend is Backend.SIGE:
+        raise UserError("--graphs and --backend sige exclude each other; leave one out.")
     _check_recordings(values)
-    check_photos(values)
+    _check_photos(values)
     if values.record is not None:
         if values.init_img is None:
             raise UserError("--record needs --init_img; name the picture to record.")
@@ -80,39 +82,39 @@ def check_together(values: argparse.Namespace) -> None:
         )
 
 
-def _check_graphs(values: argparse.Namespace) -> None:
-    """UserError for `--graphs` in a run that CUDA graphs cannot be made of."""
-    if values.graphs and not values.run_type.sparse:
-        raise UserError("--graphs is for sparse runs; add --run_type sige, or leave it out.")
-    if values.graphs and values.backend is Backend.SIGE:
-        raise UserError("--graphs and --backend sige exclude each other; leave one out.")
-
-
 def _check_recordings(values: argparse.Namespace) -> None:
     """UserError for options of preset fast with another preset, or that exclude each other."""
     making = ("refresh", "recorded_steps", "recording_precision")
     flags = (*making, "record", "recording")
     given = [flag for flag in flags if getattr(values, flag) is not None]
-    for flag in given:
-        if values.preset is not Preset.FAST or not values.run_type.sparse:
-            raise UserError(
-                f"--{flag} is for sparse runs of preset fast; add --preset fast and "
-                "--run_type sige."
-            )
-        if values.mode.profiles:
-            raise UserError(f"--{flag} makes or edits pictures; leave --mode out.")
+    if given and (values.preset is not Preset.FAST or not values.run_type.sparse):
+        advice = "add --preset fast and --run_type sige"
+        raise UserError(f"--{given[0]} is for sparse runs of preset fast; {advice}.")
+    if given and values.mode.profiles:
+        raise UserError(f"--{given[0]} makes or edits pictures; leave --mode out.")
     if "recording" in given and len(given) > 1:
         raise UserError(f"--{given[0]} and --recording exclude each other; leave one out.")
     if {"refresh", "recorded_steps"} <= set(given):
         raise UserError("--refresh and --recorded_steps exclude each other; leave one out.")
-    kept = [flag for flag in given if flag not in making]
-    if values.refined and kept:
-        raise UserError(
-            f"--{kept[0]} works with the base model alone, and --refined adds the refiner; "
-            "leave one out."
-        )
+    for flag in given:
+        if values.refined and flag not in making:
+            why = "works with the base model alone, and --refined adds the refiner"
+            raise UserError(f"--{flag} {why}; leave one out.")
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
         raise UserError("--recording_memory says where --recording is kept; add --recording.")
+
+
+def _check_photos(values: argparse.Namespace) -> None:
+    """UserError for flags about pictures, masks and seeds that others exclude."""
+    if values.mode.profiles and values.seeds:
+        raise UserError("--seeds makes pictures; leave it out of the profile modes.")
+    if values.record is not None and values.seeds:
+        raise UserError("--record makes one recording, and --seeds many results; leave one out.")
+    if values.recording is not None and isinstance(values.padding_mask_crop, int):
+        why = "shows the network another picture than --recording holds"
+        raise UserError(f"--padding_mask_crop {why}; leave one out.")
+    if values.mask_path is None and values.invert_mask:
+        raise UserError("--invert_mask needs --mask_path; name a mask.")
 
 
 def _check_turbo(values: argparse.Namespace) -> None:
@@ -133,15 +135,12 @@ def _check_turbo(values: argparse.Namespace) -> None:
         logger.warning("--negative_prompt and --scale have no effect with a turbo run type.")
 
 
-def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
-    """Check every file of a run; its paths by the names of `RunOptions`."""
-    paths: dict[str, Path | None] = {}
-    for name in ("init_img", "edited_img", "mask_path"):
-        given = getattr(values, name)
-        paths[name] = None if given is None else Path(given)
-        if paths[name] is not None:
-            files.check_input_file(paths[name])
-    output = output_path(values, list(paths.values()))
+def check_files(values: argparse.Namespace) -> dict[str, Path]:
+    """Check every file of a run; where it reads and writes, by the names of `RunOptions`."""
+    inputs = [path for path in (values.init_img, values.edited_img, values.mask_path) if path]
+    for path in inputs:
+        files.check_input_file(path)
+    output = _output_path(values, inputs)
     if values.json not in (None, "-"):
         files.check_writable(Path(values.json))
         if Path(values.json).absolute() == output.absolute():
@@ -151,42 +150,66 @@ def check_files(values: argparse.Namespace) -> dict[str, Path | None]:
     weights = _folder(values.weight_path, spec.weights)
     # A sparse run falls back to the dense network for a full mask, so both must be there.
     for run_type in (values.run_type, values.run_type.dense):
-        for refiner in (False, True)[: 1 + values.refined]:
+        for refiner in (False, True) if values.refined else (False,):
             path = configs / spec.config_file(run_type, refiner, values.preset)
             if not path.is_file():
                 raise UserError(f"Config file {path} does not exist; check --config_path.")
-    paths |= _check_weights(values, weights)
-    return paths | {"output_path": output, "config_path": configs, "weight_path": weights}
+    _check_weights(values, weights)
+    return {"output_path": output, "config_path": configs, "weight_path": weights}
 
 
-def _check_weights(values: argparse.Namespace, folder: Path) -> dict[str, Path | None]:
-    """Check the files of the models that a run loads; those given, by the names of `RunOptions`."""
-    spec, given = MODELS[values.model], {}
-    for name in ("checkpoint", "refiner_checkpoint", "vae"):
-        path = getattr(values, name)
-        given[name] = None if path is None else Path(path)
-        if given[name] is not None and not given[name].is_dir():
-            _check_weights_file(given[name])
-    for path, _ in values.lora:
-        _check_weights_file(Path(path))
+def numbered(path: Path, seed: int | str) -> Path:
+    """The name of one of several results."""
+    return path.with_name(f"{path.stem}-{seed}{path.suffix}")
+
+
+def _output_path(values: argparse.Namespace, inputs: Sequence[Path]) -> Path:
+    """The picture to write, or the name that those of several seeds are made of.
+
+    Without `--overwrite`, an earlier result under the default name stays: the new one gets a
+    number. UserError if it would take the place of an input, or cannot be written.
+    """
+
+    def targets(path: Path) -> list[Path]:
+        return [numbered(path, name) for name in (*values.seeds, SHEET)] if values.seeds else [path]
+
+    default = f"{values.task}-{values.run_type}" + ("" if values.seeds else f"-{values.seed}")
+    path = Path(values.output_path or f"outputs/{default}.png")
+    if values.output_path is None and not values.overwrite:
+        count = 1
+        while any(target.exists() for target in targets(path)):
+            count += 1
+            path = Path(f"outputs/{default}-{count}.png")
+    for target in targets(path):
+        files.check_output_path(target)
+        if values.overwrite or values.mode.profiles or not target.exists():
+            continue
+        if any(target.samefile(given) for given in inputs):
+            raise UserError(
+                f"--output_path {target} is an input of this run and would be replaced; name "
+                "another, or add --overwrite."
+            )
+    return path
+
+
+def _check_weights(values: argparse.Namespace, folder: Path) -> None:
+    """UserError unless the files of the models that a run loads can be opened."""
+    given = (values.checkpoint, values.refiner_checkpoint, values.vae)
+    loras = [Path(path) for path, _ in values.lora]
+    for path in [path for path in given if path and not path.is_dir()] + loras:
+        files.check_input_file(path)
+        if path.suffix in PICKLE_SUFFIXES:
+            raise UserError(
+                f"File {path} is a pickle by its name, and pickles are never opened; get the "
+                ".safetensors file."
+            )
+    spec = MODELS[values.model]
     roles = {"checkpoint": spec.weight_role(values.run_type)}
     if values.refined:
         roles["refiner_checkpoint"] = "refiner"
     for name, role in roles.items():
-        file = spec.weight_file(role)
-        if given[name] is None and not (values.random_weights or values.macs_only):
-            _check_checkpoint(folder / file, spec, role)
-    return given
-
-
-def _check_weights_file(path: Path) -> None:
-    """UserError unless a file can be opened and is no pickle by its name."""
-    files.check_input_file(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        raise UserError(
-            f"File {path} is a pickle by its name, and pickles are never opened; get the "
-            ".safetensors file."
-        )
+        if getattr(values, name) is None and not (values.random_weights or values.macs_only):
+            _check_checkpoint(folder / spec.weights[role], spec, role)
 
 
 def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
@@ -210,19 +233,14 @@ def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
 
 
 def _folder(given: str, names: Mapping[str, str]) -> Path:
-    """A folder as given; where a relative one has no file of a model, perhaps what is shipped has.
-
-    Args:
-        given: the word of the command line.
-        names: the model's files by role.
-    """
+    """A folder as given; where a relative one has no file of a model (its `names` by role), perhaps
+    what is shipped has."""
 
     def holds_one(folder: Path) -> bool:
         # Unlike `Path.exists`, False for a folder that may not be entered.
         return any(os.path.exists(folder / name) for name in names.values())
 
-    shipped = SHIPPED / given
-    return shipped if not holds_one(Path(given)) and holds_one(shipped) else Path(given)
+    return next(filter(holds_one, (Path(given), SHIPPED / given)), Path(given))
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
@@ -239,19 +257,13 @@ def check_device(values: argparse.Namespace) -> tuple[str, Precision]:
             f"--backend triton needs a CUDA device and the device is {device}; use --backend auto."
         )
     if values.backend is Backend.SIGE:
-        _check_kernels(device.type)
+        try:
+            importlib.import_module(f"sige.{device.type}")  # it needs torch imported before
+        except ImportError as error:
+            raise UserError(
+                f"--backend sige finds no kernels of the package sige for {device.type} ({error}); "
+                "build it anew with `python -m tools.install_sige`, or use --backend auto."
+            ) from error
     precision = values.precision or runtime.best_precision(values.preset, device)
     runtime.check_precision(precision, device)
     return str(device), precision
-
-
-def _check_kernels(kind: str) -> None:
-    """UserError unless the published package has kernels for a type of device that load; they
-    need torch imported before them."""
-    try:
-        importlib.import_module(f"sige.{kind}")
-    except ImportError as error:
-        raise UserError(
-            f"--backend sige finds no kernels of the package sige for {kind} ({error}); build it "
-            "anew with `python -m tools.install_sige`, or use --backend auto."
-        ) from error

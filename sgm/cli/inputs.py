@@ -1,20 +1,25 @@
-"""The pictures and the mask of a command, read and brought to one size."""
+"""The pictures and the mask of a command, and the edit that it asks for."""
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
 
 from sgm.errors import UserError
+from sgm.inference.composite import distance
+from sgm.inference.crop import Cropped, crop_inpainting, crop_sdedit, is_larger, window_around
+from sgm.inference.drawing import where_drawn
+from sgm.inference.edit import Edit
+from sgm.inference.inpainting import Inpainting
+from sgm.inference.sdedit import SDEdit
+from sgm.io.imageio import pad_to_multiple, to_tensor
+from sgm.io.maskio import load_levels
+from sgm.io.photos import Photo, load_photo
 from sgm.specs import RunOptions
 from sgm.words import Task
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from PIL import Image
-    from torch import Tensor
-
-    from sgm.io.photos import Photo
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +36,26 @@ class Inputs:
             picture to compare with.
     """
 
-    init_photo: "Photo | None"
-    edited_photo: "Photo | None"
-    levels: "Tensor | None"
+    init_photo: Photo | None
+    edited_photo: Photo | None
+    levels: Tensor | None
 
     @property
-    def init(self) -> "Image.Image | None":
+    def init(self) -> Image.Image | None:
         """The unedited picture, RGB in sRGB."""
         return self.init_photo and self.init_photo.image
 
     @property
-    def edited(self) -> "Image.Image | None":
+    def edited(self) -> Image.Image | None:
         """The picture drawn on, RGB in sRGB."""
         return self.edited_photo and self.edited_photo.image
 
     @property
-    def mask(self) -> "Tensor | None":
+    def mask(self) -> Tensor | None:
         """Where the edit is, bool [H, W]."""
         return None if self.levels is None else self.levels > 0.5
 
-    def source(self, blended: bool) -> "Photo":
+    def source(self, blended: bool) -> Photo:
         """The picture that the edit is made to: a blended one is put into the unedited picture,
         where there is one; else it is the one that was drawn on that changes."""
         first, second = self.edited_photo, self.init_photo
@@ -65,20 +70,16 @@ def read_inputs(options: RunOptions) -> Inputs:
     Raises:
         UserError: a file that cannot be used, or two pictures of different sizes.
     """
-    from sgm.io.photos import load_photo
 
-    def photo(path: "Path | None", used: bool) -> "Photo | None":
-        if path is None or not used:
+    def photo(path: Path | None) -> Photo | None:
+        if path is None:
             return None
         found = load_photo(path)
-        return found.resized(
-            (options.height or found.image.height, options.width or found.image.width)
-        )
+        return found.resized((options.height or found.size[0], options.width or found.size[1]))
 
-    init = photo(options.init_img, True)
-    recording = options.record is not None
-    edited = photo(options.edited_img, options.task is Task.SDEDIT and not recording)
-    if init is not None and edited is not None and init.image.size != edited.image.size:
+    drawn_on = options.task is Task.SDEDIT and options.record is None
+    init, edited = photo(options.init_img), photo(options.edited_img if drawn_on else None)
+    if init is not None and edited is not None and init.size != edited.size:
         raise UserError(
             f"The original is {init.image.width}x{init.image.height} and the edited picture "
             f"{edited.image.width}x{edited.image.height} (width x height), but they must be the "
@@ -87,20 +88,12 @@ def read_inputs(options: RunOptions) -> Inputs:
     return Inputs(init, edited, _levels(options, init, edited))
 
 
-def _levels(options: RunOptions, init: "Photo | None", edited: "Photo | None") -> "Tensor | None":
+def _levels(options: RunOptions, init: Photo | None, edited: Photo | None) -> Tensor | None:
     """Where the edit is, grown as the options say; see `Inputs.levels`."""
-    import torch
-
-    from sgm.inference.composite import distance
-    from sgm.inference.drawing import where_drawn
-    from sgm.io.imageio import to_tensor
-    from sgm.io.maskio import load_levels
-
     photo = init or edited
     assert photo is not None  # by `check_together`
     if options.mask_path is not None:
-        size = (photo.image.height, photo.image.width)
-        levels = load_levels(options.mask_path, size, options.photo.invert_mask)
+        levels = load_levels(options.mask_path, photo.size, options.photo.invert_mask)
         if options.task is Task.SDEDIT:
             levels = (levels > 0.5).float()
     elif init is None or edited is None:
@@ -114,13 +107,54 @@ def _levels(options: RunOptions, init: "Photo | None", edited: "Photo | None") -
     return levels
 
 
-def advise_on_size(options: RunOptions, inputs: Inputs) -> None:
-    """Warn when a picture is far larger than what the model was trained on."""
-    size = inputs.source(False).image.size
-    height, width = options.spec.trained_size
-    if size[0] * size[1] >= 2 * height * width:
-        logger.warning(
-            "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; "
-            "--H %d --W %d will look better, or --padding_mask_crop auto.",
-            *(options.model, width, height, *size, height, width),
-        )
+def nothing_marked(options: RunOptions, inputs: Inputs) -> str | None:
+    """Why there is nothing to edit, as the subject and verb of a sentence; None where there is. A
+    dense run does not look at where the pictures differ, so there only a given mask counts."""
+    known = options.run_type.sparse or options.mask_path is not None
+    if not known or inputs.mask is None or inputs.mask.any():
+        return None
+    return "two pictures are the same" if options.mask_path is None else "mask is empty"
+
+
+def dense_if_everywhere(options: RunOptions, inputs: Inputs) -> RunOptions:
+    """The options, of a dense run where the edit covers the whole picture."""
+    if not options.run_type.sparse or inputs.mask is None or not inputs.mask.all():
+        return options
+    dense = options.run_type.dense
+    logger.warning("The edit covers the whole picture: running %s, which is dense.", dense)
+    return replace(options, run_type=dense)
+
+
+def request(options: RunOptions, inputs: Inputs) -> Edit:
+    """The edit of a run: of a crop where one was asked for, or where the picture is larger than
+    the model's size."""
+    crop = None if options.photo.padding_mask_crop is None else _crop(options, inputs)
+    return crop or edit_of(options, inputs)
+
+
+def edit_of(options: RunOptions, inputs: Inputs) -> Inpainting | SDEdit:
+    """The edit of the whole picture, its pictures padded to multiples of 64."""
+    blend = options.photo.blend
+    init = None if inputs.init is None else pad_to_multiple(to_tensor(inputs.init))
+    if options.task is Task.INPAINTING:
+        levels = inputs.mask if blend is None else inputs.levels
+        return Inpainting(init, pad_to_multiple(levels), blend)
+    edited = pad_to_multiple(to_tensor(inputs.edited))
+    drawing = None if inputs.mask is None else pad_to_multiple(inputs.mask)
+    return SDEdit(init, edited, options.sampling.strength, drawing, blend)
+
+
+def _crop(options: RunOptions, inputs: Inputs) -> Cropped | None:
+    """The edit of a crop; None if the whole picture serves as well."""
+    blend, crop, mask = options.photo.blend, options.photo.padding_mask_crop, inputs.mask
+    assert blend is not None  # by `sgm.cli.main`: a crop is blended
+    trained = options.spec.trained_size
+    if mask is None or mask.all() or (crop == "auto" and not is_larger(mask.shape, trained)):
+        return None
+    margin = None if isinstance(crop, str) else max(crop or 0, blend.width(mask.shape))
+    window = window_around(inputs.levels > 0, trained, margin)
+    init = None if inputs.init is None else to_tensor(inputs.init)
+    if options.task is Task.INPAINTING:
+        return crop_inpainting(init, inputs.levels, window, blend)
+    edited = to_tensor(inputs.edited)
+    return crop_sdedit(init, edited, mask, window, blend, options.sampling.strength)

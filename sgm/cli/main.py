@@ -1,7 +1,6 @@
 """The command `run.py`: options to a checked run, pictures in, the edited picture or figures out.
 
-Everything heavy (torch, Pillow, the networks) is imported where it is needed, after the checks
-that need none of it.
+Everything heavy (torch, Pillow, the networks) is imported after the checks that need none of it.
 """
 
 import argparse
@@ -9,21 +8,17 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sgm.cli import checks
-from sgm.cli.generate import generate
-from sgm.cli.inputs import read_inputs
 from sgm.cli.memory import memory_scope
-from sgm.cli.options import build_parser, read
-from sgm.cli.photo_options import photo_options, weighted
-from sgm.cli.profile import profile
+from sgm.cli.options import AUTO, SYNTAXES, WHOLE, read
 from sgm.cli.program import start
+from sgm.photo import Blend, PhotoOptions
 from sgm.specs import RecordingSettings, RunOptions, SamplingParams
-from sgm.words import Precision, RecordingMemory
-
-__all__ = ["build_parser", "checked", "main", "parse", "run"]
+from sgm.words import Precision, Preset, RecordingMemory
 
 # Programs of their own, by their word after `sdxl-sige`.
 PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
@@ -49,63 +44,63 @@ def checked(values: argparse.Namespace) -> RunOptions:
     checks.check_together(values)
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)
-    return RunOptions(
-        task=values.task,
-        run_type=values.run_type,
-        mode=values.mode,
-        model=values.model,
-        preset=values.preset,
-        precision=precision,
-        backend=values.backend,
-        device=device,
-        graphs=values.graphs,
-        sampling=SamplingParams(
-            prompt=values.prompt,
-            negative_prompt=values.negative_prompt,
-            seed=values.seed,
-            steps=values.steps,
-            scale=values.scale,
-            strength=values.strength,
-            weighted=weighted(values),
-            sampler=values.sampler,
-            spacing=values.spacing,
-        ),
-        height=values.H,
-        width=values.W,
-        refined=values.refined,
-        json_path=values.json,
-        random_weights=values.random_weights,
-        macs_only=values.macs_only,
-        compare=values.compare,
-        recordings=RecordingSettings(
+    syntax = values.prompt_syntax or SYNTAXES[values.preset is Preset.FAST]
+    weighted = syntax == "weighted"
+    found = _named(RunOptions, values) | paths
+    found |= {
+        "device": device,
+        "precision": precision,
+        "sampling": SamplingParams(**_named(SamplingParams, values), weighted=weighted),
+        "height": values.H,
+        "width": values.W,
+        "json_path": values.json,
+        "recordings": RecordingSettings(
             every=values.refresh,
             count=values.recorded_steps,
             precision=values.recording_precision,
         ),
-        record=None if values.record is None else Path(values.record),
-        recording=None if values.recording is None else Path(values.recording),
-        recording_memory=values.recording_memory,
-        loras=tuple((Path(path), weight) for path, weight in values.lora),
-        prediction=values.prediction,
-        photo=photo_options(values),
-        **paths,
-    )
+        "loras": tuple((Path(path), weight) for path, weight in values.lora),
+        "photo": _photo_options(values),
+    }
+    return RunOptions(**found)
+
+
+def _named(kind: type, values: argparse.Namespace) -> dict[str, Any]:
+    """What was parsed for the fields of a dataclass that have the name of their flag."""
+    return {f.name: getattr(values, f.name) for f in fields(kind) if f.name in values}
+
+
+def _photo_options(values: argparse.Namespace) -> PhotoOptions:
+    """What the flags about pictures, masks and seeds mean for a run."""
+    fast, crop = values.preset is Preset.FAST, values.padding_mask_crop
+    if crop is None and fast and values.recording is None and values.record is None:
+        crop = AUTO
+    crop = None if crop == WHOLE else crop
+    blended = fast or values.mask_feather is not None or values.match_border or crop is not None
+    match = fast if values.match_border is None else values.match_border
+    found = _named(PhotoOptions, values) | {
+        "blend": Blend(values.mask_feather, match) if blended else None,
+        "padding_mask_crop": crop,
+        "seeds": values.seeds or (),
+        "metadata": not values.no_metadata,
+    }
+    return PhotoOptions(**found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line.
-
-    Args:
-        argv: words after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code, 0.
+    """Run one command line, by default that of the process (words after the program's name), and
+    return the exit code, 0.
 
     Raises:
         UserError: bad options, files or pictures, or too little memory; one sentence.
     """
     options = parse(sys.argv[1:] if argv is None else argv)
     started = time.perf_counter()
+    # Imported here, so that `--help` and a refusal do not wait for torch.
+    from sgm.cli.generate import generate
+    from sgm.cli.inputs import read_inputs
+    from sgm.cli.profile import profile
+
     with memory_scope(options.device, f"use {less_memory(options)}"):
         inputs = read_inputs(options)
         if options.mode.profiles:

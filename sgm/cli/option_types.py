@@ -21,9 +21,8 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
     def convert(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not known; choose one of {', '.join(names)}{suggestion(text, names)}"
-            )
+            known = f"{', '.join(names)}{suggestion(text, names)}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not known; choose one of {known}")
         return text
 
     return convert
@@ -35,19 +34,23 @@ def member(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
     return lambda text: kind(check(text))
 
 
+def _parsed(kind: Callable[[str], float], text: str) -> float:
+    """A number, or NaN, which fails every comparison."""
+    try:
+        return kind(text)
+    except ValueError:
+        return math.nan
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A converter for whole numbers from low to high, both included."""
 
     def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
+        value = _parsed(int, text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"got {text!r}; give a whole number from {low} to {high}"
-            )
-        return value
+            sentence = f"got {text!r}; give a whole number from {low} to {high}"
+            raise argparse.ArgumentTypeError(sentence)
+        return int(value)
 
     return convert
 
@@ -56,11 +59,7 @@ def number(low: float, high: float, above_low: bool = False) -> Callable[[str], 
     """A converter for finite numbers from low (or only above it) to high."""
 
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        # NaN fails every comparison, so it is refused with the rest.
+        value = _parsed(float, text)
         if not (low < value <= high or (value == low and not above_low)):
             start = f"above {low:g} and" if above_low else f"from {low:g}"
             raise argparse.ArgumentTypeError(f"got {text!r}; give a number {start} up to {high:g}")
@@ -73,14 +72,9 @@ def only(allowed: float, reason: str) -> Callable[[str], float]:
     """A converter for a published option that has one meaningful value."""
 
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if value != allowed:
-            raise argparse.ArgumentTypeError(
-                f"got {text!r} but {reason}; leave it out or give {allowed:g}"
-            )
+        if _parsed(float, text) != allowed:
+            sentence = f"got {text!r} but {reason}; leave it out or give {allowed:g}"
+            raise argparse.ArgumentTypeError(sentence)
         return allowed
 
     return convert
@@ -125,11 +119,8 @@ def parsed(
     values: argparse.Namespace | None = None,
 ) -> argparse.Namespace:
     """The values of a command line; UserError on an unknown option (with the nearest known one) or
-    a value outside its range.
-
-    Args:
-        values: what holds where the command line says nothing; None for the parser's defaults.
-    """
+    a value outside its range. `values` hold where the command line says nothing, in place of the
+    parser's defaults."""
     values, rest = parser.parse_known_args(argv, values)
     if rest:
         came = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]

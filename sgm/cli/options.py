@@ -6,24 +6,15 @@ means together with others is checked in `sgm.cli.checks`.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from sgm.cli.option_types import (
-    Parser,
-    braces,
-    member,
-    number,
-    one_of,
-    only,
-    parsed,
-    truth,
-    whole,
-)
-from sgm.cli.photo_options import add_photos
+from sgm.cli.option_types import Parser, braces, number, one_of, only, parsed, truth, whole
 from sgm.cli.shared_options import add_adaptions, add_folders, add_names, add_sampler
 from sgm.errors import UserError
 from sgm.specs import (
     DEFAULT_RECORDED,
     DEFAULT_RECORDING_PRECISION,
+    DEFAULT_SCALE,
     DEFAULT_STEPS,
     LATENT_CHANNELS,
     LATENT_FACTOR,
@@ -43,6 +34,9 @@ from sgm.words import (
 
 MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
 MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
+MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100  # pixels, pixels, results of a run
+SYNTAXES = ("plain", "weighted")
+AUTO, WHOLE = "auto", "none"  # of --padding_mask_crop
 
 DESCRIPTION = """\
 Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture
@@ -84,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_task(parser)
     _add_pictures(parser)
-    add_photos(parser)
+    _add_photos(parser)
     _add_sampling(parser)
     _add_engine(parser)
     _add_recordings(parser)
@@ -101,205 +95,162 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     add_names(group, "--run_type", RunType, RunType.ORIGINAL, text)
     add_names(group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network")
     group.add_argument("--prompt", metavar="TEXT", help="what the edit should show (required)")
+    text = "what it should not show (default: none; the unconditional embedding is then zero)"
+    group.add_argument("--negative_prompt", metavar="TEXT", default="", help=text)
+    text = "run the refiner after the base; true/false/yes/no, or alone for true (default: false)"
     group.add_argument(
-        "--negative_prompt",
-        metavar="TEXT",
-        default="",
-        help="what it should not show (default: none; the unconditional embedding is then zero)",
-    )
-    group.add_argument(
-        "--refined",
-        metavar="BOOL",
-        nargs="?",
-        const=True,
-        default=False,
-        type=truth,
-        help="run the refiner after the base; true/false/yes/no, or alone for true "
-        "(default: false)",
+        "--refined", metavar="BOOL", nargs="?", const=True, default=False, type=truth, help=text
     )
 
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures")
-    group.add_argument(
-        "--init_img",
-        metavar="FILE",
-        help="the unedited picture (inpainting; sdedit with a sparse run type)",
-    )
-    group.add_argument("--edited_img", metavar="FILE", help="the picture drawn on (sdedit)")
-    group.add_argument(
-        "--mask_path",
-        metavar="FILE",
-        help="where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)",
-    )
-    group.add_argument(
-        "--output_path",
-        metavar="FILE",
-        help="picture to write (default: outputs/<task>-<run_type>-<seed>.png)",
-    )
+    text = "the unedited picture (inpainting; sdedit with a sparse run type)"
+    group.add_argument("--init_img", metavar="FILE", type=Path, help=text)
+    text = "the picture drawn on (sdedit)"
+    group.add_argument("--edited_img", metavar="FILE", type=Path, help=text)
+    text = "where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)"
+    group.add_argument("--mask_path", metavar="FILE", type=Path, help=text)
+    text = "picture to write (default: outputs/<task>-<run_type>-<seed>.png)"
+    group.add_argument("--output_path", metavar="FILE", help=text)
     for flag, side in (("--H", "height"), ("--W", "width")):
-        group.add_argument(
-            flag,
-            metavar="PIXELS",
-            type=whole(1, MAX_SIDE),
-            help=f"resize picture and mask to this {side} (default: the picture's own)",
-        )
+        text = f"resize picture and mask to this {side} (default: the picture's own)"
+        group.add_argument(flag, metavar="PIXELS", type=whole(1, MAX_SIDE), help=text)
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures, masks and seeds in detail")
+    text = "pixels outside of the mask in which the edit fades into the picture; 0 is a hard edge "
+    text += "(default with --preset fast: 8 at 1024 pixels, in proportion to the picture)"
+    group.add_argument("--mask_feather", metavar="N", type=whole(0, MAX_RING), help=text)
+    text = "grow the mask or the drawing by this many pixels (default: %(default)s)"
+    group.add_argument("--mask_grow", metavar="N", type=whole(0, MAX_RING), default=0, help=text)
+    text = "repaint what the mask shows in black"
+    group.add_argument("--invert_mask", action="store_true", help=text)
+    text = "give the edit the colours and the grain of what is around it (default with --preset "
+    text += "fast: yes)"
+    group.add_argument("--match_border", action=argparse.BooleanOptionalAction, help=text)
+    text = "show the network the edit and N pixels around it, at the size it was trained for; "
+    text += f"{AUTO}: only if the picture is larger (default of --preset fast), {WHOLE}: all of it"
+    group.add_argument("--padding_mask_crop", metavar="N", type=_margin, help=text)
+    text = "several results: 1-6 or 1,7,9 (--seed: one)"
+    group.add_argument("--seeds", metavar="LIST", type=_seeds, help=text)
+    text = "leave out of a PNG how it was made (prompt, seed, steps, ...)"
+    group.add_argument("--no_metadata", action="store_true", help=text)
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    text = "plain: as published, 77 tokens; weighted: (word:1.3), and prompts of any length "
+    text += "(default: weighted with --preset fast, else plain)"
+    names, known = braces(SYNTAXES), one_of(SYNTAXES)
+    group.add_argument("--prompt_syntax", metavar=names, type=known, help=text)
+
+
+def _margin(text: str) -> int | str:
+    """A converter for `auto`, `none` or a number of pixels."""
+    return text if text in (AUTO, WHOLE) else whole(0, MAX_MARGIN)(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """A converter for a list of seeds with ranges; each once, in the order given."""
+    one, found = whole(0, MAX_SEED), []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low = one(first.strip())
+        high = one(last.strip()) if dash else low
+        if high < low or high - low >= MAX_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"got {part!r}; give a range of at most {MAX_SEEDS} seeds that rises, such as 1-6"
+            )
+        found += range(low, high + 1)
+    seeds = tuple(dict.fromkeys(found))
+    if len(seeds) > MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"got {len(seeds)} seeds; give at most {MAX_SEEDS}")
+    return seeds
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=whole(0, MAX_SEED),
-        default=2,
-        help="seed of every random draw (default: %(default)s)",
-    )
-    group.add_argument(
-        "--ddim_steps",
-        "--steps",
-        dest="steps",
-        metavar="N",
-        type=whole(1, MAX_STEPS),
-        help=f"sampler steps of the whole schedule (default: {DEFAULT_STEPS}); with a turbo run "
-        f"type 1 to {TURBO_STEPS} (default: {TURBO_STEPS})",
-    )
-    group.add_argument(
-        "--scale",
-        metavar="X",
-        type=number(0, MAX_SCALE),
-        default=6.0,
-        help="classifier-free guidance (default: %(default)s); from 0 to 1 it is off, which halves "
-        "the work",
-    )
-    group.add_argument(
-        "--strength",
-        metavar="X",
-        type=number(0, 1, above_low=True),
-        default=0.8,
-        help="sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)",
-    )
+    text = "seed of every random draw (default: %(default)s)"
+    group.add_argument("--seed", metavar="N", type=whole(0, MAX_SEED), default=2, help=text)
+    text = f"sampler steps of the whole schedule (default: {DEFAULT_STEPS}); with a turbo run type "
+    text += f"1 to {TURBO_STEPS} (default: {TURBO_STEPS})"
+    names, steps = ("--ddim_steps", "--steps"), whole(1, MAX_STEPS)
+    group.add_argument(*names, dest="steps", metavar="N", type=steps, help=text)
+    text = "classifier-free guidance (default: %(default)s); from 0 to 1 it is off, which halves "
+    text += "the work"
+    scale = number(0, MAX_SCALE)
+    group.add_argument("--scale", metavar="X", type=scale, default=DEFAULT_SCALE, help=text)
+    text = "sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)"
+    share = number(0, 1, above_low=True)
+    group.add_argument("--strength", metavar="X", type=share, default=0.8, help=text)
     add_sampler(group)
-    group.add_argument(
-        "--ddim_eta",
-        metavar="0",
-        type=only(0, "the solver is deterministic"),
-        default=0.0,
-        help="kept from the published port; only 0, as the solver is deterministic",
-    )
+    text = "kept from the published port; only 0, as the solver is deterministic"
+    zero = only(0, "the solver is deterministic")
+    group.add_argument("--ddim_eta", metavar="0", type=zero, default=0.0, help=text)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("computation")
     add_names(group, "--preset", Preset, Preset.PUBLISHED, "how a sparse run computes")
-    group.add_argument(
-        "--precision",
-        metavar=braces(Precision),
-        type=member(Precision),
-        help="what the networks compute in; fp32 never uses TF32 (default: fp32; with --preset "
-        "fast on a CUDA device bf16, or fp16 where the card has no bf16)",
-    )
+    text = "what the networks compute in; fp32 never uses TF32 (default: fp32; with --preset fast "
+    text += "on a CUDA device bf16, or fp16 where the card has no bf16)"
+    add_names(group, "--precision", Precision, None, text)
     add_names(group, "--backend", Backend, Backend.AUTO, "implementation of the sparse operators")
-    group.add_argument(
-        "--device",
-        metavar="NAME",
-        help="cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)",
-    )
-    group.add_argument(
-        "--graphs",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="run the UNet's sparse steps as CUDA graphs (default: on a CUDA device)",
-    )
+    text = "cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)"
+    group.add_argument("--device", metavar="NAME", help=text)
+    text = "run the UNet's sparse steps as CUDA graphs (default: on a CUDA device)"
+    group.add_argument("--graphs", action=argparse.BooleanOptionalAction, help=text)
 
 
 def _add_recordings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preset fast only")
-    group.add_argument(
-        "--refresh",
-        metavar="K",
-        type=whole(1, MAX_STEPS),
-        help="in place of --recorded_steps: record the unedited picture at least every K-th step",
-    )
-    group.add_argument(
-        "--recorded_steps",
-        metavar="N",
-        type=whole(2, MAX_STEPS),
-        help="record the unedited picture at this many steps, and interpolate the others (default: "
-        f"{DEFAULT_RECORDED}, or all of fewer steps)",
-    )
-    group.add_argument(
-        "--recording_precision",
-        metavar=braces(RecordingPrecision),
-        type=member(RecordingPrecision),
-        help="how recordings are kept; the networks compute in --precision (default: "
-        f"{DEFAULT_RECORDING_PRECISION})",
-    )
-    group.add_argument(
-        "--record",
-        metavar="FOLDER",
-        help="make no edit, but record --init_img there; --prompt describes it, and may be empty; "
-        "with --mask_path for edits within that mask only, which takes less room",
-    )
-    group.add_argument(
-        "--recording",
-        metavar="FOLDER",
-        help="edit from the recording in this folder, with no pass over the unedited picture",
-    )
+    text = "in place of --recorded_steps: record the unedited picture at least every K-th step"
+    group.add_argument("--refresh", metavar="K", type=whole(1, MAX_STEPS), help=text)
+    text = "record the unedited picture at this many steps, and interpolate the others (default: "
+    text += f"{DEFAULT_RECORDED}, or all of fewer steps)"
+    group.add_argument("--recorded_steps", metavar="N", type=whole(2, MAX_STEPS), help=text)
+    text = "how recordings are kept; the networks compute in --precision (default: "
+    text += f"{DEFAULT_RECORDING_PRECISION})"
+    add_names(group, "--recording_precision", RecordingPrecision, None, text)
+    text = "make no edit, but record --init_img there; --prompt describes it, and may be empty; "
+    text += "with --mask_path for edits within that mask only, which takes less room"
+    group.add_argument("--record", metavar="FOLDER", type=Path, help=text)
+    text = "edit from the recording in this folder, with no pass over the unedited picture"
+    group.add_argument("--recording", metavar="FOLDER", type=Path, help=text)
     text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
     add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and files")
-    group.add_argument(
-        "--model",
-        metavar=braces(MODELS),
-        type=one_of(tuple(MODELS)),
-        default="sdxl",
-        help="the published checkpoints, or the small one of this package (default: %(default)s)",
-    )
+    text = "the published checkpoints, or the small one of this package (default: %(default)s)"
+    names, known = braces(MODELS), one_of(tuple(MODELS))
+    group.add_argument("--model", metavar=names, type=known, default="sdxl", help=text)
     add_folders(group)
     for flag, value, meaning in (
         ("--C", LATENT_CHANNELS, "latent channels"),
         ("--f", LATENT_FACTOR, "pixels per latent position"),
     ):
-        group.add_argument(
-            flag,
-            metavar=str(value),
-            type=only(value, f"every model here has {value}"),
-            default=value,
-            help=f"{meaning}; kept from the published port, only %(default)s",
-        )
+        text = f"{meaning}; kept from the published port, only %(default)s"
+        kind = only(value, f"every model here has {value}")
+        group.add_argument(flag, metavar=str(value), type=kind, default=value, help=text)
     for flag, metavar, text in (
         ("--checkpoint", "FILE|FOLDER", "any SDXL checkpoint, or a folder as diffusers saves it"),
         ("--refiner_checkpoint", "FILE|FOLDER", "the same for the refiner of --refined"),
         ("--vae", "FILE", "another autoencoder"),
     ):
-        group.add_argument(flag, metavar=metavar, help=f"{text} (default: the model's own)")
+        text = f"{text} (default: the model's own)"
+        group.add_argument(flag, metavar=metavar, type=Path, help=text)
     add_adaptions(group)
-    group.add_argument(
-        "--json",
-        metavar="FILE",
-        help="write the run's figures as JSON; - for stdout, which then holds nothing else",
-    )
+    text = "write the run's figures as JSON; - for stdout, which then holds nothing else"
+    group.add_argument("--json", metavar="FILE", help=text)
 
 
 def _add_profiling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("profile modes only")
-    group.add_argument(
-        "--random_weights",
-        action="store_true",
-        help="read no checkpoint; MACs and latency do not depend on the weights",
-    )
-    group.add_argument(
-        "--macs_only",
-        action="store_true",
-        help="count, do not time; needs no checkpoint and little memory",
-    )
-    group.add_argument(
-        "--compare",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="sparse run types: measure the dense pass too (default: yes)",
-    )
+    text = "read no checkpoint; MACs and latency do not depend on the weights"
+    group.add_argument("--random_weights", action="store_true", help=text)
+    text = "count, do not time; needs no checkpoint and little memory"
+    group.add_argument("--macs_only", action="store_true", help=text)
+    text = "sparse run types: measure the dense pass too (default: yes)"
+    yes_no = argparse.BooleanOptionalAction
+    group.add_argument("--compare", action=yes_no, default=True, help=text)

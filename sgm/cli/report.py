@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from sgm.io import files
 from sgm.specs import RunOptions
@@ -37,20 +36,10 @@ def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> 
 def settings(options: RunOptions) -> dict[str, object]:
     """Everything that a run was asked for, by the names of `RunOptions` and of what it holds, in
     values that JSON has. Steps are those that the run makes."""
-    every = asdict(options)
+    every = json.loads(json.dumps(asdict(options), default=str))  # paths and enums as text
     sampling = every.pop("sampling")
-    every.pop("json_path")
-    sampling["steps"] = options.steps
-    return {name: _plain(value) for name, value in {**every, **sampling}.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A value with text in place of paths and of members of an enum."""
-    if isinstance(value, dict):
-        return {name: _plain(held) for name, held in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(held) for held in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    del every["json_path"]
+    return {**every, **sampling, "steps": options.steps}
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -8,30 +8,26 @@ from sgm.words import Prediction, Sampler, Spacing
 
 
 def add_names(
-    group: argparse._ArgumentGroup, flag: str, kind: type[StrEnum], default: StrEnum, text: str
+    group: argparse._ArgumentGroup,
+    flag: str,
+    kind: type[StrEnum],
+    default: StrEnum | None,
+    text: str,
 ) -> None:
-    """Add an option that takes one word of an enum."""
-    group.add_argument(
-        flag,
-        metavar=braces(kind),
-        type=member(kind),
-        default=default,
-        help=f"{text} (default: %(default)s)",
-    )
+    """Add an option that takes one word of an enum; without a default, `text` says what holds."""
+    text = text if default is None else f"{text} (default: %(default)s)"
+    names, convert = braces(kind), member(kind)
+    group.add_argument(flag, metavar=names, type=convert, default=default, help=text)
 
 
 def add_folders(group: argparse._ArgumentGroup) -> None:
     """Add `--config_path` and `--weight_path`."""
-    for flag, folder, content in (
+    text = "folder of the {} (default: %(default)s)"
+    for flag, default, content in (
         ("--config_path", "configs", "YAML files"),
         ("--weight_path", "pretrained", "checkpoints"),
     ):
-        group.add_argument(
-            flag,
-            metavar="FOLDER",
-            default=folder,
-            help=f"folder of the {content} (default: %(default)s)",
-        )
+        group.add_argument(flag, metavar="FOLDER", default=default, help=text.format(content))
 
 
 def add_adaptions(group: argparse._ArgumentGroup) -> None:
@@ -44,12 +40,8 @@ def add_adaptions(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="a LoRA to merge, and how much of it (default: 1); may be given several times",
     )
-    group.add_argument(
-        "--prediction",
-        metavar=braces(Prediction),
-        type=member(Prediction),
-        help="what the network predicts (default: what the checkpoint says, else epsilon)",
-    )
+    text = "what the network predicts (default: what the checkpoint says, else epsilon)"
+    add_names(group, "--prediction", Prediction, None, text)
 
 
 def add_sampler(group: argparse._ArgumentGroup) -> None:

@@ -22,8 +22,7 @@ from sgm.inference.progress import NanCheck, Progress, Stopwatch, told
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import Kind, kind_of, read_contents
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, solver_of
-from sgm.specs import ModelSpec, SamplingParams, Turbo
-from sgm.weights import Weights
+from sgm.specs import ModelSpec, SamplingParams, Turbo, Weights
 from sgm.words import Backend, Precision, Preset, RunType
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class Pipeline:
         """
         if weights is None:
             role = "refiner" if refiner else spec.weight_role(run_type)
-            weights = Weights(Path(weight_path) / spec.weight_file(role))
+            weights = Weights(Path(weight_path) / spec.weights[role])
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
         kind = kind_of(read_contents(weights), weights.prediction)
         if kind != Kind():

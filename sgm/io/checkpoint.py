@@ -17,8 +17,7 @@ from sgm.io.fits import check_network, fit, listed
 from sgm.io.lora import merged, read_loras
 from sgm.io.sources import Kind, Source, find, read_contents
 from sgm.io.weights_file import DTYPES, CheckpointError, open_weights, read_in_turn
-from sgm.specs import MASKED_CHANNELS
-from sgm.weights import Weights
+from sgm.specs import MASKED_CHANNELS, Weights
 from sgm.words import Prediction
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,8 @@ from PIL import Image, ImageCms
 
 logger = logging.getLogger(__name__)
 
+INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 ALIKE = 2  # largest difference, of 255, of colours in a profile that is as good as sRGB
 
 
@@ -43,15 +45,12 @@ def _applied(picture: Image.Image, transform: ImageCms.ImageCmsTransform | None)
 
 
 def rgb_profile(data: bytes, name: str) -> Profile | None:
-    """The profile of an RGB picture; None, with a notice, if it is damaged.
-
-    Args:
-        data: the ICC profile.
-        name: of the picture, for the notice.
-    """
+    """The profile of an RGB picture, from ICC data; None, with a notice that names the picture, if
+    it is damaged."""
     try:
-        own, srgb = _opened(data), ImageCms.createProfile("sRGB")
-        there, back = _transform(own, srgb, "RGB"), _transform(srgb, own, "RGB")
+        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(data)), ImageCms.createProfile("sRGB")
+        there = ImageCms.buildTransform(own, srgb, "RGB", "RGB", INTENT, FLAGS)
+        back = ImageCms.buildTransform(srgb, own, "RGB", "RGB", INTENT, FLAGS)
     except (ImageCms.PyCMSError, OSError, ValueError):
         logger.warning("The colour profile of %s is damaged; its colours are taken as sRGB.", name)
         return None
@@ -65,25 +64,10 @@ def to_srgb(image: Image.Image, data: bytes, name: str) -> Image.Image:
     """A grey, CMYK or LAB picture with a profile as RGB in sRGB; as Pillow converts it, with a
     notice, if the profile does not fit."""
     try:
-        transform = _transform(_opened(data), ImageCms.createProfile("sRGB"), image.mode)
-        return _applied(image, transform)
+        srgb, own = ImageCms.createProfile("sRGB"), io.BytesIO(data)
+        converted = ImageCms.profileToProfile(image, own, srgb, INTENT, "RGB", flags=FLAGS)
     except (ImageCms.PyCMSError, OSError, ValueError):
         logger.warning("The colour profile of %s is damaged; it is left out.", name)
         return image.convert("RGB")
-
-
-def _opened(data: bytes) -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(io.BytesIO(data))
-
-
-def _transform(
-    source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile, mode: str
-) -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(
-        source,
-        target,
-        mode,
-        "RGB",
-        ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
-    )
+    assert converted is not None  # only None with inPlace=True
+    return converted

@@ -72,11 +72,11 @@ def plan(source: Path, dtype: torch.dtype, conv: bool) -> tuple[list[Entry], dic
         for name in sorted(file.keys()):
             part = file.get_slice(name)
             word, shape = part.get_dtype(), tuple(part.get_shape())
-            if word not in weights_file.DTYPES:
+            old = weights_file.DTYPES.get(word)
+            if old is None:
                 raise UserError(
                     f"Tensor {name} of {source} has type {word}, which has no use here."
                 )
-            old = weights_file.DTYPES[word]
             kind = dtype if old.is_floating_point else old
             entries.append(Entry(name, kind, target_shape(name, shape, conv)))
         entries.sort(key=lambda entry: (-entry.dtype.itemsize, entry.name))
@@ -102,7 +102,14 @@ def convert(
     entries, metadata = plan(source, dtype, conv)
     head = header(entries, metadata)
     size = len(head) + sum(entry.bytes for entry in entries)
-    _check_room(target, size)
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    logger.info("%s will take %.2f GB; %.2f GB are free.", target, size / 1e9, free / 1e9)
+    if size > free:
+        raise UserError(
+            f"{target} needs {size / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
+            "make room or choose another disk."
+        )
 
     def write(file: BinaryIO) -> None:
         file.write(head)
@@ -130,18 +137,6 @@ def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _check_room(target: Path, size: int) -> None:
-    """UserError unless the disk of a file has room for so many bytes."""
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    logger.info("%s will take %.2f GB; %.2f GB are free.", target, size / 1e9, free / 1e9)
-    if size > free:
-        raise UserError(
-            f"{target} needs {size / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
-            "make room or choose another disk."
-        )
 
 
 def _converted(source: Path, entries: list[Entry], title: str) -> Iterator[tuple[Entry, Tensor]]:

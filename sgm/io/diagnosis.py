@@ -8,11 +8,9 @@ from pathlib import Path
 # safetensors refuses longer headers; a length beyond it is some other format's first bytes.
 MAX_HEADER_BYTES = 100_000_000
 # First bytes of files that are often found under a weights file's name, and what to do.
+_LFS = "a git-LFS pointer and not the file; fetch it with `git lfs pull`"
 _MAGIC = (
-    (
-        b"version https://git-lfs",
-        "a git-LFS pointer and not the file; fetch it with `git lfs pull`",
-    ),
+    (b"version https://git-lfs", _LFS),
     (b"PK\x03\x04", "a pickled PyTorch archive; pickles are never opened, get the .safetensors"),
     (b"\x80", "a Python pickle; pickles are never opened, get the .safetensors"),
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from sgm.errors import UserError, suggestion
 
-# Kinds of picture that can be written; `imageio` holds the options of each.
+# Kinds of picture that can be written; `imageio` holds their options.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 # Functions that delete the files which are being written at this moment.

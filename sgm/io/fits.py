@@ -44,19 +44,21 @@ def check_network(
 ) -> None:
     """Every tensor of a network must be there, in a type that is read and in its shape.
 
-    Without memory, so that a wrong file of gigabytes is refused before it is read.
-
-    Args:
-        sources: where the tensors were found.
-        unused: what else is in the files.
-        wanted: the tensors of the network, by name.
+    Without memory, so that a wrong file of gigabytes is refused before it is read. `find` gives
+    where the wanted tensors are stored and what else is in the files.
 
     Raises:
         CheckpointError: one sentence with counts, the first names and the likely cause.
     """
-    missing = set(wanted) - set(sources)
-    if missing:
-        _refuse_missing(contents, missing, unused, wanted)
+    if missing := set(wanted) - set(sources):
+        kind = "folder" if contents.is_folder else "file"
+        counts = f"{len(missing)} missing ({listed(missing)})"
+        if unused and not contents.is_folder:
+            counts += f" and {len(unused)} unexpected ({listed(unused)})"
+        raise CheckpointError(
+            f"Weights {kind} {contents.path} is not for this network: of its tensors {counts}; "
+            f"{_cause(contents, missing, wanted)}."
+        )
     if scaled := [name for name in unused if name.endswith("scale_weight")]:
         raise CheckpointError(
             f"Weights file {contents.path} holds float8 numbers with scales beside them "
@@ -75,22 +77,6 @@ def check_network(
             f"tensors differ in shape, first {name}, {list(sources[name].shape)} instead of "
             f"{list(wanted[name].shape)}."
         )
-
-
-def _refuse_missing(
-    contents: Contents,
-    missing: Collection[str],
-    unused: Collection[str],
-    wanted: Mapping[str, Tensor],
-) -> None:
-    kind = "folder" if contents.is_folder else "file"
-    parts = [f"{len(missing)} missing ({listed(missing)})"]
-    if unused and not contents.is_folder:
-        parts.append(f"{len(unused)} unexpected ({listed(unused)})")
-    raise CheckpointError(
-        f"Weights {kind} {contents.path} is not for this network: of its tensors "
-        f"{' and '.join(parts)}; {_cause(contents, missing, wanted)}."
-    )
 
 
 def _cause(contents: Contents, missing: Collection[str], wanted: Mapping[str, Tensor]) -> str:

@@ -21,15 +21,10 @@ from sgm.specs import SIZE_MULTIPLE
 
 logger = logging.getLogger(__name__)
 
-# Options by extension (see `files.PICTURE_SUFFIXES`): nothing lost where the format can.
-SAVE_OPTIONS: dict[str, tuple[str, dict[str, object]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".bmp": ("BMP", {}),
-    ".tif": ("TIFF", {}),
-    ".tiff": ("TIFF", {}),
+# Options of Pillow's `save` by format: nothing lost where the format can.
+SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
 }
 LFS_START = b"version https://git-lfs"
 # How Pillow names 16 bits per channel in a file whose picture it reads with 8, and where
@@ -43,12 +38,6 @@ def load_picture(path: str | Path) -> Image.Image:
     EXIF rotation is applied; of an animation the first frame is taken (with a notice). Alpha is
     dropped, not composited, as published: where a picture is transparent, the colours stored
     there show.
-
-    Args:
-        path: any file that Pillow reads.
-
-    Returns:
-        The picture in mode RGB.
 
     Raises:
         UserError: no such file, a folder, not a picture, truncated or too large to be safe.
@@ -81,7 +70,11 @@ def open_picture(path: str | Path) -> Image.Image:
             image.info[DEPTH] = deep
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a picture{_why_not(path)}.") from error
+        why = "that Pillow can read; convert it to PNG or JPEG"
+        with path.open("rb") as file:
+            if file.read(len(LFS_START)) == LFS_START:
+                why = "but a Git LFS pointer; fetch the content with `git lfs pull`"
+        raise UserError(f"{path} is not a picture {why}.") from error
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which is not "
@@ -94,14 +87,6 @@ def open_picture(path: str | Path) -> Image.Image:
             f"Picture {path} cannot be read ({reason}); it may be damaged or cut short, "
             "so fetch or export it again."
         ) from error
-
-
-def _why_not(path: Path) -> str:
-    """A likely reason why a file is no picture, as the end of a sentence."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_START)) == LFS_START:
-            return " but a Git LFS pointer; fetch the content with `git lfs pull`"
-    return " that Pillow can read; convert it to PNG or JPEG"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -121,16 +106,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def deep_to_uint8(image: Image.Image) -> np.ndarray:
-    """Scale a one-channel picture of more than 8 bits to 8 bits, rounded.
+    """Scale a one-channel picture of more than 8 bits (mode `I`, `F` or one of the `I;16` family)
+    to 8 bits, rounded: uint8 [H, W].
 
     16-bit modes are scaled by 65535. For 32-bit integers and floats the file does not say where
     white is: the smallest of 1 (floats only), 255, 65535 and 2**31 - 1 that holds every value.
-
-    Args:
-        image: mode `I`, `F` or one of the `I;16` family.
-
-    Returns:
-        uint8 array [H, W].
 
     Raises:
         UserError: a float picture with NaN or infinity.
@@ -158,13 +138,8 @@ def to_bytes(image: Image.Image) -> Tensor:
 
 
 def to_uint8(picture: Tensor) -> Tensor:
-    """A picture in [0, 1] as bytes, clamped and rounded to the nearest (published: truncated).
-
-    Args:
-        picture: float [..., H, W] on any device.
-
-    Returns:
-        uint8 of the same shape on the CPU.
+    """Float [..., H, W] in [0, 1] on any device as uint8 of the same shape on the CPU, clamped and
+    rounded to the nearest (published: truncated).
 
     Raises:
         ValueError: values that are NaN; infinite ones are clamped.
@@ -191,31 +166,18 @@ def resize_picture(image: Image.Image, size: tuple[int, int], name: str = "Pictu
 
 
 def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
-    """Pad at the bottom and the right by reflection to the next multiple.
+    """Pad [..., H, W] of any dtype at the bottom and the right by reflection to the next multiple
+    of so many pixels.
 
     The edge itself is not repeated. A side shorter than its padding is reflected back and forth
     as often as it takes; a side of 1 is repeated.
-
-    Args:
-        x: [..., H, W] of any dtype, both at least 1.
-        multiple: of pixels.
-
-    Returns:
-        [..., H', W'] with both sides multiples.
     """
-    rows = _reflected(x.shape[-2], multiple, x.device)
-    columns = _reflected(x.shape[-1], multiple, x.device)
-    return x.index_select(-2, rows).index_select(-1, columns)
-
-
-def _reflected(length: int, multiple: int, device: torch.device) -> Tensor:
-    """int64 [n * multiple]: source positions 0, 1, ..., length-1, length-2, ..., 0, 1, ..."""
-    positions = torch.arange(-(-length // multiple) * multiple, device=device)
-    if length == 1:
-        return torch.zeros_like(positions)
-    period = 2 * (length - 1)
-    positions = positions % period
-    return torch.minimum(positions, period - positions)
+    for axis in (-2, -1):
+        length = x.shape[axis]
+        # Source positions 0, 1, ..., length-1, length-2, ..., 0, 1, ...
+        positions = np.pad(np.arange(length), (0, -length % multiple), mode="reflect")
+        x = x.index_select(axis, torch.from_numpy(positions).to(x.device))
+    return x
 
 
 def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -223,15 +185,12 @@ def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[..., : size[0], : size[1]]
 
 
-def save_picture(
-    picture: Tensor | Image.Image, path: str | Path, more: Mapping[str, object] | None = None
-) -> None:
+def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
     """Write a picture; the file appears complete or not at all. Folders are created.
 
     Args:
         picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB or RGBA picture.
-        path: the extension decides the format, see `SAVE_OPTIONS`.
-        more: options of Pillow's `save` besides those.
+        path: the extension decides the format, see `files.PICTURE_SUFFIXES`.
 
     Raises:
         UserError: unknown extension, or the file cannot be written.
@@ -239,16 +198,13 @@ def save_picture(
     path = Path(path)
     check_output_path(path)
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
-    write_atomically(path, lambda file: write_picture(image, file, path.suffix, more))
+    write_atomically(path, lambda file: write_picture(image, file, path.suffix, {}))
 
 
 def write_picture(
-    image: Image.Image,
-    file: BinaryIO,
-    suffix: str,
-    more: Mapping[str, object] | None = None,
+    image: Image.Image, file: BinaryIO, suffix: str, more: Mapping[str, object]
 ) -> None:
-    """Write a picture into an open file, in the format of a suffix of `SAVE_OPTIONS`; `more` as for
-    `save_picture`."""
-    kind, options = SAVE_OPTIONS[suffix.lower()]
-    image.save(file, format=kind, **options, **(more or {}))
+    """Write a picture into an open file, in the format of one of `files.PICTURE_SUFFIXES`; `more`
+    are options of Pillow's `save` besides `SAVE_OPTIONS`."""
+    kind = Image.registered_extensions()[suffix.lower()]
+    image.save(file, format=kind, **SAVE_OPTIONS.get(kind, {}), **more)

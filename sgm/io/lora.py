@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgm.io.fits import listed
 from sgm.io.names import CONDITIONER, UNET, VAE, diffusers_places
 from sgm.io.weights_file import CheckpointError, open_weights
-from sgm.weights import Lora
+from sgm.specs import Lora
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,6 @@ _OTHERS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
     "oft_": "OFT",
-    "boft_": "OFT",
-    "oft_blocks": "OFT",
 }
 # Beginnings of names, as they are saved, and as kohya's.
 _BEGINNINGS = {
@@ -115,10 +114,7 @@ def is_lora(names: Sequence[str]) -> bool:
 
 
 def read_loras(loras: Sequence[Lora], wanted: Mapping[str, Tensor]) -> dict[str, list[Change]]:
-    """What some LoRAs change of a network, by the names of its weights.
-
-    Args:
-        wanted: the network's tensors, by name.
+    """What some LoRAs change of a network (its tensors by name), by the names of its weights.
 
     Raises:
         CheckpointError: a file cannot be read, is no LoRA of a kind that is merged here, or is for
@@ -139,6 +135,7 @@ def targets_of(wanted: Mapping[str, Tensor]) -> dict[str, Target]:
     """The weights that a LoRA may change, by every name of their modules in kohya's form."""
     names = [n for n in wanted if n.endswith("weight") or n.endswith("text_projection")]
     places, targets = diffusers_places(wanted), {}
+    start = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
     for name in names:
         if name.startswith(VAE) or wanted[name].ndim < 2:
             continue
@@ -146,7 +143,6 @@ def targets_of(wanted: Mapping[str, Tensor]) -> dict[str, Target]:
             targets[f"lora_unet_{_flat(name.removeprefix(UNET))}"] = Target(name)
         if (place := places.get(name)) is None:
             continue
-        start = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
         for number, theirs in enumerate(place.names):
             target = Target(name, number, len(place.names), place.transposed)
             # transformers 5 names CLIP's tower without the first word.
@@ -196,16 +192,11 @@ def _read(lora: Lora, targets: Mapping[str, Target]) -> list[Change]:
     if not changes:
         raise CheckpointError(
             f"LoRA {path} changes nothing of this model: none of its {len(names)} tensors has a "
-            f"name that is known here ({_listed(unknown)}); get one that is made for SDXL."
+            f"name that is known here ({listed(unknown)}); get one that is made for SDXL."
         )
     if unknown:
-        logger.warning("Not used of %s: %d tensors (%s).", path, len(unknown), _listed(unknown))
+        logger.warning("Not used of %s: %d tensors (%s).", path, len(unknown), listed(unknown))
     return changes
-
-
-def _listed(names: Sequence[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _role(name: str) -> tuple[str, str | None]:
@@ -277,12 +268,10 @@ def _scale(
     adapter = adapters.get("unet" if component == "base_model" else component)
     if adapter is None:
         return 1.0
-    value = adapter.get("lora_alpha", rank)
     patterns = adapter.get("alpha_pattern")
-    for pattern, other in (patterns if isinstance(patterns, dict) else {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", inner):
-            value = other
-            break
+    patterns = patterns if isinstance(patterns, dict) else {}
+    fitting = (x for pattern, x in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", inner))
+    value = next(fitting, adapter.get("lora_alpha", rank))
     assert isinstance(value, (int, float))
     return value / (rank**0.5 if adapter.get("use_rslora") else rank)
 

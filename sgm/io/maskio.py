@@ -15,12 +15,10 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.io.files import check_input_file
 from sgm.io.imageio import open_picture
-from sgm.io.masklevels import picture_levels, snapped, two_values
+from sgm.io.masklevels import LUMINANCE, picture_levels, snapped, two_values
 
 logger = logging.getLogger(__name__)
 
-# Luminance as in Pillow's mode L (ITU-R 601-2), for arrays with three channels.
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 # The key numpy gives an unnamed array; `mask` is what people call a named one.
 ARCHIVE_KEYS = ("mask", "arr_0")
 # Names of an archive's arrays that a message lists.
@@ -109,27 +107,20 @@ def _from_array(path: Path) -> np.ndarray:
         )
     if values.size == 0:
         raise UserError(f"Mask {path} has shape {values.shape}, so it holds nothing; make it anew.")
-    flat = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    if flat.ndim == 2 and np.isfinite(flat).all() and flat.min() >= 0:
-        found = two_values(flat, path)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim == 2 and np.isfinite(values).all() and values.min() >= 0:
+        found = two_values(values, path)
         if found is not None:
             return found
     level = _levels(values, path)
-    if level.ndim == 2:
-        return snapped(level)
-    level = _reduced(level)
-    found = two_values(level, path)
-    return snapped(level) if found is None else found
-
-
-def _reduced(level: np.ndarray) -> np.ndarray:
-    """float [h, w, 1|3|4] in [0, 1] to [h, w], by the rule for pictures."""
-    channels = level.shape[2]
-    if channels == 1:
-        return level[..., 0]
-    if channels == 4 and level[..., 3].min() < 1:
-        return level[..., 3]
-    return level[..., :3] @ LUMINANCE
+    if level.ndim == 3:  # by the rule for pictures
+        opaque = level.shape[2] == 3 or level[..., 3].min() == 1
+        level = level[..., :3] @ LUMINANCE if opaque else level[..., 3]
+        found = two_values(level, path)
+        if found is not None:
+            return found
+    return snapped(level)
 
 
 def _levels(values: np.ndarray, path: Path) -> np.ndarray:
@@ -161,8 +152,9 @@ def _read_array(path: Path) -> np.ndarray:
             with zipfile.ZipFile(file) as archive:
                 parts = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
                 names = list(parts)
-                key = _key_of(names)
-                if key:
+                known = [name for name in ARCHIVE_KEYS if name in names]
+                key = names[0] if len(names) == 1 else next(iter(known), None)
+                if key is not None:
                     with archive.open(parts[key]) as member:
                         return _read_checked(member, parts[key].file_size, path)
     except UserError:
@@ -177,11 +169,6 @@ def _read_array(path: Path) -> np.ndarray:
     raise UserError(
         f"Mask {path} must hold one array or one named 'mask'; its arrays: {found or 'none'}."
     )
-
-
-def _key_of(names: list[str]) -> str:
-    """Which of the arrays of an archive is the mask; empty where that is not clear."""
-    return names[0] if len(names) == 1 else next((k for k in ARCHIVE_KEYS if k in names), "")
 
 
 def _read_checked(file: IO[bytes], size: int, path: Path) -> np.ndarray:

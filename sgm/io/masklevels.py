@@ -22,6 +22,8 @@ EXTREME_SHARE, NEAR = 0.5, 16
 GREY = 24  # largest difference of the channels of a grey pixel; lossy formats tint a little
 CLEAR_SHARE = 0.001  # share of transparent pixels from which transparency means something
 OPAQUE = 128  # alpha from which a pixel counts as visible
+# Luminance of RGB (ITU-R 601-2, as Pillow's mode L).
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def snapped(levels: np.ndarray) -> np.ndarray:
@@ -30,12 +32,8 @@ def snapped(levels: np.ndarray) -> np.ndarray:
 
 
 def two_values(values: np.ndarray, path: Path) -> np.ndarray | None:
-    """Levels of an array that holds exactly two values, the larger meaning repaint; None if it
-    holds more, or one.
-
-    Args:
-        values: [h, w] of any real dtype.
-    """
+    """Levels of an array [h, w] of any real dtype that holds exactly two values, the larger meaning
+    repaint; None if it holds more, or one."""
     low, high = values.min(), values.max()
     chosen = values == high
     if low == high or not (chosen | (values == low)).all():
@@ -84,10 +82,10 @@ def picture_levels(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _luminance(rgb: np.ndarray) -> np.ndarray:
-    """float32 [...] from uint8 [..., 1 or 3] (ITU-R 601-2, as Pillow's mode L)."""
+    """float32 [...] from uint8 [..., 1 or 3]."""
     if rgb.shape[-1] == 1:
         return rgb[..., 0].astype(np.float32)
-    return rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return rgb.astype(np.float32) @ LUMINANCE.astype(np.float32)
 
 
 def _grey_levels(rgb: np.ndarray, path: Path) -> np.ndarray:

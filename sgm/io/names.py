@@ -124,10 +124,9 @@ def _unet_name(name: str, downs: Sequence[int], ups: Sequence[int]) -> str:
     level = bisect_left(ends, number)
     if side == "input":
         block, before = f"down_blocks.{level}", downs[level - 1] if level else 0
-        position = number - before - 1
     else:
         block, before = f"up_blocks.{level}", ups[level - 1] if level else -1
-        position = number - before - 1
+    position = number - before - 1
     if inner.startswith("op."):
         return f"{block}.downsamplers.0.conv.{inner.removeprefix('op.')}"
     if inner.startswith("conv."):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from sgm.io.colour import Profile, rgb_profile, to_srgb
-from sgm.io.imageio import DEPTH, open_picture, resize_picture, save_picture, to_rgb, write_picture
+from sgm.io.files import check_output_path, write_atomically
+from sgm.io.imageio import DEPTH, open_picture, resize_picture, to_rgb, write_picture
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ class Photo:
     alpha: Image.Image | None = None
     exif: bytes = b""
     dpi: tuple[float, float] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.height, self.image.width
 
     def resized(self, size: tuple[int, int]) -> "Photo":
         """At (height, width), saying so; itself at its own size."""
@@ -82,46 +88,38 @@ class Photo:
         return own
 
     def save(self, picture: Image.Image, path: Path, text: str | None = None) -> None:
-        """Write a result of `with_edit` with all that this file says, as far as the format can;
-        `text` as for `written`.
+        """Write a result of `with_edit` as `written` makes it.
 
         Raises:
-            UserError: see `save_picture`.
+            UserError: unknown extension, or the file cannot be written.
         """
-        picture, more = self._for_format(picture, path, text)
-        save_picture(picture, path, more)
+        check_output_path(path)
+        write_atomically(path, lambda file: file.write(self.written(picture, path, text)))
 
     def written(self, picture: Image.Image, path: Path, text: str | None = None) -> bytes:
-        """What `save` would write.
+        """The content of a result's file, with all that this file says, as far as the format can.
 
         Args:
+            picture: a result of `with_edit`.
+            path: its extension decides the format.
             text: how it was made; only PNG keeps it, under `parameters`.
         """
-        picture, more = self._for_format(picture, path, text)
-        file = io.BytesIO()
-        write_picture(picture, file, path.suffix, more)
-        return file.getvalue()
-
-    def _for_format(
-        self, picture: Image.Image, path: Path, text: str | None
-    ) -> tuple[Image.Image, dict[str, object]]:
-        """The picture as a format can hold it, and what is written beside it."""
-        suffix = path.suffix.lower()
+        suffix, file = path.suffix.lower(), io.BytesIO()
         more = dict[str, object]()
         if suffix in WITHOUT_ALPHA and picture.mode == "RGBA":
             logger.warning("%s cannot hold transparency; it is left out.", path)
             picture = picture.convert("RGB")
-        if suffix not in WITHOUT_TEXT:
-            if self.profile is not None:
-                more["icc_profile"] = self.profile.data
-            if self.exif:
-                more["exif"] = self.exif
+        if self.profile is not None and suffix not in WITHOUT_TEXT:
+            more["icc_profile"] = self.profile.data
+        if self.exif and suffix not in WITHOUT_TEXT:
+            more["exif"] = self.exif
         if self.dpi is not None and suffix != ".webp":
             more["dpi"] = self.dpi
         if text is not None and suffix == ".png":
             more["pnginfo"] = PngImagePlugin.PngInfo()
             more["pnginfo"].add_text("parameters", text)
-        return picture, more
+        write_picture(picture, file, suffix, more)
+        return file.getvalue()
 
 
 def load_photo(path: Path) -> Photo:

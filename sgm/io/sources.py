@@ -11,25 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgm.errors import UserError
-from sgm.io.names import (
-    COMPONENTS,
-    UNET,
-    VAE,
-    Place,
-    diffusers_places,
-    older_vae_name,
-)
+from sgm.io.names import COMPONENTS, UNET, VAE, Place, diffusers_places, older_vae_name
 from sgm.io.weights_file import CheckpointError, Part, catalogue, content_key
-from sgm.specs import MASKED_CHANNELS
-from sgm.weights import Weights
+from sgm.specs import MASKED_CHANNELS, Weights
 from sgm.words import Prediction
 
 # `torch.compile` puts it into every name of a network that was saved in its compiled form.
 COMPILED = "_orig_mod."
-# Empty tensors with which trainers mark a checkpoint; and how its metadata say the same.
 # What every published file holds and nobody reads: the token positions 0..76, which the tower
 # counts itself, and a number of training.
 COMMON = ("position_ids", "logit_scale")
+# Empty tensors with which trainers mark a checkpoint; and how its metadata say the same.
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 V_WORDS = {"v", "v_prediction", "v-prediction"}
 # diffusion_pytorch_model.fp16-00001-of-00002.safetensors, and with fewer of its parts
@@ -88,6 +80,11 @@ class Contents:
     def is_folder(self) -> bool:
         """Whether this is a diffusers folder."""
         return "" not in self.parts
+
+    @property
+    def groups(self) -> list[Mapping[str, Part]]:
+        """The components, and another autoencoder where there is one."""
+        return [*self.parts.values(), self.vae or {}]
 
     @property
     def names(self) -> list[str]:
@@ -185,11 +182,8 @@ def _scheduler(path: Path) -> dict[str, object]:
 
 
 def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
-    """What the files say about their network, by marks, metadata or a scheduler's configuration.
-
-    Args:
-        prediction: what a person says; it stands above the files.
-    """
+    """What the files say about their network, by marks, metadata or a scheduler's configuration;
+    a prediction that a person says stands above the files."""
     single = contents.parts.get("", {})
     metadata, scheduler = contents.metadata, contents.scheduler
     stated = {
@@ -209,20 +203,19 @@ def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
 
 
 def find(contents: Contents, wanted: Collection[str]) -> tuple[dict[str, Source], list[str]]:
-    """Where the tensors of a network are stored.
-
-    Args:
-        wanted: their names.
+    """Where the tensors of a network are stored, by their names.
 
     Returns:
         By name, those that are there; and the names of stored tensors that no one reads, but for
         `COMMON`.
     """
-    places = diffusers_places(wanted)
+    places, vae = diffusers_places(wanted), contents.vae
     found = {}
     for name in wanted:
-        if contents.vae is not None and name.startswith(VAE):
-            source = _of_vae(contents.vae, name, places[name])
+        if vae is not None and name.startswith(VAE):
+            theirs = places[name].names[0]
+            names = (name, name.removeprefix(VAE), theirs, older_vae_name(theirs))
+            source = next((Source((vae[n],)) for n in names if n in vae), None)
         elif contents.is_folder:
             source = _of_folder(contents.parts, places.get(name))
         else:
@@ -230,8 +223,7 @@ def find(contents: Contents, wanted: Collection[str]) -> tuple[dict[str, Source]
         if source is not None:
             found[name] = source
     read = {part for source in found.values() for part in source.parts}
-    groups = [*contents.parts.values(), contents.vae or {}]
-    rest = (n for group in groups for n, part in group.items() if part not in read)
+    rest = (n for group in contents.groups for n, part in group.items() if part not in read)
     marks = (V_MARK, ZERO_SNR_MARK)
     return found, [n for n in rest if n not in marks and not n.endswith(COMMON)]
 
@@ -243,12 +235,6 @@ def _of_file(parts: Mapping[str, Part], name: str) -> Source | None:
     if name.endswith(".text_projection") and f"{name}.weight" in parts:
         return Source((parts[f"{name}.weight"],), transposed=True)
     return None
-
-
-def _of_vae(parts: Mapping[str, Part], name: str, place: Place) -> Source | None:
-    theirs = place.names[0]
-    names = (name, name.removeprefix(VAE), theirs, older_vae_name(theirs))
-    return next((Source((parts[n],)) for n in names if n in parts), None)
 
 
 def _of_folder(parts: Mapping[str, Mapping[str, Part]], place: Place | None) -> Source | None:
@@ -274,8 +260,7 @@ def weights_key(weights: Weights) -> dict[str, str]:
     """
     contents = read_contents(weights)
     kind = kind_of(contents, weights.prediction)
-    groups = [*contents.parts.values(), contents.vae or {}]
-    files = sorted({part.path for group in groups for part in group.values()})
+    files = sorted({part.path for group in contents.groups for part in group.values()})
     loras = (f"{content_key(lora.path)} by {lora.weight}" for lora in weights.loras)
     return {
         "weights": "; ".join(map(content_key, files)),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 
 Call = Callable[[], object]
@@ -28,9 +29,7 @@ class Latency:
     def of(cls, milliseconds: list[float]) -> "Latency":
         """The latency of runs that took so many milliseconds; percentiles between two runs are
         interpolated."""
-        quantiles = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
-        values = torch.tensor(milliseconds, dtype=torch.float64).quantile(quantiles)
-        return cls(*values.tolist())
+        return cls(*np.percentile(milliseconds, [50, 10, 90]).tolist())
 
     def figures(self) -> dict[str, float]:
         """For a JSON file, rounded to the microsecond."""

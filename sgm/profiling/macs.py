@@ -55,12 +55,8 @@ class Macs:
 
 
 class _Functions(TorchFunctionMode):
-    """While active, watches the functions that `FlopCounterMode` does not tell apart.
-
-    A function that is written with others is seen as a whole, and they are not.
-
-    Args:
-        flops: counts at the same time.
+    """While active, watches the functions that `FlopCounterMode` does not tell apart; that counts
+    at the same time. A function that is written with others is seen as a whole, and they are not.
     """
 
     def __init__(self, flops: FlopCounterMode) -> None:
@@ -95,16 +91,13 @@ class _Functions(TorchFunctionMode):
 
 
 def count_macs(module: nn.Module | Callable[..., Any], *args: Any) -> Macs:
-    """Count the multiply-accumulates of `module(*args)`, which is run once.
+    """Count the multiply-accumulates of `module(*args)`, a network or any function, which is run
+    once; tensors of the meta device do.
 
     A sparse network is counted in the mode that it is in: inside its `sparse` scope that is a
     sparse pass. Active sets that are built on the way cost nothing. Kernels outside of PyTorch
     cannot be seen, so the sparse operators must be those of the `torch` backend; the counts are
     the same for all.
-
-    Args:
-        module: a network, or any function.
-        args: its positional arguments; tensors of the meta device do.
     """
     flops = FlopCounterMode(display=False)
     functions = _Functions(flops)

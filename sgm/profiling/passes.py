@@ -69,14 +69,12 @@ class Pass:
         """The same pass with weights (in place) and maps in a memory layout; tensors that have it
         already are not copied."""
         self.network.to(memory_format=layout)
-        inputs, recorded = (
-            given
-            and {
-                k: x.contiguous(memory_format=layout) if x.ndim == 4 else x
-                for k, x in given.items()
-            }
-            for given in (self.inputs, self.recorded)
-        )
+        return self.mapped(lambda x: x.contiguous(memory_format=layout) if x.ndim == 4 else x)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Pass":
+        """The same pass with every tensor changed that it or its recording is called with."""
+        inputs = {name: change(x) for name, x in self.inputs.items()}
+        recorded = self.recorded and {name: change(x) for name, x in self.recorded.items()}
         return replace(self, inputs=inputs, recorded=recorded)
 
     def run(self) -> Tensor:
@@ -84,18 +82,15 @@ class Pass:
         with sparse(self.network, self.masks):
             return call(self.network, self.inputs)
 
-    def record(self) -> None:
-        """The full pass that a sparse one reads from; nothing for a dense pass."""
+    @contextmanager
+    def with_recording(self) -> Iterator[None]:
+        """Scope in which the recording that a sparse pass reads from is there; it is freed at the
+        end. Nothing for a dense pass."""
         if self.recorded is not None:
             with recording(self.network, self.masks):
                 call(self.network, self.recorded)
             if "context" in self.inputs:
                 handle_of(self.network).set_text(self.inputs["context"])
-
-    @contextmanager
-    def with_recording(self) -> Iterator[None]:
-        """Scope in which the recording of this pass is there; it is freed at the end."""
-        self.record()
         try:
             yield
         finally:
@@ -145,16 +140,16 @@ def catch(network: nn.Module, run: Callable[[], object]) -> Pass:
 
 def with_random_numbers(shapes: Pass, device: torch.device) -> Pass:
     """A pass of the meta device on a real one: its network gets memory and random weights (in
-    place), its inputs are random. Costs do not depend on the values.
-
-    Args:
-        shapes: its network and inputs are on the meta device.
-        device: where to make them.
-    """
+    place), its inputs are random. Costs do not depend on the values."""
     network = shapes.network.to_empty(device=device)
     with torch.no_grad():
+        # Values that keep activations near one, so that none overflow or become denormal.
         for parameter in network.parameters():
-            _fill(parameter)
+            if parameter.ndim > 1:
+                bound = (3 / parameter[0].numel()) ** 0.5  # uniform, of variance 1 / n
+                parameter.uniform_(-bound, bound)
+            else:
+                parameter.uniform_(0.5, 1.5)
     return _with_random_inputs(shapes, device)
 
 
@@ -174,17 +169,4 @@ def _with_random_inputs(shapes: Pass, device: torch.device) -> Pass:
 
     if is_sparse(shapes.network):
         handle_of(shapes.network).clear()
-    inputs, recorded = (
-        None if given is None else {name: numbers(x) for name, x in given.items()}
-        for given in (shapes.inputs, shapes.recorded)
-    )
-    return replace(shapes, inputs=inputs, recorded=recorded)
-
-
-def _fill(parameter: Tensor) -> None:
-    """Values that keep activations near one, so that none overflow or become denormal."""
-    if parameter.ndim > 1:
-        bound = (3 / parameter[0].numel()) ** 0.5  # of a uniform distribution of variance 1 / n
-        parameter.uniform_(-bound, bound)
-    else:
-        parameter.uniform_(0.5, 1.5)
+    return shapes.mapped(numbers)

@@ -49,7 +49,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> crop.Networks:
     folder = tmp_path_factory.mktemp("pretrained")
     engine = build_model(ROOT / "configs" / SPEC.config_file(RunType.ORIGINAL))
     shapes = {name: list(t.shape) for name, t in engine.state_dict().items()}
-    save_file(tiny_weights(shapes), folder / SPEC.weight_file("base"))
+    save_file(tiny_weights(shapes), folder / SPEC.weights["base"])
     return crop.Networks.load(folder, torch.device("cpu"))
 
 

@@ -13,7 +13,7 @@ from sgm.cli import checks
 from sgm.cli import main as cli
 from sgm.cli.option_types import weighted
 from sgm.errors import UserError
-from sgm.weights import Lora, Weights, weights_of
+from sgm.specs import Lora, Weights
 from sgm.words import Prediction
 from tests.conftest import ROOT
 from tests.io.tiny_files import UNET, saved
@@ -84,11 +84,11 @@ def test_which_files_a_run_loads(folder: Path) -> None:
     options = cli.parse([*INPAINT, *words.split()])
     a, b, vae, one, two = (Path(f"{n}.safetensors") for n in ("a", "b", "vae", "l1", "l2"))
     loras = (Lora(one, 0.5), Lora(two))
-    assert weights_of(options) == Weights(a, vae, loras, Prediction.V)
-    assert weights_of(options, refiner=True) == Weights(b, vae)
-    assert weights_of(options).files == [a, vae, one, two]
+    assert options.weights() == Weights(a, vae, loras, Prediction.V)
+    assert options.weights(refiner=True) == Weights(b, vae)
+    assert options.weights().files == [a, vae, one, two]
     own = cli.parse(INPAINT)
-    assert weights_of(own) == Weights(Path("pretrained/sd_xl_base_1.0.safetensors"))
+    assert own.weights() == Weights(Path("pretrained/sd_xl_base_1.0.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sgm.cli import generate
 from sgm.cli import main as cli
 from sgm.errors import UserError
 from sgm.inference.edit import Edit
@@ -73,7 +72,7 @@ class FakePipeline:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
-    """Stands where `sgm.inference.pipeline.Pipeline` is imported from."""
+    """Stands in place of the pipeline that a command loads."""
     fake = FakePipeline()
 
     def refined(
@@ -82,13 +81,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         load(False)
         return load(True).edit(*arguments, **options)
 
-    for name, member, value in (
-        ("pipeline", "Pipeline", fake),
-        ("refined", "refined_edit", refined),
-    ):
-        module = types.ModuleType(f"sgm.inference.{name}")
-        setattr(module, member, value)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(generate, "Pipeline", fake)
+    monkeypatch.setattr(generate, "refined_edit", refined)
     return fake
 
 

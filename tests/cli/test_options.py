@@ -208,7 +208,7 @@ def test_profiling_needs_no_checkpoint_with_random_weights(folder: Path) -> None
 
 def test_model_table() -> None:
     sdxl, tiny = model_spec("sdxl"), model_spec("tiny")
-    assert sdxl.weight_file(sdxl.weight_role(RunType.SIGE_TURBO)) == "sd_xl_turbo_1.0.safetensors"
+    assert sdxl.weights[sdxl.weight_role(RunType.SIGE_TURBO)] == "sd_xl_turbo_1.0.safetensors"
     assert sdxl.config_file(RunType.SIGE, refiner=True) == "sige-refiner.yaml"
     assert sdxl.config_file(RunType.TURBO) == "original.yaml"
     assert tiny.config_file(RunType.SIGE) == "tiny-sige.yaml" and tiny.trained_size == (256, 512)

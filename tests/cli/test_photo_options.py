@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from sgm.cli import main as cli
-from sgm.cli.inputs import read_inputs
-from sgm.cli.requests import request
+from sgm.cli.inputs import read_inputs, request
 from sgm.errors import UserError
 from sgm.inference.crop import Cropped
 from sgm.photo import Blend, PhotoOptions

@@ -171,7 +171,7 @@ def test_fp16_keeps_the_autoencoder_in_fp32(tmp_path) -> None:
     spec = MODELS["tiny"]
     engine = build_model(ROOT / "configs" / spec.config_file(RunType.SIGE, preset=Preset.FAST))
     shapes = {name: list(tensor.shape) for name, tensor in engine.state_dict().items()}
-    save_file(tiny_weights(shapes), tmp_path / spec.weight_file("base"))
+    save_file(tiny_weights(shapes), tmp_path / spec.weights["base"])
     arguments = (spec, RunType.SIGE, ROOT / "configs", tmp_path, torch.device("cpu"))
     pipe = Pipeline.load(*arguments, Precision.FP16, Backend.AUTO, Preset.FAST, progress=False)
     kinds = {

@@ -17,8 +17,7 @@ from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
-from sgm.specs import MODELS, SamplingParams
-from sgm.weights import Weights
+from sgm.specs import MODELS, SamplingParams, Weights
 from sgm.words import Precision, Preset, RunType, Spacing
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip

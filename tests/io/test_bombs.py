@@ -22,7 +22,7 @@ from sgm.io import convert
 from sgm.io.checkpoint import load_weights
 from sgm.io.imageio import load_picture
 from sgm.io.maskio import MAX_VALUES, load_mask
-from sgm.weights import Weights
+from sgm.specs import Weights
 from tests.test_fuzz import no_hang, npy
 
 # Bytes that reading may take. Pillow lets 64 MiB of a picture's texts pass, twice over meanwhile.

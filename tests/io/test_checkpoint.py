@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.weights_file import CheckpointError
-from sgm.weights import Weights
+from sgm.specs import Weights
 from tests.conftest import ROOT, golden_file, tiny_weights
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from sgm.io.checkpoint import build_model
 from sgm.io.lora import is_lora, targets_of
 from sgm.io.names import diffusers_places
 from sgm.io.weights_file import CheckpointError
-from sgm.weights import Lora, Weights
+from sgm.specs import Lora, Weights
 from tests.conftest import max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.io.tiny_files import CONFIG, UNET, folder_tensors, loaded, random_tensors, saved

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgm.io.sources import Kind, kind_of, read_contents, weights_key
 from sgm.io.weights_file import WHOLE, CheckpointError, content_key
-from sgm.weights import Lora, Weights
+from sgm.specs import Lora, Weights
 from sgm.words import Prediction
 from tests.io.tiny_files import (
     CONFIG,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sgm.io.checkpoint import load_weights
 from sgm.io.weights_file import CheckpointError, open_weights, read_in_turn
-from sgm.weights import Weights
+from sgm.specs import Weights
 
 MAPS = Path("/proc/self/maps")
 

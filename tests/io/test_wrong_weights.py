@@ -24,7 +24,7 @@ from sgm.cli.program import run_program
 from sgm.io import convert
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.weights_file import CheckpointError
-from sgm.weights import Weights
+from sgm.specs import Weights
 from tests.conftest import ROOT, tiny_weights
 
 pytest_plugins = ["tests.cli.rights"]

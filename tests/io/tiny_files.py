@@ -10,7 +10,7 @@ from torch import Tensor
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.names import diffusers_places
 from sgm.io.sources import kind_of, read_contents
-from sgm.weights import Weights
+from sgm.specs import Weights
 from tests.conftest import ROOT, tiny_weights
 
 CONFIG = ROOT / "configs" / "tiny-original.yaml"

@@ -12,8 +12,7 @@ from sgm.io.sources import Kind
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser
 from sgm.modules.diffusionmodules.denoiser_scaling import EpsScaling, VScaling
 from sgm.modules.diffusionmodules.discretizer import LAST_ALPHA, LegacyDDPMDiscretization
-from sgm.specs import MODELS
-from sgm.weights import Weights
+from sgm.specs import MODELS, Weights
 from sgm.words import Precision, Prediction, RunType
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip

@@ -31,7 +31,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     engine = instantiate_from_config(load_config(demo.ROOT / "configs/tiny-original.yaml")["model"])
     tensors = {name: t.half().contiguous() for name, t in engine.state_dict().items()}
-    save_file(tensors, folder / MODELS["tiny"].weight_file("base"), {"unet_steps": "0"})
+    save_file(tensors, folder / MODELS["tiny"].weights["base"], {"unet_steps": "0"})
     return folder
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.modules.encoders.tokenizer import tokenize
-from sgm.weights import Weights
+from sgm.specs import Weights
 from tests.conftest import ROOT
 from tools.tiny import course, family, latents
 from tools.tiny.captions import NOUNS, SIZES, caption
