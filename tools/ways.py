@@ -140,7 +140,8 @@ def unet_macs(pipeline: Pipeline, wanted: Request, steps: int | None) -> UNetMac
         if plan.masks is None:
             return UNetMacs(0, count * count_macs(one.run).total)
         networks.forget()
-        record = count_macs(one.record).total * len(plan.recorded.steps(count))
+        full = replace(one, inputs=one.recorded, recorded=None, masks=None)
+        record = count_macs(full.run).total * len(plan.recorded.steps(count))
         late, first = (_sparse_macs(one, masks) for masks in (plan.masks.late, plan.masks.first))
     networks.set_backend(Backend.AUTO.value)
     wide = plan.masks.change(count)
