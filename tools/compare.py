@@ -114,12 +114,7 @@ def run_edit(
     """
     noise = NamedNoise(edit.seed) if noise is None else noise
     params = SamplingParams(edit.prompt, "", edit.seed, steps, edit.scale, edit.strength)
-    blend = pipeline.recipe.blend
-    if edit.edited is None:
-        asked: Inpainting | SDEdit = Inpainting(edit.image, edit.mask, blend)
-    else:
-        asked = SDEdit(edit.image, edit.edited, edit.strength, blend=blend)
-    return pipeline.edit(asked, params, noise, progress)
+    return pipeline.edit(edit.request(pipeline.recipe.blend), params, noise, progress)
 
 
 def far_from(mask: Tensor) -> Tensor:

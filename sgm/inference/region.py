@@ -1,7 +1,10 @@
 """A region of a picture that bounds where its later edits may be, so that less has to be kept."""
 
+import math
 from collections.abc import Callable, Mapping
+from functools import cache
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,9 +14,9 @@ from sgm.inference.presets import Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.inference.track import DECODER, ENCODER
-from sgm.sparse.masks import MaskPyramid, dilate, grown
+from sgm.sparse.masks import MaskPyramid, Resolution, dilate, grown
 from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, SAME
-from sgm.sparse.recording import Recorded, Recording, with_tensors
+from sgm.sparse.recording import Recorded, Recording, size_of, with_tensors
 from sgm.words import RecordingMemory, Task
 
 REGION = "region"  # store key of its mask
@@ -191,19 +194,22 @@ def _with_rows(
 ) -> Recording:
     """A recording whose rows are changed, given which pixels are read and how many there are."""
 
-    def changed(site: str, value: Recorded) -> Recorded:
-        size = recording.values[site, "size"]
-        assert isinstance(size, tuple)
-        pixels, count = read[size].flatten().nonzero()[:, 0], size[0] * size[1]
+    @cache  # layers of one size read the same pixels
+    def pixels(size: Resolution, device: torch.device) -> Tensor:
+        return read[size].flatten().nonzero()[:, 0].to(device)
 
+    def changed(size: Resolution, value: Recorded) -> Recorded:
         def part(number: int, tensor: Tensor) -> Tensor:
             # The second tensor of a quantised map is its scale, which has no rows.
-            return tensor if number else change(tensor, pixels.to(tensor.device), count)
+            if number:
+                return tensor
+            return change(tensor, pixels(size, tensor.device), math.prod(size))
 
         return with_tensors(value, part)
 
     values = {
-        (site, key): changed(site, value) if key == ROWS else value
-        for (site, key), value in recording.values.items()
+        (site, key): changed(size_of(found), value) if key == ROWS else value
+        for site, found in recording.by_layer().items()
+        for key, value in found.items()
     }
     return Recording(recording.masks, recording.dtype, values)

@@ -10,6 +10,7 @@ renders are among those that it is trained on. `python -m tools.tiny.train judge
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,9 +82,19 @@ def marked(box: Box, rng: np.random.Generator) -> Box:
     region need not fill it, and may stand over its border."""
     share = rng.uniform(-0.2, 0.45, 4)
     height, width = box[2] - box[0], box[3] - box[1]
-    grown = [int(n) for n in share * (height, width, height, width)]
-    top, left = max(0, box[0] - grown[0]), max(0, box[1] - grown[1])
-    return top, left, min(SIZE[0], box[2] + grown[2]), min(SIZE[1], box[3] + grown[3])
+    return enlarged(box, share * (height, width, height, width), SIZE)
+
+
+def enlarged(box: Box, by: Sequence[float], size: tuple[int, int]) -> Box:
+    """A box with as many whole pixels more at each of its sides, or fewer below 0, within a picture
+    of (height, width)."""
+    (top, left, bottom, right), grown = box, [int(n) for n in by]
+    return (
+        max(0, top - grown[0]),
+        max(0, left - grown[1]),
+        min(size[0], bottom + grown[2]),
+        min(size[1], right + grown[3]),
+    )
 
 
 def broken(
@@ -251,12 +262,6 @@ def load_judge() -> Judge:
 @torch.inference_mode()
 def object_in(judge: Judge, picture: Image.Image, box: Box) -> str:
     """The name of the object in and around a region of a picture (RGB), or "nothing"."""
-    top, left, bottom, right = box
-    reached = (
-        max(0, top - REACH),
-        max(0, left - REACH),
-        min(picture.height, bottom + REACH),
-        min(picture.width, right + REACH),
-    )
+    reached = enlarged(box, [REACH] * 4, (picture.height, picture.width))
     answer = int(judge(view(picture, reached)[None]).argmax())
     return (*NOUNS, "nothing")[answer]
