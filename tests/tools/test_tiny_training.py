@@ -33,7 +33,7 @@ from tools.tiny.practice import (
     practise,
 )
 from tools.tiny.scenes import object_box
-from tools.tiny.unet import CLOSE, HALF, Batch, Batches, window_size
+from tools.tiny.unet import CLOSE, HALF, TURNS, Batch, Batches, drawn_rows, window_size
 
 
 def test_every_object_is_practised_as_often_as_the_others() -> None:
@@ -126,8 +126,18 @@ def test_a_bare_scene_lacks_the_object_alone() -> None:
 
 
 def test_windows_grow_from_objects_to_whole_scenes() -> None:
-    seen = [{window_size(step, done) for step in (6, 7)} for done in (0.0, 0.5, 0.9)]
-    assert seen == [{CLOSE, HALF}, {HALF, GRID}, {GRID}]
+    seen = [Counter(window_size(step, done) for step in range(4)) for done in (0.0, 0.5, 0.9)]
+    assert seen == [{CLOSE: 2, HALF: 2}, {CLOSE: 2, HALF: 1, GRID: 1}, {GRID: 4}]
+
+
+def test_scenes_are_drawn_as_often_as_their_objects_turns_say() -> None:
+    seeds = np.arange(70) + 7  # ten of each object
+    rows = np.concatenate([drawn_rows(number, seeds, 50) for number in range(200)])
+    found = Counter(NOUNS[seed % len(NOUNS)] for seed in seeds[rows].tolist())
+    total = sum(TURNS.values())
+    for noun, turns in TURNS.items():
+        assert abs(found[noun] / len(rows) - turns / total) < 0.02
+    assert len(set(rows.tolist())) == len(seeds)
 
 
 def test_places_and_sizes_in_captions_are_true() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.encoders.tokenizer import tokenize
+from tools.tiny.captions import NOUNS
 from tools.tiny.latents import LatentScenes, sent
 from tools.tiny.practice import FACTOR, GRID, practise
 from tools.tiny.workers import Ahead
@@ -41,16 +42,19 @@ MOST, LEAST = 0.5, 1.0  # how much more of it, and how much less, of the object
 # Below the first level of noise it is there as it is; above the second it may be missing whole.
 # In between the picture itself decides on its shape, as in any training.
 CHANGED_LEVELS = (0.8, 5.0)
+# How often the scenes of an object are shown, against the others. A horse's head and legs are
+# harder to learn than leaves.
+TURNS = {"horse": 4, "tree": 1, "house": 2, "castle": 1, "palm": 1, "boat": 2, "sun": 1}
 REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
 def window_size(step: int, done: float) -> tuple[int, int]:
     """Which window a step trains on: what is around an object and halves of scenes at first, then
     whole scenes among them, at the end these alone."""
-    if done >= 0.8:
+    if done >= 0.88:
         return GRID
-    small, large = (CLOSE, HALF) if done < 0.45 else (HALF, GRID)
-    return large if step % 2 else small
+    sizes = (CLOSE, HALF) if done < 0.45 else (CLOSE, HALF, CLOSE, GRID)
+    return sizes[step % len(sizes)]
 
 
 class Trainable(nn.Module):
@@ -189,6 +193,17 @@ def batch_of(
     return Batch(z, (bare - z) * missing[:, None, None, None], weights, tokens, kept, sizes)
 
 
+def drawn_rows(number: int, seeds: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the scenes of batch `number`, int64 [count], each drawn as often as its object's
+    `TURNS` say.
+
+    Args:
+        seeds: of all scenes, int64 [N].
+    """
+    turns = np.array([TURNS[noun] for noun in NOUNS])[seeds % len(NOUNS)]
+    return np.random.default_rng([11, number]).choice(len(seeds), count, p=turns / turns.sum())
+
+
 class Batches:
     """Batches of windows of scenes, each a function of its number (and of the scenes there are).
 
@@ -217,7 +232,7 @@ class Batches:
             self.data.refresh()
         size = window_size(number, done)
         count = self.factor * BATCH[size]
-        rows = np.random.default_rng([11, number]).integers(0, len(self.data), count)
+        rows = drawn_rows(number, self.data.seeds, count)
         return partial(views, number, size, rows, self.data.seeds[rows])
 
     def __call__(self, step: int, done: float) -> Batch:
