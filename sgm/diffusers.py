@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgm.editor import Mask, Picture, padded, to_mask
+from sgm.editor import Mask, Picture, padded, to_drawing, to_mask
 from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
 from sgm.inference.held_pipeline import HeldPipeline, checked
@@ -204,12 +204,7 @@ class EditSession:
             SparseStateError: adapters of the UNet came or went since the recording.
             ValueError: the picture has another size, or the strength makes no step.
         """
-        drawn, size = padded(image)
-        if size != self._size:
-            raise ValueError(
-                f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
-                f"{self._size[0]} as the picture; draw on the picture, or resize."
-            )
+        drawn = imageio.pad_to_multiple(to_drawing(image, self._size))
         edit = SDEdit(self.picture, drawn, strength, blend=self.recipe.blend)
         if not edit.marked.any():
             return self.image

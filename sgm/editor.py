@@ -4,6 +4,7 @@ editor = sgm.load("tiny", preset="fast")
 editor.inpaint("photo.jpg", "mask.png", "a horse").save("out.png")
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
-from sgm.inference.inpainting import Inpainting
+from sgm.inference.crop import Cropped, advise_on_size, edit_for
+from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
-from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
-from sgm.specs import SHIPPED, Lora, SamplingParams, Weights, model_spec
+from sgm.photo import AUTO, WHOLE, Blend
+from sgm.specs import SHIPPED, Lora, ModelSpec, SamplingParams, Weights, model_spec
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
 
 # A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor
@@ -28,6 +30,8 @@ from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, 
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 # A path, a PIL picture, or an array or tensor [H, W] of bool, 0/1, 0/255 or [0, 1]; white: repaint.
 Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
+
+ADVICE = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
 
 
 class EditedImage(Image.Image):
@@ -56,19 +60,30 @@ class EditedImage(Image.Image):
 class Editor:
     """A loaded model that edits pictures.
 
-    Pictures may have any size: they are padded to multiples of 64 and cropped back.
+    Pictures may have any size, and keep it. Of one that is larger than what the model was trained
+    for, preset `fast` edits a crop; where the network sees the whole of one that is far larger, a
+    warning says so.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, spec: ModelSpec) -> None:
+        self.pipeline, self.spec = pipeline, spec
 
     def inpaint(
-        self, image: Picture, mask: Mask, prompt: str, progress: bool = False, **settings: Any
+        self,
+        image: Picture,
+        mask: Mask,
+        prompt: str,
+        padding_mask_crop: int | str | None = None,
+        progress: bool = False,
+        **settings: Any,
     ) -> EditedImage:
         """Repaint the masked part of a picture.
 
         Args:
             mask: where to repaint; of the picture's size, or resized to it.
+            padding_mask_crop: pixels around the edit that the network sees with it, in place of the
+                whole picture; `auto` for a crop only if the picture is larger than the model's
+                size, `none` for the whole; by default `auto` with preset `fast`, else `none`.
             progress: show a bar on stderr.
             settings: the fields of `SamplingParams` by their names; the sampler and the spacing may
                 be the words of the command line.
@@ -76,11 +91,9 @@ class Editor:
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
-        source, size = padded(image)
-        marked = imageio.pad_to_multiple(to_mask(mask, size))
-        edit = Inpainting(source, marked, self.pipeline.recipe.blend)
-        result = self.pipeline.edit(edit, _params(prompt, settings), progress=progress)
-        return to_image(result, size)
+        source, params = to_tensor(image), _params(prompt, settings)
+        marked = to_mask(mask, (source.shape[1], source.shape[2]))
+        return self._edited(source, None, marked, params, padding_mask_crop, progress)
 
     def sdedit(
         self,
@@ -88,6 +101,7 @@ class Editor:
         drawn: Picture,
         prompt: str,
         mask: Mask | None = None,
+        padding_mask_crop: int | str | None = None,
         progress: bool = False,
         **settings: Any,
     ) -> EditedImage:
@@ -97,15 +111,46 @@ class Editor:
             image: the picture before; a dense model does without it.
             drawn: the picture with the drawing, of the same size.
             mask: where it was drawn on; None to look for it.
-            progress, settings: as for `inpaint`.
+            padding_mask_crop, progress, settings: as for `inpaint`.
 
         Raises:
-            UserError, ValueError: a file or an array that cannot be used, or nothing was drawn.
+            UserError, ValueError: a file or an array that cannot be used, pictures of different
+                sizes, or nothing was drawn.
         """
-        edited, size = padded(drawn)
-        before = None if image is None else padded(image)[0]
-        params, region = _params(prompt, settings), _region(mask, size)
-        edit = SDEdit(before, edited, params.strength, region, self.pipeline.recipe.blend)
+        before = None if image is None else to_tensor(image)
+        edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])
+        marked = None
+        if mask is not None:
+            marked = to_mask(mask, (edited.shape[1], edited.shape[2]))
+        elif before is not None:
+            marked = where_drawn(before, edited, self.pipeline.recipe.blend is not None)
+        params = _params(prompt, settings)
+        return self._edited(before, edited, marked, params, padding_mask_crop, progress)
+
+    def _edited(
+        self,
+        before: Tensor | None,
+        drawn: Tensor | None,
+        marked: Tensor | None,
+        params: SamplingParams,
+        crop: int | str | None,
+        progress: bool,
+    ) -> EditedImage:
+        """The result of an edit of pictures of any size, as on the command line."""
+        blend = self.pipeline.recipe.blend
+        if crop is None:
+            crop = WHOLE if blend is None else AUTO
+        if crop == WHOLE:
+            crop = None
+        elif crop != AUTO and not (isinstance(crop, int) and crop >= 0):
+            raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
+        else:
+            blend = blend or Blend(match_border=False)
+        edit = edit_for(self.spec, crop, before, drawn, marked, params.strength, blend)
+        picture = before if drawn is None else drawn
+        size = (picture.shape[1], picture.shape[2])
+        if not isinstance(edit, Cropped):
+            advise_on_size(size, self.spec, ADVICE)
         return to_image(self.pipeline.edit(edit, params, progress=progress), size)
 
     def session(
@@ -128,6 +173,7 @@ class Editor:
             UserError, ValueError: a picture that cannot be used, or another preset.
         """
         source, size = padded(image)
+        advise_on_size(size, self.spec, "a smaller one will look better")
         what = (source, _params(prompt, settings), Task(task))
         return Session(EditSession(self.pipeline, *what, progress=progress), size)
 
@@ -154,8 +200,8 @@ class Session:
     ) -> EditedImage:
         """Turn what was drawn on the picture into something in the manner of the model; without a
         mask it is looked for."""
-        region = _region(mask, self.size)
-        edited, _ = padded(drawn)
+        region = None if mask is None else imageio.pad_to_multiple(to_mask(mask, self.size))
+        edited = imageio.pad_to_multiple(to_drawing(drawn, self.size))
         return self._kept(self.edits.sdedit(prompt, edited, strength, negative_prompt, region))
 
     def accept(self) -> None:
@@ -204,7 +250,7 @@ def load_editor(
         None if prediction is None else Prediction(prediction),
     )
     what = (spec, kind, found(config_path), folder, where, exact, Backend(backend), chosen)
-    return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs))
+    return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs), spec)
 
 
 def found(folder: str | PathLike[str]) -> Path:
@@ -235,6 +281,19 @@ def to_tensor(picture: Picture) -> Tensor:
             "uint8 or in [0, 1]."
         )
     return picture.float().cpu() * 2 - 1
+
+
+def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
+    """A picture that was drawn on, as `to_tensor` gives it; ValueError unless it has the `size`
+    (height, width) of the one before."""
+    drawn = to_tensor(picture)
+    (height, width), (rows, columns) = drawn.shape[1:], size
+    if (height, width) != (rows, columns):
+        raise ValueError(
+            f"The drawing has {width}x{height} pixels, expected {columns}x{rows} as the picture; "
+            "draw on the picture, or resize."
+        )
+    return drawn
 
 
 def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
@@ -272,11 +331,6 @@ def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
     """Settings with a prompt; TypeError for an unknown one."""
     params = SamplingParams(prompt, **settings)
     return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
-
-
-def _region(mask: Mask | None, size: tuple[int, int]) -> Tensor | None:
-    """A mask as SDEdit takes it: padded as its picture."""
-    return None if mask is None else imageio.pad_to_multiple(to_mask(mask, size))
 
 
 def to_image(result: EditResult, size: tuple[int, int]) -> EditedImage:

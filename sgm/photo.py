@@ -6,6 +6,7 @@ Nothing here imports torch; `sgm.specs` has the other options of a run.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+AUTO, WHOLE = "auto", "none"  # of `padding_mask_crop`, besides pixels
 # Pixels of the ring in which an edit fades out, and the longer side of the picture it is for.
 FEATHER, FEATHER_SIDE = 8, 1024
 

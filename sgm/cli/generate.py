@@ -15,7 +15,7 @@ from sgm.cli import outputs, report
 from sgm.cli.checks import SHEET, numbered
 from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, request
 from sgm.cli.record import edits_recorded, recipe_of, record
-from sgm.inference.crop import Cropped
+from sgm.inference.crop import Cropped, advise_on_size
 from sgm.inference.edit import Edit
 from sgm.inference.networks import backend_name
 from sgm.inference.pipeline import EditResult, Pipeline
@@ -50,7 +50,9 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
             logger.warning("--%s: %s", flag, notice)
     wanted = request(options, inputs)
     if not isinstance(wanted, Cropped):
-        _advise_on_size(options, inputs)
+        height, width = options.spec.trained_size
+        advice = f"--H {height} --W {width} will look better, or --padding_mask_crop auto"
+        advise_on_size(inputs.source(False).size, options.spec, advice)
     photo = inputs.source(options.photo.blend is not None)
     touched = touched_by(options, inputs, wanted)
     written: dict[int, tuple[dict[str, object], Image.Image]] = {}
@@ -65,18 +67,6 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
         figures = _figures(one, photo, touched, seconds, ratio, started)
         written[one.sampling.seed] = (figures, picture)
     _publish(options, written)
-
-
-def _advise_on_size(options: RunOptions, inputs: Inputs) -> None:
-    """Warn when a picture is far larger than what the model was trained on."""
-    size = inputs.source(False).image.size
-    height, width = options.spec.trained_size
-    if size[0] * size[1] >= 2 * height * width:
-        logger.warning(
-            "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; "
-            "--H %d --W %d will look better, or --padding_mask_crop auto.",
-            *(options.model, width, height, *size, height, width),
-        )
 
 
 def results(

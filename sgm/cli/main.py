@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from sgm.cli import checks
 from sgm.cli.memory import memory_scope
-from sgm.cli.options import AUTO, SYNTAXES, WHOLE, read
+from sgm.cli.options import SYNTAXES, read
 from sgm.cli.program import start
-from sgm.photo import Blend, PhotoOptions
+from sgm.photo import AUTO, WHOLE, Blend, PhotoOptions
 from sgm.specs import RecordingSettings, RunOptions, SamplingParams
 from sgm.words import Precision, Preset, RecordingMemory
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from sgm.cli.option_types import Parser, braces, number, one_of, only, parsed, truth, whole
 from sgm.cli.shared_options import add_adaptions, add_folders, add_names, add_sampler
 from sgm.errors import UserError
+from sgm.photo import AUTO, WHOLE
 from sgm.specs import (
     DEFAULT_RECORDED,
     DEFAULT_RECORDING_PRECISION,
@@ -36,7 +37,6 @@ MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
 MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
 MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100  # pixels, pixels, results of a run
 SYNTAXES = ("plain", "weighted")
-AUTO, WHOLE = "auto", "none"  # of --padding_mask_crop
 
 DESCRIPTION = """\
 Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture

@@ -1,6 +1,7 @@
 """An edit of a crop: the network sees the edit and its surroundings at the size that it was trained
 for, and the result is put back into the picture at full resolution."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,16 @@ from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
 from sgm.inference.sdedit import SDEdit
-from sgm.photo import Blend
-from sgm.specs import SIZE_MULTIPLE
+from sgm.io.imageio import pad_to_multiple
+from sgm.photo import AUTO, Blend
+from sgm.specs import SIZE_MULTIPLE, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 # Around the edit without a number given: a share of its longer side, and at least so many pixels.
 MARGIN, LEAST_MARGIN = 0.25, 32
-LARGER = 1.25  # times the pixels of the model's size from which a picture counts as larger
+# Times the pixels of the model's size from which a picture counts as larger, and as far larger.
+LARGER, FAR_LARGER = 1.25, 2.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def is_larger(size: Sequence[int], trained: Sequence[int]) -> bool:
     """Whether a picture of `size` is larger than what a model was trained for."""
     return math.prod(size) > LARGER * math.prod(trained)
+
+
+def advise_on_size(size: Sequence[int], spec: ModelSpec, advice: str) -> None:
+    """Warn where a whole picture of `size` (height, width) is far larger than what a model was
+    trained for; `advice` is the end of the sentence."""
+    if math.prod(size) >= FAR_LARGER * math.prod(spec.trained_size):
+        logger.warning(
+            "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; %s.",
+            *(spec.name, *spec.trained_size[::-1], *size[::-1], advice),
+        )
 
 
 def window_around(marked: Tensor, trained: tuple[int, int], margin: int | None = None) -> Window:
@@ -222,3 +237,54 @@ def _sampled(window: Window, blend: Blend) -> Blend:
     """A blend whose ring, in pixels of the network, is that of the window."""
     width = blend.width((window.height, window.width))
     return replace(blend, feather=math.ceil(width * window.size[0] / window.height))
+
+
+def whole_edit(
+    init: Tensor | None,
+    edited: Tensor | None,
+    levels: Tensor | None,
+    strength: float,
+    blend: Blend | None,
+) -> Inpainting | SDEdit:
+    """The edit of whole pictures, padded to multiples of 64.
+
+    Args:
+        init: the unedited picture [3, H, W] in [-1, 1]; None for SDEdit without one.
+        edited: the picture that was drawn on, same shape; None for inpainting.
+        levels: where the edit is, bool or float [H, W] in [0, 1]; None where that is not known.
+        strength: of SDEdit.
+        blend: how the edit is put into the picture, a soft border of the levels included.
+    """
+    mask = None if levels is None else pad_to_multiple(levels > 0.5)
+    if edited is None:
+        image = pad_to_multiple(init)
+        return Inpainting(image, mask if blend is None else pad_to_multiple(levels), blend)
+    before = None if init is None else pad_to_multiple(init)
+    return SDEdit(before, pad_to_multiple(edited), strength, mask, blend)
+
+
+def edit_for(
+    spec: ModelSpec,
+    crop: int | str | None,
+    init: Tensor | None,
+    edited: Tensor | None,
+    levels: Tensor | None,
+    strength: float,
+    blend: Blend | None,
+) -> Edit:
+    """The edit of pictures of any size: of a crop where one is asked for and is of use, else of
+    the whole. The arguments after `crop` are those of `whole_edit`.
+
+    Args:
+        crop: pixels around the edit; `auto` for a crop if the picture is larger than the model's
+            size; None for none. With a crop there is a blend.
+    """
+    mask = None if levels is None else levels > 0.5
+    whole = crop is None or mask is None or not mask.any() or mask.all()
+    if whole or (crop == AUTO and not is_larger(mask.shape, spec.trained_size)):
+        return whole_edit(init, edited, levels, strength, blend)
+    margin = None if crop == AUTO else max(crop, blend.width(mask.shape))
+    window = window_around(levels > 0, spec.trained_size, margin)
+    if edited is None:
+        return crop_inpainting(init, levels, window, blend)
+    return crop_sdedit(init, edited, mask, window, blend, strength)
