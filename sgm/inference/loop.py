@@ -7,6 +7,7 @@ the unedited picture come from (`sgm.inference.unedited`), and which steps are r
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,14 +16,7 @@ from sgm.inference.interpolate import Curve, Interpolated
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import EVERY_STEP, Recorded, StepMasks
-from sgm.inference.unedited import (
-    FixedNoise,
-    FreshNoise,
-    KeptLatents,
-    SteppedAlong,
-    Unedited,
-    noised,
-)
+from sgm.inference.unedited import KeptLatents, KnownNoise, SteppedAlong, Unedited, noised
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
@@ -203,9 +197,11 @@ def _unedited(
     if plan.source is Source.NONE or z is None:
         return None
     if plan.source is Source.FRESH:
-        return FreshNoise(z, sigmas, noise, denoise)
+        # Drawn when a step begins, and read again by its full pass.
+        fresh = lru_cache(1)(lambda step: noise(f"step/{step}", z.shape).to(z))
+        return KnownNoise(z, fresh, sigmas, denoise)
     if plan.source is Source.FIXED:
-        return FixedNoise(z, draw, sigmas, denoise)
+        return KnownNoise(z, lambda step: draw, sigmas, denoise)
     return SteppedAlong(noised(z, draw, sigmas, solver), made, sigmas, denoise, solver)
 
 

@@ -11,8 +11,12 @@ from sgm import runtime
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
-from sgm.modules.diffusionmodules.guiders import Conditioning, guider_of
-from sgm.modules.diffusionmodules.sampling import Denoise, guided
+from sgm.modules.diffusionmodules.sampling import (
+    Conditioning,
+    Denoise,
+    guidance_batch,
+    guided,
+)
 from sgm.modules.encoders.prompts import WeightedPrompt, prompt_pair
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import is_sparse
@@ -178,14 +182,13 @@ class Networks:
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
         passes of the UNet attend to the texts of this one, which are projected here, once."""
-        dtype, guider = next(self.unet.parameters()).dtype, guider_of(scale)
-        cond = guider.conditioning(c, uc)
+        dtype, cond = next(self.unet.parameters()).dtype, guidance_batch(c, uc, scale)
         for key, x in cond.items():
             layout = self.layout if x.ndim == 4 else torch.preserve_format
             cond[key] = x.to(dtype, memory_format=layout)
         if is_sparse(self.unet):
             handle_of(self.unet).set_text(cond["crossattn"])
-        denoise = guided(self.engine.denoiser, self.engine.model, guider, cond)
+        denoise = guided(self.engine.denoiser, self.engine.model, cond, scale)
 
         def laid_out(x: Tensor, sigma: Tensor) -> Tensor:
             return denoise(x.contiguous(memory_format=self.layout), sigma)

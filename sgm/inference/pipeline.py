@@ -131,18 +131,21 @@ class Pipeline:
 
         return self._retried(prepared)
 
-    def placed(self, edit: AnyEdit) -> AnyEdit:
-        """An edit where its pictures are worked on: on a CUDA device with the networks, else on the
-        CPU."""
+    @property
+    def workplace(self) -> torch.device:
+        """Where pictures are worked on: a CUDA device, with the networks, else the CPU."""
         device = self.networks.device
-        return edit.on(device) if device.type == "cuda" else edit
+        return device if device.type == "cuda" else torch.device("cpu")
+
+    def placed(self, edit: AnyEdit) -> AnyEdit:
+        """An edit with its pictures where they are worked on."""
+        return edit.on(self.workplace)
 
     def finished(self, edit: Edit, picture: Tensor, seconds: dict[str, float]) -> EditResult:
         """The result of a placed edit, of which the networks made a picture."""
-        device = self.networks.device
-        picture = picture if device.type == "cuda" else picture.cpu()
-        with runtime.precision_scope(Precision.FP32, device):
-            return EditResult(edit.finish(picture, self.recipe).cpu(), seconds, edit.ratio)
+        with runtime.precision_scope(Precision.FP32, self.networks.device):
+            done = edit.finish(picture.to(self.workplace), self.recipe)
+            return EditResult(done.cpu(), seconds, edit.ratio)
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32, of a denoised plan; inside `scope`."""
