@@ -33,9 +33,9 @@ class Unedited(ABC):
 
 
 class KnownNoise(Unedited):
-    """The picture with a noise that is known of every step. With one noise at all levels the latents
-    of a level need no other level, and what is recorded there changes smoothly from level to level.
-    Nothing is put back after the last step: the network's picture is put into the input then.
+    """The picture with a noise that is known of every step. With one noise at all levels, what is
+    recorded changes smoothly from level to level. Nothing is put back after the last step: the
+    network's picture is put into the input then.
 
     Args:
         z: scaled latents of the picture [1, C, h, w].
