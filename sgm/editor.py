@@ -21,8 +21,17 @@ from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
-from sgm.photo import AUTO, WHOLE, Blend
-from sgm.specs import SHIPPED, Lora, ModelSpec, SamplingParams, Weights, model_spec
+from sgm.specs import (
+    AUTO,
+    SHIPPED,
+    WHOLE,
+    Blend,
+    Lora,
+    ModelSpec,
+    SamplingParams,
+    Weights,
+    model_spec,
+)
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
 
 # A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor

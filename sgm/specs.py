@@ -3,13 +3,13 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from sgm.errors import UserError, suggestion
-from sgm.photo import PhotoOptions
 from sgm.words import (
     Backend,
     Mode,
@@ -39,6 +39,9 @@ DEFAULT_STEPS, TURBO_STEPS = 50, 4
 DEFAULT_SCALE, TINY_SCALE = 6.0, 3.0
 # Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
 DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
+# Pixels of the ring in which an edit fades out, and the longer side of the picture it is for.
+FEATHER, FEATHER_SIDE = 8, 1024
+AUTO, WHOLE = "auto", "none"  # of `padding_mask_crop`, besides pixels
 LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
@@ -92,12 +95,7 @@ class ModelSpec:
         return self.configs[role]
 
 
-def _configs(beginning: str) -> dict[str, str]:
-    """The YAML files of a family by role."""
-    roles = ("original", "sige", "refiner", "sige-refiner")
-    return {role: f"{beginning}{role}.yaml" for role in roles}
-
-
+_ROLES = ("original", "sige", "refiner", "sige-refiner")
 _PAGES = "https://huggingface.co/stabilityai"
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
@@ -109,7 +107,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
                 "refiner": "sd_xl_refiner_1.0.safetensors",
                 "turbo": "sd_xl_turbo_1.0.safetensors",
             },
-            configs=_configs(""),
+            configs={role: f"{role}.yaml" for role in _ROLES},
             pages={
                 "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
                 "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
@@ -124,7 +122,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
                 "refiner": "tiny_refiner.safetensors",
                 "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
             },
-            configs=_configs("tiny-"),
+            configs={role: f"tiny-{role}.yaml" for role in _ROLES},
             pages={},
             trained_size=(256, 512),
             turbo=Turbo(levels=(0, 250, 500, 750), distilled=False),
@@ -180,14 +178,9 @@ class SamplingParams:
         return self.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
 
 
-@dataclass(frozen=True, order=True)
-class Lora:
-    """A LoRA to merge.
-
-    Attributes:
-        path: a `.safetensors` file, in kohya's names or those of diffusers and peft.
-        weight: what its changes are multiplied by; negative ones take it away.
-    """
+class Lora(NamedTuple):
+    """A LoRA to merge: a `.safetensors` file, in kohya's names or those of diffusers and peft, and
+    what its changes are multiplied by; negative numbers take it away."""
 
     path: Path
     weight: float = 1.0
@@ -236,6 +229,52 @@ class RecordingSettings:
 
 
 @dataclass(frozen=True)
+class Blend:
+    """How an edit is put into the picture.
+
+    Attributes:
+        feather: width in pixels of the ring around the edit in which it fades into the picture, and
+            which is sampled with it; 0 for a hard edge; None for the default, 8 for a picture of
+            1024 pixels (its longer side) and others in proportion.
+        match_border: whether the edit takes on the colours and the grain of its surroundings.
+    """
+
+    feather: int | None = None
+    match_border: bool = True
+
+    def width(self, size: Sequence[int]) -> int:
+        """Of the ring in pixels, for a picture of `size` (height, width)."""
+        if self.feather is not None:
+            return self.feather
+        return max(1, round(FEATHER * max(size) / FEATHER_SIDE))
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """Options of a run about pictures, masks and seeds.
+
+    Attributes:
+        mask_grow: pixels by which what was marked or drawn on is grown, in all directions.
+        invert_mask: whether black is repainted instead of white.
+        blend: how the edit is put into the picture; None leaves the network's picture everywhere.
+        padding_mask_crop: pixels around the edit that are shown to the network with it, in place
+            of the whole picture; `auto` for a margin and only if the picture is larger than the
+            model's size; None for the whole picture.
+        seeds: one result for each of several seeds; empty for the one of `SamplingParams`.
+        metadata: whether a PNG says how it was made.
+        overwrite: whether files that are there may be replaced.
+    """
+
+    mask_grow: int = 0
+    invert_mask: bool = False
+    blend: Blend | None = None
+    padding_mask_crop: int | str | None = None
+    seeds: tuple[int, ...] = ()
+    metadata: bool = True
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Every option of a run, checked and resolved: nothing here is left to be found out. What has
     no comment is what the flag of its name says; a file or folder that was not given is None."""
@@ -270,7 +309,7 @@ class RunOptions:
     checkpoint: Path | None = None  # file or folder; None for the family's in `weight_path`
     refiner_checkpoint: Path | None = None
     vae: Path | None = None  # of base and refiner; None for the checkpoint's own
-    loras: tuple[tuple[Path, float], ...] = ()  # files and their weights, for the base or turbo
+    loras: tuple[Lora, ...] = ()  # of the base or turbo
     prediction: Prediction | None = None  # of the base or turbo; None for what its files say
     photo: PhotoOptions = field(default_factory=PhotoOptions)
 
@@ -286,8 +325,7 @@ class RunOptions:
         checkpoint = given or self.weight_path / self.spec.weights[role]
         if refiner:
             return Weights(checkpoint, self.vae)
-        loras = tuple(Lora(path, weight) for path, weight in self.loras)
-        return Weights(checkpoint, self.vae, loras, self.prediction)
+        return Weights(checkpoint, self.vae, self.loras, self.prediction)
 
     @property
     def steps(self) -> int:

@@ -19,7 +19,7 @@ from sgm.cli import outputs
 from sgm.cli.generate import finished, load_pipeline, touched_by
 from sgm.cli.inputs import dense_if_everywhere, nothing_marked, read_inputs, request
 from sgm.cli.main import less_memory
-from sgm.cli.memory import memory_scope
+from sgm.cli.program import memory_scope
 from sgm.cli.record import edit_in
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store

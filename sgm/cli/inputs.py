@@ -18,8 +18,7 @@ from sgm.inference.sdedit import SDEdit
 from sgm.io.imageio import to_tensor
 from sgm.io.maskio import load_levels
 from sgm.io.photos import Photo, load_photo
-from sgm.photo import Blend
-from sgm.specs import RunOptions
+from sgm.specs import Blend, RunOptions
 from sgm.words import Task
 
 logger = logging.getLogger(__name__)

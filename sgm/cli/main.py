@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgm.cli import checks
-from sgm.cli.memory import memory_scope
 from sgm.cli.options import SYNTAXES, read
-from sgm.cli.program import start
-from sgm.photo import AUTO, WHOLE, Blend, PhotoOptions
-from sgm.specs import RecordingSettings, RunOptions, SamplingParams
+from sgm.cli.program import memory_scope, start
+from sgm.specs import (
+    AUTO,
+    WHOLE,
+    Blend,
+    Lora,
+    PhotoOptions,
+    RecordingSettings,
+    RunOptions,
+    SamplingParams,
+)
 from sgm.words import Precision, Preset, RecordingMemory
 
 # Programs of their own, by their word after `sdxl-sige`.
@@ -59,7 +66,7 @@ def checked(values: argparse.Namespace) -> RunOptions:
             count=values.recorded_steps,
             precision=values.recording_precision,
         ),
-        "loras": tuple((Path(path), weight) for path, weight in values.lora),
+        "loras": tuple(Lora(Path(path), weight) for path, weight in values.lora),
         "photo": _photo_options(values),
     }
     return RunOptions(**found)

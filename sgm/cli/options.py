@@ -24,8 +24,8 @@ from sgm.cli.option_types import (
     whole,
 )
 from sgm.errors import UserError
-from sgm.photo import AUTO, WHOLE
 from sgm.specs import (
+    AUTO,
     DEFAULT_RECORDED,
     DEFAULT_RECORDING_PRECISION,
     DEFAULT_SCALE,
@@ -34,6 +34,7 @@ from sgm.specs import (
     LATENT_FACTOR,
     MODELS,
     TURBO_STEPS,
+    WHOLE,
 )
 from sgm.words import (
     Backend,

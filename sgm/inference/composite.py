@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sgm.inference.border import match_border
 from sgm.inference.grain import grain_for
-from sgm.photo import Blend
+from sgm.specs import Blend
 
 
 def distance(mask: Tensor, limit: int) -> Tensor:

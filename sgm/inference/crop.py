@@ -20,8 +20,7 @@ from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
 from sgm.inference.sdedit import SDEdit
 from sgm.io.imageio import pad_to_multiple
-from sgm.photo import AUTO, Blend
-from sgm.specs import SIZE_MULTIPLE, ModelSpec
+from sgm.specs import AUTO, SIZE_MULTIPLE, Blend, ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sgm.inference.interpolate import count_of, spread
-from sgm.photo import Blend
 from sgm.sparse.masks import (
     LEVEL_DILATION,
     SDEDIT_DECODER_DILATION,
@@ -16,7 +15,7 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
 )
-from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, RecordingSettings
+from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, Blend, RecordingSettings
 from sgm.words import Preset, RecordingPrecision
 
 DTYPES = {
