@@ -7,7 +7,6 @@ the unedited picture come from (`sgm.inference.unedited`), and which steps are r
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,7 +15,14 @@ from sgm.inference.interpolate import Curve, Interpolated
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import EVERY_STEP, Recorded, StepMasks
-from sgm.inference.unedited import KeptLatents, KnownNoise, SteppedAlong, Unedited, noised
+from sgm.inference.unedited import (
+    KeptLatents,
+    KnownNoise,
+    SteppedAlong,
+    Unedited,
+    fresh_noise,
+    noised,
+)
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.recording import Recording
@@ -197,9 +203,7 @@ def _unedited(
     if plan.source is Source.NONE or z is None:
         return None
     if plan.source is Source.FRESH:
-        # Drawn when a step begins, and read again by its full pass.
-        fresh = lru_cache(1)(lambda step: noise(f"step/{step}", z.shape).to(z))
-        return KnownNoise(z, fresh, sigmas, denoise)
+        return KnownNoise(z, fresh_noise(noise, z), sigmas, denoise)
     if plan.source is Source.FIXED:
         return KnownNoise(z, lambda step: draw, sigmas, denoise)
     return SteppedAlong(noised(z, draw, sigmas, solver), made, sigmas, denoise, solver)

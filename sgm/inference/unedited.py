@@ -8,10 +8,12 @@ records the full passes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from sgm.inference.noise import Noise
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver, SolverState
 
 
@@ -55,6 +57,12 @@ class KnownNoise(Unedited):
 
     def full_pass(self, step: int) -> Tensor:
         return self.denoise(self.latents(step), self.sigmas[step].expand(len(self.z)))
+
+
+def fresh_noise(noise: Noise, z: Tensor) -> Callable[[int], Tensor]:
+    """A new noise like z for every step, called `step/<number>` (published): drawn when a step
+    begins, and read again by its full pass."""
+    return lru_cache(1)(lambda step: noise(f"step/{step}", z.shape).to(z))
 
 
 class SteppedAlong(Unedited):

@@ -101,16 +101,15 @@ def load_tokenizer() -> BytePairTokenizer:
     return BytePairTokenizer(VOCABULARY)
 
 
-def tokenize(texts: Sequence[str], pad_token: int, max_length: int = CONTEXT_LENGTH) -> Tensor:
+def tokenize(texts: Sequence[str], pad_token: int) -> Tensor:
     """Prompts as rows of token ids: start mark, text, end mark, padding.
 
     Args:
         texts: B prompts; the tokens of a long one that do not fit between the marks are dropped.
         pad_token: id after the end mark: 0 for OpenCLIP, `END_TOKEN` for CLIP.
-        max_length: length of a row.
 
     Returns:
-        int64 [B, max_length] on the CPU.
+        int64 [B, 77] on the CPU.
 
     Raises:
         TypeError: `texts` is one string, or holds something that is not a string.
@@ -118,8 +117,8 @@ def tokenize(texts: Sequence[str], pad_token: int, max_length: int = CONTEXT_LEN
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a list of prompts (strings), got {texts!r:.80}")
     tokenizer = load_tokenizer()
-    rows = torch.full((len(texts), max_length), pad_token, dtype=torch.int64, device="cpu")
+    rows = torch.full((len(texts), CONTEXT_LENGTH), pad_token, dtype=torch.int64, device="cpu")
     for row, text in zip(rows, texts, strict=True):
-        ids = [START_TOKEN, *tokenizer.encode(text)[: max_length - 2], END_TOKEN]
+        ids = [START_TOKEN, *tokenizer.encode(text)[: CONTEXT_LENGTH - 2], END_TOKEN]
         row[: len(ids)] = torch.tensor(ids, device="cpu")
     return rows
