@@ -1,18 +1,14 @@
-"""Solvers: how a sampling run is started and moved on by one step, along a schedule.
+"""Guidance, and solvers: how a sampling run is started and moved on by one step.
 
-There is no loop here. A caller makes `sigmas`, scales its noise with `start`, and for every `i`
-below `len(sigmas) - 1` calls `step`; between the steps it may do as it likes (bring back the known
-region, call `denoise(other, per_sample(float(sigmas[i]), other))` to record another latent at the
-same level, step a second latent along):
+The loop is the caller's, who may do between the steps as he likes:
 
     sigmas = solver.sigmas(discretization, strength)
     x, state = solver.start(noise, sigmas), None
     for i in range(len(sigmas) - 1):
         x, state = solver.step(denoise, x, i, sigmas, state)
 
-Solvers and states are immutable and hold nothing else: two latents need two states, not two
-solvers. Noise levels are kept on the CPU, where reading one makes no GPU wait; multiplying a GPU
-tensor by `sigmas[i]` is fine.
+Solvers and states are immutable: two latents need two states, not two solvers. Noise levels are
+kept on the CPU, where reading one makes no GPU wait.
 """
 
 import math
@@ -60,7 +56,6 @@ def guided(
     were distilled for.
 
     Args:
-        denoiser: called as `denoiser(network, x, sigma, batch)`.
         network: called by the denoiser as `network(scaled x, level numbers, batch)`.
         batch: of `guidance_batch`.
     """
@@ -93,19 +88,15 @@ def dpmpp_2m_step(
 ) -> Tensor:
     """One step of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), without noise.
 
-    The solution between two levels is an exponential integral of the denoised estimate in
-    lambda = -log(sigma). Without history the estimate is taken as constant (first order, the same
-    as DDIM and as Euler's method in sigma), with it as linear through the last two estimates.
-
     Args:
-        x: latents at the level now, shape [B, ...].
+        x: latents at the level now [B, ...].
         now: their estimate, and the level, above 0.
-        sigma_next: the level to go to, below that. At 0 lambda is infinite and the first-order
-            step ends in the estimate, which is what is returned, with history too.
-        before: the estimate and the level of the step before; None for a first-order step.
+        sigma_next: the level to go to, below that; at 0 the step ends in the estimate.
+        before: the estimate and the level of the step before; None for a first-order step, which is
+            DDIM's and Euler's in sigma.
 
     Returns:
-        Latents at `sigma_next`, shape [B, ...].
+        Latents at `sigma_next` [B, ...].
     """
     if sigma_next == 0:
         return now.denoised
@@ -121,8 +112,7 @@ def dpmpp_2m_step(
 def euler_step(
     x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
 ) -> Tensor:
-    """One step of Euler's method in sigma, which is DDIM without noise (Song et al., 2021).
-    Arguments as of `dpmpp_2m_step`; there is no history."""
+    """One step of Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
     return dpmpp_2m_step(x, now, sigma_next, None)
 
 
@@ -172,14 +162,11 @@ class Solver:
         """Move latents from `sigmas[i]` to `sigmas[i + 1]`, with one call of `denoise`.
 
         Args:
-            denoise: `(x, sigma [B] float32) -> estimate`, guidance included.
-            x: latents at `sigmas[i]`, shape [B, ...]. Not changed.
-            i: number of the step, 0 to len(sigmas) - 2.
-            sigmas: as returned by `sigmas`.
-            state: as returned by the step before of the same latents; None for the first.
+            x: latents at `sigmas[i]` [B, ...]; not changed.
+            state: of the step before of the same latents; None for the first.
 
         Returns:
-            Latents at `sigmas[i + 1]`, shape [B, ...], and the state for the next step.
+            Latents at `sigmas[i + 1]` [B, ...], and the state for the next step.
         """
         sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
         now = SolverState(denoise(x, per_sample(sigma, x)), sigma)
@@ -187,10 +174,7 @@ class Solver:
 
 
 def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:
-    """The solver that a run asks for, along its schedule; `draw` is for one that draws.
-
-    Raises:
-        ValueError: see `schedule_of`.
-    """
+    """The solver that a run asks for, along its schedule; `draw` is for one that draws. ValueError
+    for a turbo run of more steps than its model has levels."""
     steps = {Sampler.DPMPP2M: dpmpp_2m_step, Sampler.EULER: euler_step, Sampler.LCM: lcm_step(draw)}
     return Solver(schedule_of(params, turbo), steps[params.sampler])

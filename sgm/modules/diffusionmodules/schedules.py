@@ -20,14 +20,11 @@ def img2img_schedule(sigmas: Tensor, strength: float) -> Tensor:
     """The end of a schedule, for a run that starts from a picture (SDEdit, Meng et al., 2022).
 
     Args:
-        sigmas: shape [n], descending to its final 0.
-        strength: the part of the list to keep, 0 to 1.
+        sigmas: [n], descending to its final 0.
+        strength: the part of the list to keep, 0 to 1; ValueError for another.
 
     Returns:
         The last `int(strength * n)` entries, at least one; a single entry (the 0) means no step.
-
-    Raises:
-        ValueError: `strength` is out of range.
     """
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"Strength must be from 0 to 1, not {strength}.")
@@ -38,16 +35,9 @@ def turbo_schedule(sigmas: Tensor, indices: Sequence[int] = TURBO_INDICES) -> Te
     """The few entries of a long schedule that a distilled model was trained for.
 
     Args:
-        sigmas: the list of all training steps with its final 0, shape [n], descending; possibly
-            cut by `img2img_schedule`, which moves the entries to lower sigmas.
-        indices: which entries, rising; the last is -1, the final 0.
-
-    Returns:
-        Shape [len(indices)], descending. Entries that a cut list does not reach are left out, so
-        a low strength makes fewer steps.
-
-    Raises:
-        ValueError: `indices` do not rise from 0 or more to a final -1.
+        sigmas: of all training steps with the final 0 [n], descending; possibly cut by
+            `img2img_schedule`, so that the entries are lower, and perhaps fewer.
+        indices: which entries; ValueError unless they rise from 0 or more to a final -1.
     """
     *inner, last = indices
     if last != -1 or any(i < 0 for i in inner) or inner != sorted(set(inner)):
@@ -69,14 +59,11 @@ class Schedule:
     indices: tuple[int, ...] | None = None
 
     def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
-        """The levels of a run.
+        """The levels of a run: float32 [steps + 1] on the CPU, descending to 0.
 
         Args:
             discretization: makes the schedule of n steps.
             strength: the part of it to run, 0 to 1; below 1 for a run that starts from a picture.
-
-        Returns:
-            float32 on the CPU, shape [steps + 1], descending to 0.
 
         Raises:
             ValueError: `strength` or the number of steps is out of range.
@@ -130,11 +117,8 @@ def _check_steps(steps: int, most: int) -> None:
 
 
 def schedule_of(params: SamplingParams, turbo: Turbo | None) -> Schedule:
-    """The levels that a run asks for; those of a turbo run are its model's.
-
-    Raises:
-        ValueError: a turbo run of more steps than its model has levels.
-    """
+    """The levels that a run asks for; those of a turbo run are its model's, and ValueError for more
+    steps than it has."""
     steps = params.steps
     if turbo is not None:
         # The first ones and then the end, as the turbo sampler of generative-models counts.

@@ -130,7 +130,8 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
         tower: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("arch", arch, ("ViT-bigG-14",))
+        if tower is None:
+            _check_choice("arch", arch, ("ViT-bigG-14",))
         _check_choice("layer", layer, ("penultimate",))
         _check_choice("always_return_pooled", always_return_pooled, (True,))
         if legacy:
