@@ -40,8 +40,6 @@ Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 # A path, a PIL picture, or an array or tensor [H, W] of bool, 0/1, 0/255 or [0, 1]; white: repaint.
 Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 
-ADVICE = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
-
 
 class EditedImage(Image.Image):
     """A PIL picture that knows how it was made.
@@ -55,12 +53,7 @@ class EditedImage(Image.Image):
     edit_ratio: float | None
 
     def save(self, fp: Any, *args: Any, **options: Any) -> None:
-        """As PIL saves a picture; a folder that is not there yet is made.
-
-        Raises:
-            OSError: the file cannot be written.
-            ValueError: the format is unknown.
-        """
+        """As PIL saves a picture; a folder that is not there yet is made."""
         if isinstance(fp, str | PathLike):
             Path(fp).parent.mkdir(parents=True, exist_ok=True)
         super().save(fp, *args, **options)
@@ -101,7 +94,7 @@ class Editor:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
         source, params = to_tensor(image), _params(prompt, settings)
-        marked = to_mask(mask, (source.shape[1], source.shape[2]))
+        marked = to_mask(mask, source.shape[1:])
         return self._edited(source, None, marked, params, padding_mask_crop, progress)
 
     def sdedit(
@@ -130,7 +123,7 @@ class Editor:
         edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])
         marked = None
         if mask is not None:
-            marked = to_mask(mask, (edited.shape[1], edited.shape[2]))
+            marked = to_mask(mask, edited.shape[1:])
         elif before is not None:
             marked = where_drawn(before, edited, self.pipeline.recipe.blend is not None)
         params = _params(prompt, settings)
@@ -156,10 +149,10 @@ class Editor:
         else:
             blend = blend or Blend(match_border=False)
         edit = edit_for(self.spec, crop, before, drawn, marked, params.strength, blend)
-        picture = before if drawn is None else drawn
-        size = (picture.shape[1], picture.shape[2])
+        size = (before if drawn is None else drawn).shape[1:]
         if not isinstance(edit, Cropped):
-            advise_on_size(size, self.spec, ADVICE)
+            advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
+            advise_on_size(size, self.spec, advice)
         return to_image(self.pipeline.edit(edit, params, progress=progress), size)
 
     def session(
@@ -214,11 +207,8 @@ class Session:
         return self._kept(self.edits.sdedit(prompt, edited, strength, negative_prompt, region))
 
     def accept(self) -> None:
-        """Make the last edit the picture that further ones start from.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Make the last edit the picture that further ones start from; ValueError if there is
+        none."""
         if self._last is None:
             raise ValueError("There is no edit to accept; call inpaint or sdedit first.")
         self.edits.accept(self._last)
@@ -269,12 +259,8 @@ def found(folder: str | PathLike[str]) -> Path:
 
 
 def to_tensor(picture: Picture) -> Tensor:
-    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU.
-
-    Raises:
-        UserError: a file that is no picture.
-        ValueError: an array or a tensor of another shape or range.
-    """
+    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU. UserError for a
+    file that is no picture, ValueError for an array or a tensor of another shape or range."""
     if isinstance(picture, str | PathLike):
         return imageio.to_tensor(imageio.load_picture(picture))
     if isinstance(picture, Image.Image):
@@ -296,25 +282,22 @@ def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
     """A picture that was drawn on, as `to_tensor` gives it; ValueError unless it has the `size`
     (height, width) of the one before."""
     drawn = to_tensor(picture)
-    (height, width), (rows, columns) = drawn.shape[1:], size
-    if (height, width) != (rows, columns):
+    if drawn.shape[1:] != (size[0], size[1]):
         raise ValueError(
-            f"The drawing has {width}x{height} pixels, expected {columns}x{rows} as the picture; "
-            "draw on the picture, or resize."
+            f"The drawing has {drawn.shape[2]}x{drawn.shape[1]} pixels, expected {size[1]}x"
+            f"{size[0]} as the picture; draw on the picture, or resize."
         )
     return drawn
 
 
-def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
-    """A mask, bool [H, W], True where to repaint.
-
-    Args:
-        size: (height, width) of its picture.
+def to_mask(mask: Mask, size: Sequence[int]) -> Tensor:
+    """A mask for a picture of `size` (height, width): bool [H, W], True where to repaint.
 
     Raises:
         UserError: a file that is no mask.
         ValueError: an array or a tensor of another shape.
     """
+    size = (size[0], size[1])
     if isinstance(mask, str | PathLike):
         return maskio.load_mask(mask, size)
     if isinstance(mask, Image.Image):
@@ -330,8 +313,7 @@ def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
 
 
 def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as `to_tensor` gives it, padded to multiples of 64, and its (height, width)
-    before."""
+    """A picture as `to_tensor` gives it, padded to multiples of 64, and its size before."""
     source = to_tensor(picture)
     return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])
 
@@ -342,7 +324,7 @@ def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
     return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
 
 
-def to_image(result: EditResult, size: tuple[int, int]) -> EditedImage:
+def to_image(result: EditResult, size: Sequence[int]) -> EditedImage:
     """A result as a PIL picture of a size (height, width)."""
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     picture.__class__ = EditedImage

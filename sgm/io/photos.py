@@ -68,7 +68,7 @@ class Photo:
 
         Args:
             result: RGB in sRGB, of the same size.
-            touched: bool [H, W], where the edit is; None if that is not known. If most of it was
+            touched: bool [H, W], where the edit is, if that is known; if most of it was
                 transparent, it is to be seen now.
             blended: whether the bytes of the file stand elsewhere.
         """
@@ -88,11 +88,8 @@ class Photo:
         return own
 
     def save(self, picture: Image.Image, path: Path, text: str | None = None) -> None:
-        """Write a result of `with_edit` as `written` makes it.
-
-        Raises:
-            UserError: unknown extension, or the file cannot be written.
-        """
+        """Write a result of `with_edit` as `written` makes it. UserError for an unknown extension,
+        or if it cannot be written."""
         check_output_path(path)
         write_atomically(path, lambda file: file.write(self.written(picture, path, text)))
 
@@ -123,13 +120,8 @@ class Photo:
 
 
 def load_photo(path: Path) -> Photo:
-    """Read a picture with what its file says; notices where a result cannot hold it.
-
-    Alpha is dropped for the network, not composited: the colours stored there show.
-
-    Raises:
-        UserError: see `imageio.open_picture`.
-    """
+    """Read a picture with what its file says; notices where a result cannot hold it. Alpha is
+    dropped for the network, not composited. UserError as of `imageio.open_picture`."""
     opened = open_picture(path)
     if opened.info.get(DEPTH):
         logger.warning("%s has more than 8 bits per channel; the result has 8.", path)

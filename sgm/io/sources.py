@@ -33,12 +33,8 @@ _FILE_NAME = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of a network as it is stored.
-
-    Attributes:
-        parts: joined along the first axis.
-        transposed: the two axes are exchanged afterwards.
-    """
+    """A tensor of a network as it is stored: its parts are joined along the first axis, and then
+    the two axes are exchanged if it is `transposed`."""
 
     parts: tuple[Part, ...]
     transposed: bool = False
@@ -50,7 +46,7 @@ class Source:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the joined and transposed tensor; empty where the parts do not fit each other."""
+        """Of the whole; empty where the parts do not fit each other."""
         first, *others = (part.shape for part in self.parts)
         if not others:
             return first[::-1] if self.transposed else first
@@ -98,7 +94,6 @@ class Kind:
     """What the files say about the network that belongs to them.
 
     Attributes:
-        prediction: what it predicts.
         zero_terminal_snr: whether it was trained on a schedule that ends in noise alone.
         reads_mask: whether it is for inpainting, and gets the mask and the masked picture as
             further input channels.
@@ -182,8 +177,8 @@ def _scheduler(path: Path) -> dict[str, object]:
 
 
 def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
-    """What the files say about their network, by marks, metadata or a scheduler's configuration;
-    a prediction that a person says stands above the files."""
+    """What the files say about their network, by marks, metadata or a scheduler's configuration; a
+    `prediction` that a person names stands above them."""
     single = contents.parts.get("", {})
     metadata, scheduler = contents.metadata, contents.scheduler
     stated = {
