@@ -32,12 +32,8 @@ LARGER, FAR_LARGER = 1.25, 2.0
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a picture, and the size at which the network sees it.
-
-    Attributes:
-        top, left, height, width: pixels of the picture.
-        size: (height, width) for the network, multiples of 64.
-    """
+    """A rectangle of a picture in pixels, and the `size` at which the network sees it: (height,
+    width), multiples of 64."""
 
     top: int
     left: int
@@ -87,16 +83,13 @@ def advise_on_size(size: Sequence[int], spec: ModelSpec, advice: str) -> None:
 
 
 def window_around(marked: Tensor, trained: tuple[int, int], margin: int | None = None) -> Window:
-    """The crop for an edit.
+    """The crop for an edit, of the proportions of its `size` where the picture allows.
 
     Args:
         marked: bool [H, W], where the edit is; not empty.
         trained: (height, width) of the model's size; the network gets about as many pixels.
         margin: pixels around the edit; None for a share of it, and at least the model's size, so
             that the crop is never enlarged.
-
-    Returns:
-        A window within the picture, of the proportions of its `size` where the picture allows.
     """
     rows, columns = torch.nonzero(marked.any(1)), torch.nonzero(marked.any(0))
     spans = [(int(found[0]), int(found[-1]) + 1) for found in (rows, columns)]
@@ -197,12 +190,8 @@ class Cropped(Edit):
 
 
 def crop_inpainting(image: Tensor, levels: Tensor, window: Window, blend: Blend) -> Cropped:
-    """Inpainting in a window.
-
-    Args:
-        image: [3, H, W] in [-1, 1], sides of any length.
-        levels: the mask, bool or float [H, W] in [0, 1].
-    """
+    """Inpainting in a window of a picture [3, H, W] in [-1, 1], sides of any length; the mask is
+    bool or float [H, W] in [0, 1]."""
     inner = Inpainting(window.seen(image), window.seen_levels(levels), _sampled(window, blend))
     return Cropped(inner, window, (image + 1) / 2, levels, blend)
 
@@ -215,12 +204,8 @@ def crop_sdedit(
     blend: Blend,
     strength: float,
 ) -> Cropped:
-    """SDEdit in a window.
-
-    Args:
-        init, edited: [3, H, W] in [-1, 1], sides of any length.
-        drawing: where it was drawn on, bool [H, W].
-    """
+    """SDEdit in a window of pictures [3, H, W] in [-1, 1], sides of any length; `drawing` is where
+    it was drawn on, bool [H, W]."""
     inner = SDEdit(
         None if init is None else window.seen(init),
         window.seen(edited),

@@ -52,11 +52,10 @@ class Edit(ABC):
     def prepare(
         self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
     ) -> Plan:
-        """Encode the pictures and make the masks.
+        """Encode the pictures, with the posteriors' draws from `noise`, and make the masks.
 
         Args:
             recipe: which masks UNet and autoencoder run with; None for a dense run.
-            noise: source of the posteriors' draws.
             kept: what was recorded of the unedited picture before, to be used instead.
 
         Raises:

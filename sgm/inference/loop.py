@@ -43,15 +43,10 @@ class Source(Enum):
 
 @dataclass(frozen=True, eq=False)
 class KeptSteps:
-    """Recordings of some steps.
-
-    Attributes:
-        get: that of a step, which serves any masks or those of all passes.
-        made: the steps that have one, rising.
-    """
+    """Recordings of some steps, each for any masks or those of all passes."""
 
     get: Callable[[int], Recording]
-    made: list[int]
+    made: list[int]  # the steps that have one, rising
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,8 +40,8 @@ LEAST_SHOWN = 60  # characters of the words that are not read, in a notice
 def recording(
     network: torch.nn.Module, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
 ) -> AbstractContextManager[Recording]:
-    """Scope in which a sparse network runs in full and records, for these masks or for any, and
-    perhaps in fewer bytes; see `SparseState.recording`."""
+    """Scope in which a sparse network runs in full and records, for these masks or for any; rows
+    and tokens in a dtype of fewer bytes where one is given."""
     return handle_of(network).recording(masks, dtype)
 
 
@@ -120,10 +120,7 @@ class Networks:
 
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
         """Scaled latents of a picture: one sample of the posterior, one draw called `name`.
-
-        Raises:
-            NonFiniteError: see there.
-        """
+        NonFiniteError if the autoencoder overflows."""
         first_stage = self.engine.first_stage_model
         dtype = first_stage.quant_conv.weight.dtype
         x = picture[None].to(self.device, dtype, memory_format=self.layout)
@@ -133,27 +130,16 @@ class Networks:
         return self.engine.scale_factor * posterior.sample(draw)
 
     def masked(self, picture: Tensor, mask: Tensor, noise: Noise) -> Tensor:
-        """What an inpainting network reads beside its latents: the mask, and the latents of the
-        picture with grey where it is repainted. One draw called `masked`.
-
-        Args:
-            picture: [3, H, W] in [-1, 1].
-            mask: bool [H, W], True where to repaint.
-
-        Returns:
-            [1, 1 + C, h, w]. The mask is 1 where any pixel of a latent is repainted, since all
-            of such a latent is sampled.
-        """
+        """What an inpainting network reads beside its latents, [1, 1 + C, h, w]: the mask (bool
+        [H, W], True where to repaint), 1 where any pixel of a latent is repainted, since all of it
+        is sampled; and the latents of the picture with grey there. One draw called `masked`."""
         z = self.encode(picture * ~mask, noise, "masked")
         size = mask.shape[0] // z.shape[2]
         return torch.cat([F.max_pool2d(mask[None, None].float(), size).to(z), z], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Picture [3, H, W] in [0, 1], float32, of scaled latents.
-
-        Raises:
-            NonFiniteError: see there.
-        """
+        """Picture [3, H, W] in [0, 1], float32, of scaled latents. NonFiniteError if the
+        autoencoder overflows."""
         dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
         x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=self.layout))
         _check_finite(x)
@@ -211,11 +197,8 @@ def _check_finite(x: Tensor) -> None:
 
 
 def unread(text: str, weighted: bool) -> list[str]:
-    """Notices about what of a prompt is not read as it may have been meant, one sentence each.
-
-    Args:
-        weighted: whether it is read with weights and at any length, see `weighted_prompt`.
-    """
+    """Notices about what of a prompt is not read as it may have been meant, one sentence each. A
+    `weighted` one is read with weights and at any length."""
     found = [f"{one!r} is read as text; name files with --lora." for one in _LORA.findall(text)]
     if weighted:
         return found
