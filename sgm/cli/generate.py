@@ -31,11 +31,7 @@ logger = logging.getLogger(__name__)
 
 def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     """Edit the picture and write it; an empty edit returns it, a full one runs dense. `started` is
-    the `time.perf_counter()` when the command began.
-
-    Raises:
-        UserError: the networks cannot be loaded, or the result is no picture.
-    """
+    the `time.perf_counter()` when the command began."""
     if options.record is not None:
         record(options, inputs, lambda: load_pipeline(options), started)
         return
@@ -57,8 +53,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     written: dict[int, tuple[dict[str, object], Image.Image]] = {}
     for one, result, load_seconds in results(options, inputs, wanted):
         picture = finished(one, photo, touched, result)
-        facts = outputs.parameters(one, picture.size) if one.photo.metadata else None
-        photo.save(picture, one.output_path, facts)
+        photo.save(picture, one.output_path, outputs.parameters(one, picture.size))
         ratio = result.edit_ratio
         what = "the picture" if ratio is None else f"{100 * ratio:.1f}% of the picture"
         logger.info("Edited %s in %.1f s.", what, sum(result.seconds.values()))
@@ -71,11 +66,8 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
 def results(
     options: RunOptions, inputs: Inputs, wanted: Edit
 ) -> Iterator[tuple[RunOptions, EditResult, float]]:
-    """The edit for one seed after the other, by networks that are loaded once.
-
-    Yields:
-        The options with their one seed and path, the result, and the seconds of loading.
-    """
+    """The edit for one seed after the other, by networks that are loaded once: the options with
+    their one seed and path, the result, and the seconds of loading."""
     load_seconds: list[float] = []
 
     def load(refiner: bool = False) -> Pipeline:
@@ -102,11 +94,7 @@ def results(
 
 
 def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = True) -> Pipeline:
-    """The networks of a run.
-
-    Raises:
-        UserError: a file is missing or does not fit.
-    """
+    """The networks of a run; UserError if a file is missing or does not fit."""
     what = (options.spec, options.run_type, options.config_path, options.weight_path)
     how = (torch.device(options.device), options.precision, options.backend, options.preset)
     weights, graphs = options.weights(refiner), options.graphs

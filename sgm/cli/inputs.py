@@ -60,11 +60,8 @@ class Inputs:
 
 
 def read_inputs(options: RunOptions) -> Inputs:
-    """Read pictures and mask of a run and bring them to one size.
-
-    Raises:
-        UserError: a file that cannot be used, or two pictures of different sizes.
-    """
+    """Read pictures and mask of a run and bring them to one size. UserError for a file that cannot
+    be used, or two pictures of different sizes."""
 
     def photo(path: Path | None) -> Photo | None:
         if path is None:

@@ -32,22 +32,14 @@ PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
 
 
 def parse(argv: Sequence[str]) -> RunOptions:
-    """Turn a command line into checked options, before any picture or weight is read.
-
-    Raises:
-        UserError: one sentence on the first thing that is wrong.
-        SystemExit: code 0 after `--help`.
-    """
+    """Turn a command line into checked options, before any picture or weight is read. UserError:
+    one sentence on the first thing that is wrong; SystemExit after `--help`."""
     return checked(read(argv))
 
 
 def checked(values: argparse.Namespace) -> RunOptions:
     """The options of a run from those that were parsed. Order of the checks: options together,
-    files, the device (the only one that imports torch).
-
-    Raises:
-        UserError: one sentence on the first thing that is wrong.
-    """
+    files, the device (the only one that imports torch)."""
     checks.check_together(values)
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)

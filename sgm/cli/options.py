@@ -68,13 +68,8 @@ The picture's path (or with --json - the figures) goes to stdout, everything els
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line, each option checked by itself.
-
-    Raises:
-        UserError: an unknown option (with the nearest known one), a value outside its range, or
-            no prompt.
-        SystemExit: code 0 after `--help`.
-    """
+    """Parse a command line, each option checked by itself. UserError for an unknown option (with
+    the nearest known one), a value outside its range, or no prompt; SystemExit after `--help`."""
     values = parsed(build_parser(), argv)
     # Not `required` in argparse: a mistyped --promt should be named rather than missed.
     if values.prompt is None:
@@ -90,14 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_task(parser)
-    _add_pictures(parser)
-    _add_photos(parser)
-    _add_sampling(parser)
-    _add_engine(parser)
-    _add_recordings(parser)
-    _add_files(parser)
-    _add_profiling(parser)
+    for add_group in (
+        *(_add_task, _add_pictures, _add_photos, _add_sampling),
+        *(_add_engine, _add_recordings, _add_files, _add_profiling),
+    ):
+        add_group(parser)
     return parser
 
 

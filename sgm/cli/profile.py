@@ -36,8 +36,7 @@ class Measured:
 
     Attributes:
         parameters: of the network.
-        backend: name of the one that ran the sparse operators; of a dense network the one that was
-            asked for.
+        backend: that ran the sparse operators; of a dense network the one that was asked for.
         macs: of one pass.
         first_steps: share of a run's first steps, whose masks are wider, and a pass there; None
             where all steps are alike.
@@ -61,11 +60,8 @@ class Measured:
 
 
 def profile(options: RunOptions, inputs: Inputs) -> None:
-    """Measure the network that the mode names and report the figures.
-
-    Raises:
-        UserError: there is no edit to measure, or the networks cannot be loaded.
-    """
+    """Measure the network that the mode names and report the figures; UserError if there is no edit
+    to measure."""
     if why := nothing_marked(options, inputs):
         raise UserError(f"The {why}, so there is no pass to measure; mark or draw something.")
     options = dense_if_everywhere(options, inputs)

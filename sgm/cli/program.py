@@ -30,7 +30,7 @@ _FREE = re.compile(r"of which ([\d.]+ [KMGT]?i?B) is free", re.IGNORECASE)
 
 
 def start(name: str, main: Callable[[], int], level: int = logging.INFO) -> NoReturn:
-    """Run a program and end the process with its exit code; arguments as those of `run_program`.
+    """Run a program and end the process with its exit code, see `run_program`.
 
     Ctrl-C and SIGTERM end it at once, with the exit codes that shells give, 130 and 143. No
     exception is raised for them: it would meet compiled code that aborts on one, or that goes on as
@@ -55,17 +55,9 @@ def start(name: str, main: Callable[[], int], level: int = logging.INFO) -> NoRe
 
 
 def run_program(name: str, main: Callable[[], int], level: int = logging.INFO) -> int:
-    """Run a program's `main` with status on stderr.
-
-    Args:
-        name: of the program, put before its last words.
-        main: returns the exit code.
-        level: from which status messages are shown.
-
-    Returns:
-        What `main` returned; 2 for a bad input, a refusal of the system or too little memory; 130
-        for a KeyboardInterrupt.
-    """
+    """Run a program's `main`, with its messages from a level on to stderr, and its name before its
+    last words. The exit code: what `main` returned; 2 for a bad input, a refusal of the system or
+    too little memory; 130 for a KeyboardInterrupt."""
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         with memory_scope("this machine", "close other programs, or ask for less"):
@@ -89,11 +81,8 @@ class OutOfMemory(UserError):
 
 @contextmanager
 def memory_scope(place: str, advice: str) -> Iterator[None]:
-    """Scope in which running out of memory ends in a sentence.
-
-    Args:
-        place: whose memory it is, such as `this machine` or `cuda:0`.
-        advice: what needs less, as the end of a sentence.
+    """Scope in which running out of the memory of a place (`this machine`, `cuda:0`) ends in a
+    sentence, of which `advice` is the end.
 
     Raises:
         OutOfMemory: in place of MemoryError, of `torch.OutOfMemoryError`, of the RuntimeError of
