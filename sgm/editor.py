@@ -116,8 +116,7 @@ class Editor:
             padding_mask_crop, progress, settings: as for `inpaint`.
 
         Raises:
-            UserError, ValueError: a file or an array that cannot be used, pictures of different
-                sizes, or nothing was drawn.
+            UserError, ValueError: a picture that cannot be used, or nothing was drawn.
         """
         before = None if image is None else to_tensor(image)
         edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])

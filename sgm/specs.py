@@ -64,14 +64,12 @@ class ModelSpec:
     """The files of one model family.
 
     Attributes:
-        name: the word after `--model`.
         weights: checkpoint file names by role: `base`, `refiner`, `turbo`.
         configs: YAML file names by role: `original`, `sige`, `refiner` and `sige-refiner`. Preset
             `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
-        turbo: how a turbo run samples.
     """
 
     name: str
@@ -132,11 +130,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The spec of a model family by its name.
-
-    Raises:
-        UserError: no such family; the message lists the known ones and the nearest.
-    """
+    """The spec of a model family by its name; UserError, with the nearest, if there is none."""
     if name not in MODELS:
         known = ", ".join(MODELS)
         raise UserError(
@@ -150,15 +144,12 @@ class SamplingParams:
     """What decides the sampled picture, apart from the pictures that go in.
 
     Attributes:
-        prompt: what the edit should show.
-        negative_prompt: what it should not show; empty means zeroed unconditional text (as
-            published for base and turbo).
+        negative_prompt: empty means zeroed unconditional text (as published for base and turbo).
         seed: of the global CPU generator, 0 to 2**64 - 1.
         steps: sampler steps, 1 to 1000 (turbo: 1 to 4), of the base and again of the refiner;
             None for the published 50 (turbo: 4).
         scale: classifier-free guidance, at least 0.
         strength: share of the schedule that SDEdit runs, above 0 and at most 1.
-        sampler: how a step is made.
         spacing: which noise levels are visited; of a turbo run, its own.
         weighted: whether `(word:1.3)` weighs words, and prompts go on beyond 77 tokens.
     """

@@ -31,16 +31,9 @@ exit code is 0, 1 if a row failed, 2 if the batch ended before its time."""
 
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of a batch, checked as far as no row is needed.
-
-    Returns:
-        Those of `run.py` by their names; `edits`, `output` and `against` as paths; `skip_bad`;
-        `ray`, None or an address, empty for a Ray of one's own; `workers` and `threads`.
-
-    Raises:
-        UserError: one sentence on the first thing that is wrong.
-        SystemExit: code 0 after `--help`.
-    """
+    """The command line of a batch, checked as far as no row is needed: the options of `run.py` and
+    its own; `ray` is None or an address, empty for a Ray of one's own. UserError on the first thing
+    that is wrong; SystemExit after `--help`."""
     parser = build_parser()
     parser.prog, parser.description, parser.epilog = "python -m sgm.batch", DESCRIPTION, EPILOG
     _add_batch(parser)
