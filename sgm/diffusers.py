@@ -40,14 +40,9 @@ ENCODER, DECODER = "encoder", "decoder"
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """What an edit computes.
+    """What an edit computes: masks of the networks, and the latents that are sampled."""
 
-    Attributes:
-        inside: bool [h, w], the latents that are sampled; those around are known.
-        encoder, unet, decoder: masks of the networks.
-    """
-
-    inside: Tensor
+    inside: Tensor  # bool [h, w]; those around are known
     encoder: MaskPyramid
     unet: StepMasks
     decoder: MaskPyramid
@@ -152,7 +147,7 @@ class EditSession:
         strength: float = 1.0,
         call: Mapping[str, Any] | None = None,
     ) -> Image.Image:
-        """Repaint the masked part of the picture.
+        """Repaint the masked part of the picture; outside of the mask no byte differs.
 
         Args:
             prompt: what the picture is to show; None if `call` has embeddings.
@@ -160,9 +155,6 @@ class EditSession:
                 one returns the picture.
             strength: share of the schedule that is run; below 1 what is there shines through.
             call: further arguments of this call of the pipeline.
-
-        Returns:
-            The edited picture. Outside of the mask no byte differs.
 
         Raises:
             SparseStateError: adapters of the UNet came or went since the recording.
@@ -189,16 +181,13 @@ class EditSession:
         strength: float = 0.6,
         call: Mapping[str, Any] | None = None,
     ) -> Image.Image:
-        """Turn what was drawn on the picture into something in the manner of the model.
+        """Turn what was drawn on the picture into something in the manner of the model; away from
+        the drawing no byte differs.
 
         Args:
-            prompt: as in `inpaint`.
             image: the picture with the drawing, of its size. An equal one is returned.
             strength: share of the schedule that is run, above 0 to 1.
-            call: further arguments of this call of the pipeline.
-
-        Returns:
-            The edited picture. Away from the drawing no byte differs.
+            prompt, call: as of `inpaint`.
 
         Raises:
             SparseStateError: adapters of the UNet came or went since the recording.
@@ -221,11 +210,7 @@ class EditSession:
     @torch.no_grad()
     def accept(self, image: Image.Image) -> None:
         """Make an edited picture the one that further edits start from. The recordings are brought
-        up to date by sparse passes, where it differs.
-
-        Raises:
-            ValueError: it has another size.
-        """
+        up to date by sparse passes, where it differs. ValueError if it has another size."""
         present = self.image
         if image.size != present.size:
             raise ValueError(f"The picture has {image.size}, expected {present.size}.")

@@ -141,16 +141,10 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class StepMasks:
-    """Masks of the UNet, which may differ from step to step.
+    """Masks of the UNet, which may differ from step to step."""
 
-    Attributes:
-        late: of most steps.
-        early: of the first `share` of them; None for the late ones.
-        share: 0 to 1.
-    """
-
-    late: MaskPyramid
-    early: MaskPyramid | None = None
+    late: MaskPyramid  # of most steps
+    early: MaskPyramid | None = None  # of the first `share` of them; None for the late ones
     share: float = 0.0
 
     def at(self, step: int, steps: int) -> MaskPyramid:

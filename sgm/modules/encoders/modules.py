@@ -147,14 +147,8 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
 
 
 class ConcatTimestepEmbedderND(nn.Module):
-    """Numbers (picture sizes, a score) as sinusoidal embeddings, each on its own, side by side.
-
-    Args:
-        outdim: width of the embedding of one number.
-
-    Raises:
-        ValueError: `outdim` is not positive.
-    """
+    """Numbers (picture sizes, a score) as sinusoidal embeddings, each on its own, side by side;
+    `outdim` is the width of one."""
 
     def __init__(self, outdim: int) -> None:
         super().__init__()
@@ -163,14 +157,8 @@ class ConcatTimestepEmbedderND(nn.Module):
         self.outdim = outdim
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B] or [B, n] of any real dtype -> float32 [B, n * outdim] on the same device.
-
-        Raises:
-            ValueError: `x` has another number of axes.
-        """
-        if x.ndim == 1:
-            x = x[:, None]
-        if x.ndim != 2:
+        """[B] or [B, n] of any real dtype -> float32 [B, n * outdim] on the same device."""
+        if x.ndim not in (1, 2):
             raise ValueError(f"expected shape [B] or [B, n], got {list(x.shape)}")
         embedding = timestep_embedding(x.flatten(), self.outdim)  # [B * n, outdim]
         return embedding.reshape(len(x), -1)

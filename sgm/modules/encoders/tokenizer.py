@@ -42,14 +42,9 @@ def _byte_symbols() -> dict[int, str]:
 
 
 class BytePairTokenizer:
-    """Text to token ids with a lower-cased byte-pair vocabulary (Sennrich et al., 2016).
-
-    Args:
-        path: gzipped text; after a header line, one merge ("left right") per line, best first.
-
-    Raises:
-        ValueError: the file has fewer merges than the vocabulary needs.
-    """
+    """Text to token ids with a lower-cased byte-pair vocabulary (Sennrich et al., 2016): gzipped
+    text, after a header line one merge ("left right") per line, best first; ValueError if there are
+    too few."""
 
     def __init__(self, path: Path) -> None:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
@@ -102,18 +97,9 @@ def load_tokenizer() -> BytePairTokenizer:
 
 
 def tokenize(texts: Sequence[str], pad_token: int) -> Tensor:
-    """Prompts as rows of token ids: start mark, text, end mark, padding.
-
-    Args:
-        texts: B prompts; the tokens of a long one that do not fit between the marks are dropped.
-        pad_token: id after the end mark: 0 for OpenCLIP, `END_TOKEN` for CLIP.
-
-    Returns:
-        int64 [B, 77] on the CPU.
-
-    Raises:
-        TypeError: `texts` is one string, or holds something that is not a string.
-    """
+    """B prompts as rows of token ids, int64 [B, 77] on the CPU: start mark, text as far as it fits,
+    end mark, and padding (0 for OpenCLIP, `END_TOKEN` for CLIP). TypeError for one string, or for
+    anything that is none."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a list of prompts (strings), got {texts!r:.80}")
     tokenizer = load_tokenizer()

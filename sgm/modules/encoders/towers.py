@@ -48,11 +48,8 @@ _Config = TypeVar("_Config", ClipTowerConfig, OpenClipTowerConfig)
 
 
 def tower_config(kind: type[_Config], sizes: Mapping[str, int] | None) -> _Config:
-    """The configuration that a mapping from YAML describes; without one, the default.
-
-    Raises:
-        ValueError: a size has an unknown name, is not a positive integer, or heads do not divide.
-    """
+    """The configuration that a mapping from YAML describes; without one, the default. ValueError
+    for an unknown name, a size that is no positive integer, or heads that do not divide."""
     known = [field.name for field in fields(kind)]
     unknown = [name for name in sizes or {} if name not in known]
     if unknown:
@@ -132,15 +129,8 @@ class ClipTextTower(nn.Module):
         self.register_load_state_dict_pre_hook(_drop_position_ids)
 
     def forward(self, tokens: Tensor, layers: int) -> Tensor:
-        """The hidden state after the first `layers` blocks, without the final norm.
-
-        Args:
-            tokens: int64 [B, N], N at most 77.
-            layers: how many blocks to run, 0 to all.
-
-        Returns:
-            [B, N, hidden_size] in the dtype of the weights.
-        """
+        """The hidden state [B, N, hidden_size] of tokens, int64 [B, N], N at most 77, after the
+        first `layers` blocks, without the final norm."""
         x = self.embeddings["token_embedding"](tokens)  # [B, N, width]
         x = x + self.embeddings["position_embedding"].weight[: tokens.shape[1]]
         for block in self.encoder["layers"][:layers]:
