@@ -75,18 +75,18 @@ class Editor:
         image: Picture,
         mask: Mask,
         prompt: str,
-        padding_mask_crop: int | str | None = None,
         progress: bool = False,
+        padding_mask_crop: int | str | None = None,
         **settings: Any,
     ) -> EditedImage:
         """Repaint the masked part of a picture.
 
         Args:
             mask: where to repaint; of the picture's size, or resized to it.
+            progress: show a bar on stderr.
             padding_mask_crop: pixels around the edit that the network sees with it, in place of the
                 whole picture; `auto` for a crop only if the picture is larger than the model's
                 size, `none` for the whole; by default `auto` with preset `fast`, else `none`.
-            progress: show a bar on stderr.
             settings: the fields of `SamplingParams` by their names; the sampler and the spacing may
                 be the words of the command line.
 
@@ -103,8 +103,8 @@ class Editor:
         drawn: Picture,
         prompt: str,
         mask: Mask | None = None,
-        padding_mask_crop: int | str | None = None,
         progress: bool = False,
+        padding_mask_crop: int | str | None = None,
         **settings: Any,
     ) -> EditedImage:
         """Turn what was drawn on a picture into something in the manner of the model.
@@ -113,7 +113,7 @@ class Editor:
             image: the picture before; a dense model does without it.
             drawn: the picture with the drawing, of the same size.
             mask: where it was drawn on; None to look for it.
-            padding_mask_crop, progress, settings: as for `inpaint`.
+            progress, padding_mask_crop, settings: as for `inpaint`.
 
         Raises:
             UserError, ValueError: a picture that cannot be used, or nothing was drawn.

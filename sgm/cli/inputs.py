@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sgm.errors import UserError
@@ -39,11 +38,6 @@ class Inputs:
     init_photo: Photo | None
     edited_photo: Photo | None
     levels: Tensor | None
-
-    @property
-    def init(self) -> Image.Image | None:
-        """The unedited picture, RGB in sRGB."""
-        return self.init_photo and self.init_photo.image
 
     @property
     def mask(self) -> Tensor | None:

@@ -60,8 +60,9 @@ def record(
         UserError: the folder cannot be written, the disk has no room, or the mask is empty.
     """
     folder, device = options.record, torch.device(options.device)
-    assert folder is not None and inputs.init is not None  # by `check_together`
-    picture, region = pad_to_multiple(to_tensor(inputs.init)), _region(inputs)
+    assert folder is not None and inputs.init_photo is not None  # by `check_together`
+    image, region = inputs.init_photo.image, _region(inputs)
+    picture = pad_to_multiple(to_tensor(image))
     stores: list[DiskStore] = []
 
     def on_disk(size: int) -> DiskStore:
@@ -93,7 +94,7 @@ def record(
         made = session.report
         manifest = {
             "version": VERSION,
-            "key": key_of(options, inputs.init),
+            "key": key_of(options, image),
             "prompt": options.sampling.prompt,
             "steps_recorded": made.steps,
             "bytes_per_step": made.step_bytes,
@@ -144,8 +145,9 @@ def edits_recorded(
         UserError: the recording is damaged, or not of this run or this edit.
     """
     folder = options.recording
-    assert folder is not None and inputs.init is not None  # by `check_together`
-    on_disk, seed = open_recording(options, inputs.init)
+    assert folder is not None and inputs.init_photo is not None  # by `check_together`
+    image = inputs.init_photo.image
+    on_disk, seed = open_recording(options, image)
     recipe = recipe_of(options)
     wanted = edit_of(options, inputs)
     check_within(region_in(on_disk, recipe), wanted, recipe)
@@ -154,7 +156,7 @@ def edits_recorded(
     pipe = load()
     kept, names = _load_into(on_disk, options.recording_memory), on_disk.names()
     store = Overlay(kept, lambda name: name.startswith(PROMPT))
-    picture = pad_to_multiple(to_tensor(inputs.init))
+    picture = pad_to_multiple(to_tensor(image))
     params = replace(options.sampling, seed=seed)
     session = EditSession.resume(pipe, picture, params, store, progress=True)
 
