@@ -188,6 +188,12 @@ def test_of_a_large_picture_the_network_sees_a_crop(
     assert isinstance(asked, Cropped) and not asked.blend.match_border
 
 
+def test_a_session_of_a_large_picture_says_so(editor: Editor, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("sgm.editor.EditSession", lambda *what, **how: None)
+    editor.session(large_picture()[0])
+    assert "the picture is 900x620; a smaller one will look better." in caplog.text
+
+
 def test_a_crop_is_put_back_into_the_large_picture(editor: Editor) -> None:
     pixels, mask = large_picture()
     edited = np.asarray(editor.inpaint(pixels, mask, "a horse", steps=2))
