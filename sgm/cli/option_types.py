@@ -117,9 +117,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parsed(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str],
-    values: argparse.Namespace | None = None,
+    parser: argparse.ArgumentParser, argv: Sequence[str], values: argparse.Namespace | None = None
 ) -> argparse.Namespace:
     """The values of a command line; UserError on an unknown option (with the nearest known one) or
     a value outside its range. `values` hold where the command line says nothing, in place of the

@@ -120,12 +120,7 @@ class Plan:
 
 
 def run(
-    plan: Plan,
-    networks: Networks,
-    denoise: Denoise,
-    solver: Solver,
-    noise: Noise,
-    on_step: OnStep,
+    plan: Plan, networks: Networks, denoise: Denoise, solver: Solver, noise: Noise, on_step: OnStep
 ) -> Plan:
     """Sample the edit of a plan; the plan with its result.
 

@@ -12,12 +12,7 @@ from sgm import runtime
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
-from sgm.modules.diffusionmodules.sampling import (
-    Conditioning,
-    Denoise,
-    guidance_batch,
-    guided,
-)
+from sgm.modules.diffusionmodules.sampling import Conditioning, Denoise, guidance_batch, guided
 from sgm.modules.encoders.prompts import CHUNK, WeightedPrompt, prompt_pair
 from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, load_tokenizer
 from sgm.sparse.masks import MaskPyramid

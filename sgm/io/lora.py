@@ -244,10 +244,7 @@ def _adapters(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, ob
 
 
 def _scale(
-    module: str,
-    alpha: Tensor | None,
-    rank: int,
-    adapters: Mapping[str, Mapping[str, object]],
+    module: str, alpha: Tensor | None, rank: int, adapters: Mapping[str, Mapping[str, object]]
 ) -> float:
     """alpha / rank; alpha is the rank where nothing is said of it."""
     if alpha is not None:

@@ -152,12 +152,7 @@ class Solver:
         return x * torch.sqrt(1.0 + sigmas[0] ** 2)
 
     def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        i: int,
-        sigmas: Tensor,
-        state: SolverState | None = None,
+        self, denoise: Denoise, x: Tensor, i: int, sigmas: Tensor, state: SolverState | None = None
     ) -> tuple[Tensor, SolverState]:
         """Move latents from `sigmas[i]` to `sigmas[i + 1]`, with one call of `denoise`.
 

@@ -82,10 +82,7 @@ class FrozenCLIPEmbedder(nn.Module):
     TRAINING_ONLY = frozenset({"freeze"})
 
     def __init__(
-        self,
-        layer: str = "hidden",
-        layer_idx: int = 11,
-        tower: Mapping[str, int] | None = None,
+        self, layer: str = "hidden", layer_idx: int = 11, tower: Mapping[str, int] | None = None
     ) -> None:
         super().__init__()
         config = tower_config(ClipTowerConfig, tower)
