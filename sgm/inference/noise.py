@@ -49,9 +49,9 @@ def fixed_noise(noise: Noise) -> Noise:
 
 
 def noise_inside(inside: Tensor | None, seed: int | None, around: Noise) -> Noise:
-    """A source whose draws have the named noise of a seed `inside` an edit (bool [h, w] on any
-    device, the size of the draws), and those of another source around it. Without a seed, or an
-    inside, it is the other."""
+    """A source whose draws have the named noise of a seed inside an edit (bool [h, w] on any
+    device, the size of the draws), and those of another source around it. Without a seed, or
+    without an edit, all is of the other source."""
     if inside is None or seed is None:
         return around
     own, where = NamedNoise(seed), inside.cpu()

@@ -42,9 +42,9 @@ def _byte_symbols() -> dict[int, str]:
 
 
 class BytePairTokenizer:
-    """Text to token ids with a lower-cased byte-pair vocabulary (Sennrich et al., 2016): gzipped
-    text, after a header line one merge ("left right") per line, best first; ValueError if there are
-    too few."""
+    """Text to token ids with a lower-cased byte-pair vocabulary (Sennrich et al., 2016). Its file
+    is gzipped text: after a header line one merge ("left right") per line, best first; ValueError
+    if there are too few."""
 
     def __init__(self, path: Path) -> None:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
@@ -98,8 +98,8 @@ def load_tokenizer() -> BytePairTokenizer:
 
 def tokenize(texts: Sequence[str], pad_token: int) -> Tensor:
     """B prompts as rows of token ids, int64 [B, 77] on the CPU: start mark, text as far as it fits,
-    end mark, and padding (0 for OpenCLIP, `END_TOKEN` for CLIP). TypeError for one string, or for
-    anything that is none."""
+    end mark, and padding (0 for OpenCLIP, `END_TOKEN` for CLIP). TypeError for one string alone, or
+    for a prompt that is no string."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a list of prompts (strings), got {texts!r:.80}")
     tokenizer = load_tokenizer()
