@@ -23,13 +23,13 @@ from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
 from sgm.specs import (
     AUTO,
-    SHIPPED,
     WHOLE,
     Blend,
     Lora,
     ModelSpec,
     SamplingParams,
     Weights,
+    folder_with,
     model_spec,
 )
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
@@ -240,21 +240,16 @@ def load_editor(
     where = runtime.pick_device(device)
     exact = runtime.best_precision(chosen, where) if precision is None else Precision(precision)
     runtime.check_precision(exact, where)
-    folder = found(weight_path)
+    folder = folder_with(spec.weights, weight_path)
+    configs = folder_with(spec.configs, config_path)
     weights = Weights(
         Path(checkpoint or folder / spec.weights[spec.weight_role(kind)]),
         None if vae is None else Path(vae),
         tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
         None if prediction is None else Prediction(prediction),
     )
-    what = (spec, kind, found(config_path), folder, where, exact, Backend(backend), chosen)
+    what = (spec, kind, configs, folder, where, exact, Backend(backend), chosen)
     return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs), spec)
-
-
-def found(folder: str | PathLike[str]) -> Path:
-    """A folder as it is given, or else the one of that name that comes with the package."""
-    path = Path(folder)
-    return path if path.is_dir() or path.is_absolute() else SHIPPED / path
 
 
 def to_tensor(picture: Picture) -> Tensor:

@@ -3,8 +3,10 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -137,6 +139,17 @@ def model_spec(name: str) -> ModelSpec:
             f"{name!r} is not a model; choose one of {known}{suggestion(name, MODELS)}."
         )
     return MODELS[name]
+
+
+def folder_with(names: Mapping[str, str], given: str | PathLike[str]) -> Path:
+    """A folder as given; where a relative one has no file of a model (its names by role), perhaps
+    what is shipped has."""
+
+    def holds_one(folder: Path) -> bool:
+        # Unlike `Path.exists`, False for a folder that may not be entered.
+        return any(os.path.exists(folder / name) for name in names.values())
+
+    return next(filter(holds_one, (Path(given), SHIPPED / given)), Path(given))
 
 
 @dataclass(frozen=True)
