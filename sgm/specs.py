@@ -154,28 +154,18 @@ def folder_with(names: Mapping[str, str], given: str | PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What decides the sampled picture, apart from the pictures that go in.
-
-    Attributes:
-        negative_prompt: empty means zeroed unconditional text (as published for base and turbo).
-        seed: of the global CPU generator, 0 to 2**64 - 1.
-        steps: sampler steps, 1 to 1000 (turbo: 1 to 4), of the base and again of the refiner;
-            None for the published 50 (turbo: 4).
-        scale: classifier-free guidance, at least 0.
-        strength: share of the schedule that SDEdit runs, above 0 and at most 1.
-        spacing: which noise levels are visited; of a turbo run, its own.
-        weighted: whether `(word:1.3)` weighs words, and prompts go on beyond 77 tokens.
-    """
+    """What decides the sampled picture, apart from the pictures that go in. Steps are 1 to 1000
+    (turbo: 1 to 4), of the base and again of the refiner; None for the published 50 (turbo: 4)."""
 
     prompt: str
-    negative_prompt: str = ""
-    seed: int = 2
+    negative_prompt: str = ""  # empty: zeroed unconditional text, as published for base and turbo
+    seed: int = 2  # of the global CPU generator, 0 to 2**64 - 1
     steps: int | None = None
-    scale: float = DEFAULT_SCALE
-    strength: float = 0.8
+    scale: float = DEFAULT_SCALE  # classifier-free guidance, at least 0
+    strength: float = 0.8  # share of the schedule that SDEdit runs, above 0 and at most 1
     sampler: Sampler = Sampler.DPMPP2M
-    spacing: Spacing = Spacing.PUBLISHED
-    weighted: bool = False
+    spacing: Spacing = Spacing.PUBLISHED  # which noise levels are visited; a turbo run has its own
+    weighted: bool = False  # `(word:1.3)` weighs words, and prompts go on beyond 77 tokens
 
     def steps_of(self, run_type: RunType) -> int:
         """Sampler steps of a run: those asked for, else the published ones."""
@@ -192,20 +182,13 @@ class Lora(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of one model.
-
-    Attributes:
-        checkpoint: a `.safetensors` file in the published layout, or a folder as diffusers saves
-            it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`).
-        vae: a file with another autoencoder than the checkpoint's; None for its own.
-        loras: merged into the weights as they are loaded, in an order that does not matter.
-        prediction: what the network predicts; None for what the files say.
-    """
+    """The files of one model. The checkpoint is a `.safetensors` file in the published layout, or a
+    folder as diffusers saves it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`)."""
 
     checkpoint: Path
-    vae: Path | None = None
-    loras: tuple[Lora, ...] = ()
-    prediction: Prediction | None = None
+    vae: Path | None = None  # with another autoencoder than the checkpoint's; None for its own
+    loras: tuple[Lora, ...] = ()  # merged as the weights are loaded; their order does not matter
+    prediction: Prediction | None = None  # of the network; None for what the files say
 
     @property
     def files(self) -> list[Path]:
@@ -216,20 +199,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class RecordingSettings:
-    """What a person says about recordings of the unedited picture; None leaves it to the preset.
+    """What a person says about recordings of the unedited picture; None leaves it to the preset."""
 
-    Attributes:
-        every: steps from one recording to the next, at most.
-        count: how many steps of a run are recorded, at least 2; the others are interpolated.
-        precision: in which recordings are kept.
-        prompt_steps: full passes under a new prompt with which a session follows it, 0 or at
-            least 2.
-    """
-
-    every: int | None = None
-    count: int | None = None
-    precision: RecordingPrecision | None = None
-    prompt_steps: int | None = None
+    every: int | None = None  # steps from one recording to the next, at most
+    count: int | None = None  # how many steps are recorded, at least 2; others are interpolated
+    precision: RecordingPrecision | None = None  # in which recordings are kept
+    prompt_steps: int | None = None  # full passes to follow a new prompt with, 0 or at least 2
 
 
 @dataclass(frozen=True)
@@ -255,26 +230,15 @@ class Blend:
 
 @dataclass(frozen=True)
 class PhotoOptions:
-    """Options of a run about pictures, masks and seeds.
+    """Options of a run about pictures, masks and seeds. What has no comment is what the flag of its
+    name says."""
 
-    Attributes:
-        mask_grow: pixels by which what was marked or drawn on is grown, in all directions.
-        invert_mask: whether black is repainted instead of white.
-        blend: how the edit is put into the picture; None leaves the network's picture everywhere.
-        padding_mask_crop: pixels around the edit that are shown to the network with it, in place
-            of the whole picture; `auto` for a margin and only if the picture is larger than the
-            model's size; None for the whole picture.
-        seeds: one result for each of several seeds; empty for the one of `SamplingParams`.
-        metadata: whether a PNG says how it was made.
-        overwrite: whether files that are there may be replaced.
-    """
-
-    mask_grow: int = 0
+    mask_grow: int = 0  # pixels, in all directions
     invert_mask: bool = False
-    blend: Blend | None = None
-    padding_mask_crop: int | str | None = None
-    seeds: tuple[int, ...] = ()
-    metadata: bool = True
+    blend: Blend | None = None  # None leaves the network's picture everywhere
+    padding_mask_crop: int | str | None = None  # None for the whole picture
+    seeds: tuple[int, ...] = ()  # empty for the one of `SamplingParams`
+    metadata: bool = True  # whether a PNG says how it was made
     overwrite: bool = False
 
 

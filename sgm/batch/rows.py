@@ -41,21 +41,13 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make.
+    """One picture to make."""
 
-    Attributes:
-        row: number of its row, from 1.
-        output: the picture's path below the output folder; every job has another.
-        options: of the edit, checked.
-        picture_prompt: under which the unedited picture is recorded.
-        fingerprint: another one where the result may be another.
-    """
-
-    row: int
-    output: str
+    row: int  # number of its row, from 1
+    output: str  # the picture's path below the output folder; every job has another
     options: RunOptions
-    picture_prompt: str
-    fingerprint: str
+    picture_prompt: str  # under which the unedited picture is recorded
+    fingerprint: str  # another one where the result may be another
 
     @property
     def picture(self) -> tuple[object, ...]:

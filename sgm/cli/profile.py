@@ -32,24 +32,15 @@ TITLES = {"unet": "UNet", "encoder": "Encoder", "decoder": "Decoder"}
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of a profile run; those of both passes are by `DENSE` and `SPARSE`.
-
-    Attributes:
-        parameters: of the network.
-        backend: that ran the sparse operators; of a dense network the one that was asked for.
-        macs: of one pass.
-        first_steps: share of a run's first steps, whose masks are wider, and a pass there; None
-            where all steps are alike.
-        latency: of one pass; empty if it was not timed.
-        peak_memory_mb: of the pass that the run type makes; None if it was not timed.
-    """
+    """The figures of a profile run; those of both passes are by `DENSE` and `SPARSE`."""
 
     parameters: int
-    backend: str
+    backend: str  # that ran the sparse operators; of a dense network the one that was asked for
     macs: dict[str, Macs]
+    # Share of a run's first steps, whose masks are wider, and a pass there; None without any.
     first_steps: tuple[float, Macs] | None
-    latency: dict[str, Latency]
-    peak_memory_mb: float | None
+    latency: dict[str, Latency]  # empty if it was not timed
+    peak_memory_mb: float | None  # of the pass that the run type makes; None if it was not timed
 
     @property
     def speedup(self) -> float | None:

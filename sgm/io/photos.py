@@ -29,14 +29,10 @@ ALIKE = 2  # largest difference, of 255, of colours in a profile that is as good
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """A colour space of RGB pictures.
+    """A colour space of RGB pictures, and the ways between it and sRGB; None for both where it is
+    as good as sRGB."""
 
-    Attributes:
-        data: the ICC profile as files carry it.
-        to_srgb, from_srgb: between it and sRGB; None for both where it is as good as sRGB.
-    """
-
-    data: bytes
+    data: bytes  # the ICC profile as files carry it
     to_srgb: ImageCms.ImageCmsTransform | None
     from_srgb: ImageCms.ImageCmsTransform | None
 
@@ -88,25 +84,15 @@ def to_srgb(image: Image.Image, data: bytes, name: str) -> Image.Image:
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture as it was read.
-
-    Attributes:
-        path: its file.
-        image: RGB with 8 bits in sRGB, upright: what a network sees.
-        own: the same in the colours of the file; the very same object where these are sRGB.
-        profile: of `own`; None for sRGB.
-        alpha: its transparency, mode L; None if it has none.
-        exif: without the orientation; empty if there is none.
-        dpi: pixels per inch in both directions; None if the file does not say.
-    """
+    """A picture as it was read; None for what its file does not say."""
 
     path: Path
-    image: Image.Image
-    own: Image.Image
-    profile: Profile | None = None
-    alpha: Image.Image | None = None
-    exif: bytes = b""
-    dpi: tuple[float, float] | None = None
+    image: Image.Image  # RGB with 8 bits in sRGB, upright: what a network sees
+    own: Image.Image  # the same in the colours of the file; the very same object where it is sRGB
+    profile: Profile | None = None  # of `own`; None for sRGB
+    alpha: Image.Image | None = None  # its transparency, mode L
+    exif: bytes = b""  # without the orientation
+    dpi: tuple[float, float] | None = None  # pixels per inch in both directions
 
     @property
     def size(self) -> tuple[int, int]:

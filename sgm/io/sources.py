@@ -56,21 +56,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files of a model hold.
+    """What the files of a model hold."""
 
-    Attributes:
-        path: the checkpoint, a file or a folder.
-        parts: the tensors by component and name; one file is the component `""`.
-        vae: those of another autoencoder's file; None without one.
-        metadata: of a single file.
-        scheduler: a folder's `scheduler_config.json`.
-    """
-
-    path: Path
-    parts: Mapping[str, Mapping[str, Part]]
-    vae: Mapping[str, Part] | None
-    metadata: Mapping[str, str]
-    scheduler: Mapping[str, object]
+    path: Path  # of the checkpoint, a file or a folder
+    parts: Mapping[str, Mapping[str, Part]]  # by component and name; a file's component is ""
+    vae: Mapping[str, Part] | None  # of another autoencoder's file
+    metadata: Mapping[str, str]  # of a single file
+    scheduler: Mapping[str, object]  # a folder's `scheduler_config.json`
 
     @property
     def is_folder(self) -> bool:
@@ -93,10 +85,8 @@ class Contents:
 class Kind:
     """What the files say about the network that belongs to them.
 
-    Attributes:
-        zero_terminal_snr: whether it was trained on a schedule that ends in noise alone.
-        reads_mask: whether it is for inpainting, and gets the mask and the masked picture as
-            further input channels.
+    It may have been trained on a schedule that ends in noise alone, or be for inpainting, and read
+    the mask and the masked picture as further input channels.
     """
 
     prediction: Prediction = Prediction.EPSILON
