@@ -33,7 +33,7 @@ from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.presets import FAST
 from sgm.io.files import check_writable
 from sgm.metrics import psnr
-from sgm.photo import Blend
+from sgm.specs import Blend
 from sgm.words import Precision, Task
 from tools.compare import Edit, markdown_table, run_edit
 

@@ -23,8 +23,8 @@ from sgm.inference.networks import Networks
 from sgm.inference.noise import NamedNoise
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.convert import DTYPES, convert, plan
-from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.modules.diffusionmodules.schedules import PublishedSteps
+from sgm.modules.diffusionmodules.sampling import Solver
+from sgm.modules.diffusionmodules.schedules import published_steps
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, Weights
 from sgm.words import Precision
 
@@ -127,7 +127,7 @@ def _step(networks: Networks, latent: list[int]) -> Tensor:
     """The text towers and the first of 50 guided steps: the UNet with a batch of two."""
     size = [length * LATENT_FACTOR for length in latent]
     c, uc = networks.condition(PROMPT, "", size)
-    solver = DPMPP2M(PublishedSteps(50))
+    solver = Solver(published_steps(50))
     sigmas = solver.sigmas(networks.engine.denoiser.discretization)
     x = solver.start(_latents(networks, latent), sigmas)
     return solver.step(networks.denoiser(c, uc, scale=6.0), x, 0, sigmas)[0]

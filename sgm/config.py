@@ -1,10 +1,8 @@
-"""YAML files to objects: a `target` class and its `params`, checked strictly.
+"""YAML files to objects: a `target` class and its `params`, in the layout of the published files
+(generative-models, `configs/inference/*.yaml`).
 
-The published files (generative-models, `configs/inference/*.yaml`) build a model from nested
-`{target: <import path>, params: {<keyword>: <value>}}` entries. The layout is kept; what is
-stricter here is that nothing is swallowed: a key that no constructor reads is an error that
-names it. Keys which only matter in training are listed by the class they were published for,
-in `TRAINING_ONLY`, and dropped.
+Nothing is swallowed: a key that no constructor reads is an error that names it. Keys which only
+matter in training are listed by the class they were published for, in `TRAINING_ONLY`, and dropped.
 """
 
 import importlib
@@ -35,16 +33,11 @@ class ConfigError(UserError):
 
 
 def load_config(path: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML file into plain dicts, lists and scalars, interpolations resolved.
+    """The mapping at the top level of a YAML file, interpolations resolved; empty for an empty
+    file.
 
-    A file may name another of its folder under `extends`, and then holds only what differs.
-
-    Args:
-        path: the file.
-        children: the files that extend it, so that none is its own ancestor.
-
-    Returns:
-        The mapping at the top level of the file; empty for an empty file.
+    A file may name another of its folder under `extends`, and then holds only what differs;
+    `children` are the files that extend it, so that none is its own ancestor.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, is too large, holds no mapping or
@@ -111,14 +104,9 @@ def _check_bounds(path: Path) -> None:
 
 
 def get_obj_from_str(target: str) -> type:
-    """Import the class that a dotted path names.
-
-    Args:
-        target: `<module>.<class>` with a module of this package, or `torch.nn.Identity`.
-
-    Raises:
-        ConfigError: the path leads elsewhere, cannot be imported, or does not name a class.
-    """
+    """Import the class that a dotted path names: `<module>.<class>` with a module of this package,
+    or `torch.nn.Identity`. ConfigError if it leads elsewhere, cannot be imported, or names no
+    class."""
     if not isinstance(target, str):
         raise ConfigError(f"Config target must be an import path as text, not {target!r}.")
     if not target.startswith(f"{PACKAGE}.") and target not in FOREIGN_TARGETS:
@@ -140,14 +128,8 @@ def get_obj_from_str(target: str) -> type:
 
 
 def instantiate_from_config(config: Mapping[str, Any]) -> Any:
-    """Build the object that a `{target, params}` entry describes.
-
-    Args:
-        config: `target` as in `get_obj_from_str`; `params`, if given, the keyword arguments of
-            its constructor. Keys in the class attribute `TRAINING_ONLY` are dropped.
-
-    Returns:
-        The new object.
+    """Build the object that a `{target, params}` entry describes: a class as for
+    `get_obj_from_str`, and the keyword arguments of its constructor.
 
     Raises:
         ConfigError: no target, a target that cannot be used, a key (of the entry or of its

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgm.editor import Mask, Picture, padded, to_mask
+from sgm.editor import Mask, Picture, padded, to_drawing, to_mask
 from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
 from sgm.inference.held_pipeline import HeldPipeline, checked
@@ -40,14 +40,9 @@ ENCODER, DECODER = "encoder", "decoder"
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """What an edit computes.
+    """What an edit computes: masks of the networks, and the latents that are sampled."""
 
-    Attributes:
-        inside: bool [h, w], the latents that are sampled; those around are known.
-        encoder, unet, decoder: masks of the networks.
-    """
-
-    inside: Tensor
+    inside: Tensor  # bool [h, w]; those around are known
     encoder: MaskPyramid
     unet: StepMasks
     decoder: MaskPyramid
@@ -152,7 +147,7 @@ class EditSession:
         strength: float = 1.0,
         call: Mapping[str, Any] | None = None,
     ) -> Image.Image:
-        """Repaint the masked part of the picture.
+        """Repaint the masked part of the picture; outside of the mask no byte differs.
 
         Args:
             prompt: what the picture is to show; None if `call` has embeddings.
@@ -160,9 +155,6 @@ class EditSession:
                 one returns the picture.
             strength: share of the schedule that is run; below 1 what is there shines through.
             call: further arguments of this call of the pipeline.
-
-        Returns:
-            The edited picture. Outside of the mask no byte differs.
 
         Raises:
             SparseStateError: adapters of the UNet came or went since the recording.
@@ -189,27 +181,19 @@ class EditSession:
         strength: float = 0.6,
         call: Mapping[str, Any] | None = None,
     ) -> Image.Image:
-        """Turn what was drawn on the picture into something in the manner of the model.
+        """Turn what was drawn on the picture into something in the manner of the model; away from
+        the drawing no byte differs.
 
         Args:
-            prompt: as in `inpaint`.
             image: the picture with the drawing, of its size. An equal one is returned.
             strength: share of the schedule that is run, above 0 to 1.
-            call: further arguments of this call of the pipeline.
-
-        Returns:
-            The edited picture. Away from the drawing no byte differs.
+            prompt, call: as of `inpaint`.
 
         Raises:
             SparseStateError: adapters of the UNet came or went since the recording.
             ValueError: the picture has another size, or the strength makes no step.
         """
-        drawn, size = padded(image)
-        if size != self._size:
-            raise ValueError(
-                f"The drawing has {size[1]}x{size[0]} pixels, expected {self._size[1]}x"
-                f"{self._size[0]} as the picture; draw on the picture, or resize."
-            )
+        drawn = imageio.pad_to_multiple(to_drawing(image, self._size))
         edit = SDEdit(self.picture, drawn, strength, blend=self.recipe.blend)
         if not edit.marked.any():
             return self.image
@@ -226,11 +210,7 @@ class EditSession:
     @torch.no_grad()
     def accept(self, image: Image.Image) -> None:
         """Make an edited picture the one that further edits start from. The recordings are brought
-        up to date by sparse passes, where it differs.
-
-        Raises:
-            ValueError: it has another size.
-        """
+        up to date by sparse passes, where it differs. ValueError if it has another size."""
         present = self.image
         if image.size != present.size:
             raise ValueError(f"The picture has {image.size}, expected {present.size}.")

@@ -4,6 +4,7 @@ editor = sgm.load("tiny", preset="fast")
 editor.inpaint("photo.jpg", "mask.png", "a horse").save("out.png")
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,12 +16,22 @@ from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
-from sgm.inference.inpainting import Inpainting
+from sgm.inference.crop import Cropped, advise_on_size, edit_for
+from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
-from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.io import imageio, maskio
-from sgm.specs import SHIPPED, Lora, SamplingParams, Weights, model_spec
+from sgm.specs import (
+    AUTO,
+    WHOLE,
+    Blend,
+    Lora,
+    ModelSpec,
+    SamplingParams,
+    Weights,
+    folder_with,
+    model_spec,
+)
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
 
 # A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor
@@ -42,12 +53,7 @@ class EditedImage(Image.Image):
     edit_ratio: float | None
 
     def save(self, fp: Any, *args: Any, **options: Any) -> None:
-        """As PIL saves a picture; a folder that is not there yet is made.
-
-        Raises:
-            OSError: the file cannot be written.
-            ValueError: the format is unknown.
-        """
+        """As PIL saves a picture; a folder that is not there yet is made."""
         if isinstance(fp, str | PathLike):
             Path(fp).parent.mkdir(parents=True, exist_ok=True)
         super().save(fp, *args, **options)
@@ -56,31 +62,40 @@ class EditedImage(Image.Image):
 class Editor:
     """A loaded model that edits pictures.
 
-    Pictures may have any size: they are padded to multiples of 64 and cropped back.
+    Pictures may have any size, and keep it. Of one that is larger than what the model was trained
+    for, preset `fast` edits a crop; where the network sees the whole of one that is far larger, a
+    warning says so.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, spec: ModelSpec) -> None:
+        self.pipeline, self.spec = pipeline, spec
 
     def inpaint(
-        self, image: Picture, mask: Mask, prompt: str, progress: bool = False, **settings: Any
+        self,
+        image: Picture,
+        mask: Mask,
+        prompt: str,
+        progress: bool = False,
+        padding_mask_crop: int | str | None = None,
+        **settings: Any,
     ) -> EditedImage:
         """Repaint the masked part of a picture.
 
         Args:
             mask: where to repaint; of the picture's size, or resized to it.
             progress: show a bar on stderr.
+            padding_mask_crop: pixels around the edit that the network sees with it, in place of the
+                whole picture; `auto` for a crop only if the picture is larger than the model's
+                size, `none` for the whole; by default `auto` with preset `fast`, else `none`.
             settings: the fields of `SamplingParams` by their names; the sampler and the spacing may
                 be the words of the command line.
 
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
-        source, size = padded(image)
-        marked = imageio.pad_to_multiple(to_mask(mask, size))
-        edit = Inpainting(source, marked, self.pipeline.recipe.blend)
-        result = self.pipeline.edit(edit, _params(prompt, settings), progress=progress)
-        return to_image(result, size)
+        source, params = to_tensor(image), _params(prompt, settings)
+        marked = to_mask(mask, source.shape[1:])
+        return self._edited(source, None, marked, params, padding_mask_crop, progress)
 
     def sdedit(
         self,
@@ -89,6 +104,7 @@ class Editor:
         prompt: str,
         mask: Mask | None = None,
         progress: bool = False,
+        padding_mask_crop: int | str | None = None,
         **settings: Any,
     ) -> EditedImage:
         """Turn what was drawn on a picture into something in the manner of the model.
@@ -97,15 +113,45 @@ class Editor:
             image: the picture before; a dense model does without it.
             drawn: the picture with the drawing, of the same size.
             mask: where it was drawn on; None to look for it.
-            progress, settings: as for `inpaint`.
+            progress, padding_mask_crop, settings: as for `inpaint`.
 
         Raises:
-            UserError, ValueError: a file or an array that cannot be used, or nothing was drawn.
+            UserError, ValueError: a picture that cannot be used, or nothing was drawn.
         """
-        edited, size = padded(drawn)
-        before = None if image is None else padded(image)[0]
-        params, region = _params(prompt, settings), _region(mask, size)
-        edit = SDEdit(before, edited, params.strength, region, self.pipeline.recipe.blend)
+        before = None if image is None else to_tensor(image)
+        edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])
+        marked = None
+        if mask is not None:
+            marked = to_mask(mask, edited.shape[1:])
+        elif before is not None:
+            marked = where_drawn(before, edited, self.pipeline.recipe.blend is not None)
+        params = _params(prompt, settings)
+        return self._edited(before, edited, marked, params, padding_mask_crop, progress)
+
+    def _edited(
+        self,
+        before: Tensor | None,
+        drawn: Tensor | None,
+        marked: Tensor | None,
+        params: SamplingParams,
+        crop: int | str | None,
+        progress: bool,
+    ) -> EditedImage:
+        """The result of an edit of pictures of any size, as on the command line."""
+        blend = self.pipeline.recipe.blend
+        if crop is None:
+            crop = WHOLE if blend is None else AUTO
+        if crop == WHOLE:
+            crop = None
+        elif crop != AUTO and not (isinstance(crop, int) and crop >= 0):
+            raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
+        else:
+            blend = blend or Blend(match_border=False)
+        edit = edit_for(self.spec, crop, before, drawn, marked, params.strength, blend)
+        size = (before if drawn is None else drawn).shape[1:]
+        if not isinstance(edit, Cropped):
+            advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
+            advise_on_size(size, self.spec, advice)
         return to_image(self.pipeline.edit(edit, params, progress=progress), size)
 
     def session(
@@ -128,6 +174,7 @@ class Editor:
             UserError, ValueError: a picture that cannot be used, or another preset.
         """
         source, size = padded(image)
+        advise_on_size(size, self.spec, "a smaller one will look better")
         what = (source, _params(prompt, settings), Task(task))
         return Session(EditSession(self.pipeline, *what, progress=progress), size)
 
@@ -154,16 +201,13 @@ class Session:
     ) -> EditedImage:
         """Turn what was drawn on the picture into something in the manner of the model; without a
         mask it is looked for."""
-        region = _region(mask, self.size)
-        edited, _ = padded(drawn)
+        region = None if mask is None else imageio.pad_to_multiple(to_mask(mask, self.size))
+        edited = imageio.pad_to_multiple(to_drawing(drawn, self.size))
         return self._kept(self.edits.sdedit(prompt, edited, strength, negative_prompt, region))
 
     def accept(self) -> None:
-        """Make the last edit the picture that further ones start from.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Make the last edit the picture that further ones start from; ValueError if there is
+        none."""
         if self._last is None:
             raise ValueError("There is no edit to accept; call inpaint or sdedit first.")
         self.edits.accept(self._last)
@@ -196,30 +240,21 @@ def load_editor(
     where = runtime.pick_device(device)
     exact = runtime.best_precision(chosen, where) if precision is None else Precision(precision)
     runtime.check_precision(exact, where)
-    folder = found(weight_path)
+    folder = folder_with(spec.weights, weight_path)
+    configs = folder_with(spec.configs, config_path)
     weights = Weights(
         Path(checkpoint or folder / spec.weights[spec.weight_role(kind)]),
         None if vae is None else Path(vae),
         tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
         None if prediction is None else Prediction(prediction),
     )
-    what = (spec, kind, found(config_path), folder, where, exact, Backend(backend), chosen)
-    return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs))
-
-
-def found(folder: str | PathLike[str]) -> Path:
-    """A folder as it is given, or else the one of that name that comes with the package."""
-    path = Path(folder)
-    return path if path.is_dir() or path.is_absolute() else SHIPPED / path
+    what = (spec, kind, configs, folder, where, exact, Backend(backend), chosen)
+    return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs), spec)
 
 
 def to_tensor(picture: Picture) -> Tensor:
-    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU.
-
-    Raises:
-        UserError: a file that is no picture.
-        ValueError: an array or a tensor of another shape or range.
-    """
+    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU. UserError for a
+    file that is no picture, ValueError for an array or a tensor of another shape or range."""
     if isinstance(picture, str | PathLike):
         return imageio.to_tensor(imageio.load_picture(picture))
     if isinstance(picture, Image.Image):
@@ -237,16 +272,26 @@ def to_tensor(picture: Picture) -> Tensor:
     return picture.float().cpu() * 2 - 1
 
 
-def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
-    """A mask, bool [H, W], True where to repaint.
+def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
+    """A picture that was drawn on, as `to_tensor` gives it; ValueError unless it has the `size`
+    (height, width) of the one before."""
+    drawn = to_tensor(picture)
+    if drawn.shape[1:] != (size[0], size[1]):
+        raise ValueError(
+            f"The drawing has {drawn.shape[2]}x{drawn.shape[1]} pixels, expected {size[1]}x"
+            f"{size[0]} as the picture; draw on the picture, or resize."
+        )
+    return drawn
 
-    Args:
-        size: (height, width) of its picture.
+
+def to_mask(mask: Mask, size: Sequence[int]) -> Tensor:
+    """A mask for a picture of `size` (height, width): bool [H, W], True where to repaint.
 
     Raises:
         UserError: a file that is no mask.
         ValueError: an array or a tensor of another shape.
     """
+    size = (size[0], size[1])
     if isinstance(mask, str | PathLike):
         return maskio.load_mask(mask, size)
     if isinstance(mask, Image.Image):
@@ -262,8 +307,7 @@ def to_mask(mask: Mask, size: tuple[int, int]) -> Tensor:
 
 
 def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as `to_tensor` gives it, padded to multiples of 64, and its (height, width)
-    before."""
+    """A picture as `to_tensor` gives it, padded to multiples of 64, and its size before."""
     source = to_tensor(picture)
     return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])
 
@@ -274,12 +318,7 @@ def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
     return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
 
 
-def _region(mask: Mask | None, size: tuple[int, int]) -> Tensor | None:
-    """A mask as SDEdit takes it: padded as its picture."""
-    return None if mask is None else imageio.pad_to_multiple(to_mask(mask, size))
-
-
-def to_image(result: EditResult, size: tuple[int, int]) -> EditedImage:
+def to_image(result: EditResult, size: Sequence[int]) -> EditedImage:
     """A result as a PIL picture of a size (height, width)."""
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     picture.__class__ = EditedImage

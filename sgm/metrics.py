@@ -20,17 +20,11 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio over all channels.
+    """Peak signal-to-noise ratio over all channels, in dB; infinite where the pictures are equal.
 
     Args:
         a, b: [3, H, W] in [0, 1].
-        mask: bool [H, W], the pixels that count; None for all.
-
-    Returns:
-        dB; infinite where the pictures are equal.
-
-    Raises:
-        ValueError: the shapes differ, or the mask is empty.
+        mask: bool [H, W], the pixels that count; None for all. ValueError for an empty one.
     """
     _check(a, b, mask)
     squares = (a.double() - b.double()).square().mean(dim=0)  # [H, W]
@@ -39,21 +33,13 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
 
 
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
-    """Structural similarity of the luma (Wang et al., 2004), Gaussian window of 11 x 11.
-
-    As in the paper only positions whose window lies in the picture have a value, so that the
-    outermost 5 pixels count through the windows that hold them, but have none of their own.
+    """Structural similarity of the luma (Wang et al., 2004), Gaussian window of 11 x 11; at most 1,
+    which means equal. As in the paper only positions whose window lies in the picture have a value.
 
     Args:
         a, b: [3, H, W] in [0, 1], at least 11 pixels high and wide.
         mask: bool [H, W], the positions that are averaged; None for all. A window at the edge of
-            the mask also sees pixels outside of it.
-
-    Returns:
-        At most 1, which means equal.
-
-    Raises:
-        ValueError: the shapes differ, or there is no position to average.
+            the mask also sees pixels outside of it. ValueError if no position is left.
     """
     _check(a, b, mask)
     if min(a.shape[1:]) < WINDOW:
@@ -75,12 +61,9 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lpips_map() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """LPIPS (Zhang et al., 2018) over AlexNet at every pixel.
-
-    Returns:
-        From two pictures [3, H, W] in [0, 1] to distances [H, W]; None where the package `lpips` is
-        not installed, or its backbone's weights are not there yet: nothing is downloaded.
-    """
+    """LPIPS (Zhang et al., 2018) over AlexNet at every pixel: from two pictures [3, H, W] in [0, 1]
+    to distances [H, W]. None where the package `lpips` is not installed, or its backbone's weights
+    are not there yet: nothing is downloaded."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if importlib.util.find_spec("lpips") is None or not weights.is_file():
         return None

@@ -1,8 +1,5 @@
-"""Device, precision and seed of a run, each in one place.
-
-Process-wide switches (TF32, the random generator) change only inside a `with` scope and are put
-back when it ends, also when it ends in an error.
-"""
+"""Device, precision and seed of a run. Process-wide switches (TF32, the random generator) change
+only inside a `with` scope, and are put back when it ends, also when it ends in an error."""
 
 import platform
 from collections.abc import Iterator
@@ -27,15 +24,8 @@ DTYPES = {
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device of a run.
-
-    Args:
-        name: `cpu`, `cuda`, `cuda:<index>` or `mps`; None takes CUDA where there is one, else the
-            CPU. Apple's `mps` is never chosen unasked: nothing here is tested on it.
-
-    Raises:
-        UserError: an unknown name, or a device that this machine does not have.
-    """
+    """The device of a run: `cpu`, `cuda`, `cuda:<index>` or `mps`; without a name CUDA where there
+    is one, else the CPU. UserError for an unknown name, or a device that this machine lacks."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -74,12 +64,8 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def best_precision(preset: Preset, device: torch.device) -> Precision:
-    """The precision of a run that asks for none.
-
-    `published` is fp32 everywhere. `fast` takes the device's own half precision: bf16 on CUDA
-    cards that multiply it natively (compute capability 8 and up), fp16 on older ones. CPUs stay
-    at fp32, since most of them emulate both.
-    """
+    """The precision of a run that asks for none: fp32, but for preset `fast` on a CUDA card bf16,
+    or fp16 on cards that do not multiply bf16 natively (compute capability under 8)."""
     if preset is Preset.PUBLISHED or device.type != "cuda":
         return Precision.FP32
     major, _ = torch.cuda.get_device_capability(device)
@@ -95,10 +81,8 @@ def wants_graphs(asked: bool | None, device: torch.device, backend: Backend) -> 
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raise UserError for a precision that the device cannot run.
-
-    CPUs lack fast fp16 arithmetic (and overflow in the VAE); TF32 is a mode of CUDA cards.
-    """
+    """Raise UserError for a precision that the device cannot run: CPUs lack fast fp16 arithmetic,
+    and TF32 is a mode of CUDA cards."""
     if precision is Precision.FP16 and device.type == "cpu":
         raise UserError(
             "Precision fp16 needs a GPU and the device is cpu; use --precision fp32 or bf16."
@@ -116,15 +100,11 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 
 @contextmanager
 def precision_scope(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Set the TF32 switches and the attention kernels of the process for one run, and put them back
-    after it.
+    """Scope with the TF32 switches and the attention kernels of a run; UserError as of
+    `check_precision`.
 
-    Strict for every precision but tf32: matrix products (also those of oneDNN on the CPU) and
-    convolutions compute in the type of their inputs. cuDNN's own default allows TF32 in
-    convolutions, so this is needed even where nobody switched anything on.
-
-    Raises:
-        UserError: see `check_precision`.
+    For every precision but tf32, matrix products (also those of oneDNN on the CPU) and convolutions
+    compute in the type of their inputs; cuDNN's own default allows TF32 in convolutions.
     """
     check_precision(precision, device)
     tf32 = precision is Precision.TF32
@@ -141,11 +121,8 @@ def precision_scope(precision: Precision, device: torch.device) -> Iterator[None
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generator for one run (0 to 2**64 - 1), and put its state back after it.
-
-    Every random draw of a run comes from this generator, on any device: the order of draws is
-    part of the published behaviour.
-    """
+    """Scope in which the global CPU generator is seeded (0 to 2**64 - 1). Every random draw of a
+    run comes from it, on any device: the order of draws is part of the published behaviour."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

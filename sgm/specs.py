@@ -3,13 +3,15 @@
 Nothing here imports torch, so that `--help` and every refused option answer at once.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from sgm.errors import UserError, suggestion
-from sgm.photo import PhotoOptions
 from sgm.words import (
     Backend,
     Mode,
@@ -39,6 +41,9 @@ DEFAULT_STEPS, TURBO_STEPS = 50, 4
 DEFAULT_SCALE, TINY_SCALE = 6.0, 3.0
 # Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
 DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
+# Pixels of the ring in which an edit fades out, and the longer side of the picture it is for.
+FEATHER, FEATHER_SIDE = 8, 1024
+AUTO, WHOLE = "auto", "none"  # of `padding_mask_crop`, besides pixels
 LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
@@ -61,14 +66,12 @@ class ModelSpec:
     """The files of one model family.
 
     Attributes:
-        name: the word after `--model`.
         weights: checkpoint file names by role: `base`, `refiner`, `turbo`.
         configs: YAML file names by role: `original`, `sige`, `refiner` and `sige-refiner`. Preset
             `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
             the files come with the repository.
         trained_size: (height, width) in pixels that the network was trained for.
-        turbo: how a turbo run samples.
     """
 
     name: str
@@ -92,12 +95,7 @@ class ModelSpec:
         return self.configs[role]
 
 
-def _configs(beginning: str) -> dict[str, str]:
-    """The YAML files of a family by role."""
-    roles = ("original", "sige", "refiner", "sige-refiner")
-    return {role: f"{beginning}{role}.yaml" for role in roles}
-
-
+_ROLES = ("original", "sige", "refiner", "sige-refiner")
 _PAGES = "https://huggingface.co/stabilityai"
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
@@ -109,7 +107,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
                 "refiner": "sd_xl_refiner_1.0.safetensors",
                 "turbo": "sd_xl_turbo_1.0.safetensors",
             },
-            configs=_configs(""),
+            configs={role: f"{role}.yaml" for role in _ROLES},
             pages={
                 "base": f"{_PAGES}/stable-diffusion-xl-base-1.0",
                 "refiner": f"{_PAGES}/stable-diffusion-xl-refiner-1.0",
@@ -124,7 +122,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
                 "refiner": "tiny_refiner.safetensors",
                 "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
             },
-            configs=_configs("tiny-"),
+            configs={role: f"tiny-{role}.yaml" for role in _ROLES},
             pages={},
             trained_size=(256, 512),
             turbo=Turbo(levels=(0, 250, 500, 750), distilled=False),
@@ -134,11 +132,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The spec of a model family by its name.
-
-    Raises:
-        UserError: no such family; the message lists the known ones and the nearest.
-    """
+    """The spec of a model family by its name; UserError, with the nearest, if there is none."""
     if name not in MODELS:
         known = ", ".join(MODELS)
         raise UserError(
@@ -147,47 +141,40 @@ def model_spec(name: str) -> ModelSpec:
     return MODELS[name]
 
 
+def folder_with(names: Mapping[str, str], given: str | PathLike[str]) -> Path:
+    """A folder as given; where a relative one has no file of a model (its names by role), perhaps
+    what is shipped has."""
+
+    def holds_one(folder: Path) -> bool:
+        # Unlike `Path.exists`, False for a folder that may not be entered.
+        return any(os.path.exists(folder / name) for name in names.values())
+
+    return next(filter(holds_one, (Path(given), SHIPPED / given)), Path(given))
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """What decides the sampled picture, apart from the pictures that go in.
-
-    Attributes:
-        prompt: what the edit should show.
-        negative_prompt: what it should not show; empty means zeroed unconditional text (as
-            published for base and turbo).
-        seed: of the global CPU generator, 0 to 2**64 - 1.
-        steps: sampler steps, 1 to 1000 (turbo: 1 to 4), of the base and again of the refiner;
-            None for the published 50 (turbo: 4).
-        scale: classifier-free guidance, at least 0.
-        strength: share of the schedule that SDEdit runs, above 0 and at most 1.
-        sampler: how a step is made.
-        spacing: which noise levels are visited; of a turbo run, its own.
-        weighted: whether `(word:1.3)` weighs words, and prompts go on beyond 77 tokens.
-    """
+    """What decides the sampled picture, apart from the pictures that go in. Steps are 1 to 1000
+    (turbo: 1 to 4), of the base and again of the refiner; None for the published 50 (turbo: 4)."""
 
     prompt: str
-    negative_prompt: str = ""
-    seed: int = 2
+    negative_prompt: str = ""  # empty: zeroed unconditional text, as published for base and turbo
+    seed: int = 2  # of the global CPU generator, 0 to 2**64 - 1
     steps: int | None = None
-    scale: float = DEFAULT_SCALE
-    strength: float = 0.8
+    scale: float = DEFAULT_SCALE  # classifier-free guidance, at least 0
+    strength: float = 0.8  # share of the schedule that SDEdit runs, above 0 and at most 1
     sampler: Sampler = Sampler.DPMPP2M
-    spacing: Spacing = Spacing.PUBLISHED
-    weighted: bool = False
+    spacing: Spacing = Spacing.PUBLISHED  # which noise levels are visited; a turbo run has its own
+    weighted: bool = False  # `(word:1.3)` weighs words, and prompts go on beyond 77 tokens
 
     def steps_of(self, run_type: RunType) -> int:
         """Sampler steps of a run: those asked for, else the published ones."""
         return self.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
 
 
-@dataclass(frozen=True, order=True)
-class Lora:
-    """A LoRA to merge.
-
-    Attributes:
-        path: a `.safetensors` file, in kohya's names or those of diffusers and peft.
-        weight: what its changes are multiplied by; negative ones take it away.
-    """
+class Lora(NamedTuple):
+    """A LoRA to merge: a `.safetensors` file, in kohya's names or those of diffusers and peft, and
+    what its changes are multiplied by; negative numbers take it away."""
 
     path: Path
     weight: float = 1.0
@@ -195,20 +182,13 @@ class Lora:
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of one model.
-
-    Attributes:
-        checkpoint: a `.safetensors` file in the published layout, or a folder as diffusers saves
-            it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`).
-        vae: a file with another autoencoder than the checkpoint's; None for its own.
-        loras: merged into the weights as they are loaded, in an order that does not matter.
-        prediction: what the network predicts; None for what the files say.
-    """
+    """The files of one model. The checkpoint is a `.safetensors` file in the published layout, or a
+    folder as diffusers saves it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`)."""
 
     checkpoint: Path
-    vae: Path | None = None
-    loras: tuple[Lora, ...] = ()
-    prediction: Prediction | None = None
+    vae: Path | None = None  # with another autoencoder than the checkpoint's; None for its own
+    loras: tuple[Lora, ...] = ()  # merged as the weights are loaded; their order does not matter
+    prediction: Prediction | None = None  # of the network; None for what the files say
 
     @property
     def files(self) -> list[Path]:
@@ -219,20 +199,47 @@ class Weights:
 
 @dataclass(frozen=True)
 class RecordingSettings:
-    """What a person says about recordings of the unedited picture; None leaves it to the preset.
+    """What a person says about recordings of the unedited picture; None leaves it to the preset."""
+
+    every: int | None = None  # steps from one recording to the next, at most
+    count: int | None = None  # how many steps are recorded, at least 2; others are interpolated
+    precision: RecordingPrecision | None = None  # in which recordings are kept
+    prompt_steps: int | None = None  # full passes to follow a new prompt with, 0 or at least 2
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How an edit is put into the picture.
 
     Attributes:
-        every: steps from one recording to the next, at most.
-        count: how many steps of a run are recorded, at least 2; the others are interpolated.
-        precision: in which recordings are kept.
-        prompt_steps: full passes under a new prompt with which a session follows it, 0 or at
-            least 2.
+        feather: width in pixels of the ring around the edit in which it fades into the picture, and
+            which is sampled with it; 0 for a hard edge; None for the default, 8 for a picture of
+            1024 pixels (its longer side) and others in proportion.
+        match_border: whether the edit takes on the colours and the grain of its surroundings.
     """
 
-    every: int | None = None
-    count: int | None = None
-    precision: RecordingPrecision | None = None
-    prompt_steps: int | None = None
+    feather: int | None = None
+    match_border: bool = True
+
+    def width(self, size: Sequence[int]) -> int:
+        """Of the ring in pixels, for a picture of `size` (height, width)."""
+        if self.feather is not None:
+            return self.feather
+        return max(1, round(FEATHER * max(size) / FEATHER_SIDE))
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """Options of a run about pictures, masks and seeds. What has no comment is what the flag of its
+    name says."""
+
+    mask_grow: int = 0  # pixels, in all directions
+    invert_mask: bool = False
+    blend: Blend | None = None  # None leaves the network's picture everywhere
+    padding_mask_crop: int | str | None = None  # None for the whole picture
+    seeds: tuple[int, ...] = ()  # empty for the one of `SamplingParams`
+    metadata: bool = True  # whether a PNG says how it was made
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -270,7 +277,7 @@ class RunOptions:
     checkpoint: Path | None = None  # file or folder; None for the family's in `weight_path`
     refiner_checkpoint: Path | None = None
     vae: Path | None = None  # of base and refiner; None for the checkpoint's own
-    loras: tuple[tuple[Path, float], ...] = ()  # files and their weights, for the base or turbo
+    loras: tuple[Lora, ...] = ()  # of the base or turbo
     prediction: Prediction | None = None  # of the base or turbo; None for what its files say
     photo: PhotoOptions = field(default_factory=PhotoOptions)
 
@@ -286,8 +293,7 @@ class RunOptions:
         checkpoint = given or self.weight_path / self.spec.weights[role]
         if refiner:
             return Weights(checkpoint, self.vae)
-        loras = tuple(Lora(path, weight) for path, weight in self.loras)
-        return Weights(checkpoint, self.vae, loras, self.prediction)
+        return Weights(checkpoint, self.vae, self.loras, self.prediction)
 
     @property
     def steps(self) -> int:

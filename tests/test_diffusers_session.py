@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from sgm.inference.presets import FAST
-from sgm.photo import Blend
 from sgm.sparse import NotSparseError, SparseStateError
 from sgm.sparse.masks import MaskPyramid, cover, difference_mask, downsample_mask
-from sgm.specs import RecordingSettings
+from sgm.specs import Blend, RecordingSettings
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.oracle import Oracle

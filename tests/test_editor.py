@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ from PIL import Image
 
 import sgm
 from sgm.editor import EditedImage, Editor, to_mask, to_tensor
+from sgm.inference.crop import Cropped
+from sgm.inference.edit import Edit
+from sgm.inference.pipeline import EditResult
+from sgm.inference.presets import PUBLISHED
+from sgm.specs import SamplingParams
 from tests.conftest import ROOT, max_error
 
 SIZE = (64, 128)
@@ -130,6 +136,78 @@ def test_a_mask_says_where_it_was_drawn(editor: Editor, pixels, marked) -> None:
     edited = np.asarray(editor.sdedit(pixels, drawn, "a sun", marked, steps=4, strength=0.6))
     assert np.array_equal(edited[55:, 110:], pixels[55:, 110:])
     assert not np.array_equal(edited[marked], pixels[marked])
+
+
+def large_picture() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [620, 900, 3], of more than four times the pixels that the tiny model was trained for,
+    and a small mask."""
+    pixels = np.random.default_rng(0).integers(90, 110, (620, 900, 3), dtype=np.uint8)
+    mask = np.zeros(pixels.shape[:2], dtype=bool)
+    mask[300:330, 500:560] = True
+    return pixels, mask
+
+
+@pytest.mark.parametrize("task", ["inpainting", "sdedit"])
+def test_of_a_large_picture_the_network_sees_a_crop(
+    editor: Editor, task: str, monkeypatch, caplog
+) -> None:
+    pixels, mask = large_picture()
+    drawn = np.where(mask[..., None], 255, pixels).astype(np.uint8)
+    seen: list[Edit] = []
+
+    def edit(wanted: Edit, params: SamplingParams, progress: bool) -> EditResult:
+        seen.append(wanted)
+        image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+        return EditResult(image, {}, None)
+
+    monkeypatch.setattr(editor.pipeline, "edit", edit)
+
+    def run(**settings: int | str) -> Edit:
+        if task == "inpainting":
+            editor.inpaint(pixels, mask, "a horse", **settings)
+        else:
+            editor.sdedit(pixels, drawn, "a horse", **settings)
+        return seen[-1]
+
+    cropped = run()
+    assert isinstance(cropped, Cropped) and cropped.size == (256, 512)
+    assert cropped.source.shape == (3, 620, 900) and not caplog.records
+    margin = run(padding_mask_crop=20)
+    assert isinstance(margin, Cropped) and margin.window.height < cropped.window.height
+    whole = run(padding_mask_crop="none")
+    assert not isinstance(whole, Cropped) and whole.size == (640, 960)
+    assert "trained at 512x256 (width x height) and the picture is 900x620" in caplog.text
+    with pytest.raises(ValueError, match="padding_mask_crop is -1; give pixels, 'auto' or 'none'"):
+        run(padding_mask_crop=-1)
+    # As published, nothing is cropped unasked; a crop that is asked for is put in with a blend.
+    published = replace(editor.pipeline, recipe=PUBLISHED)
+    monkeypatch.setattr(published, "edit", edit)
+    monkeypatch.setattr(editor, "pipeline", published)
+    assert not isinstance(run(), Cropped)
+    asked = run(padding_mask_crop="auto")
+    assert isinstance(asked, Cropped) and not asked.blend.match_border
+
+
+def test_a_session_of_a_large_picture_says_so(editor: Editor, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("sgm.editor.EditSession", lambda *what, **how: None)
+    editor.session(large_picture()[0])
+    assert "the picture is 900x620; a smaller one will look better." in caplog.text
+
+
+def test_a_crop_is_put_back_into_the_large_picture(editor: Editor) -> None:
+    pixels, mask = large_picture()
+    edited = np.asarray(editor.inpaint(pixels, mask, "a horse", steps=2))
+    assert edited.shape == pixels.shape
+    assert np.array_equal(edited[:280], pixels[:280])
+    assert not np.array_equal(edited[mask], pixels[mask])
+
+
+def test_a_drawing_of_another_size_is_refused(editor: Editor, pixels, marked) -> None:
+    drawn = pixels[1:]  # padded, both would have one size
+    with pytest.raises(ValueError, match="137x68 pixels, expected 137x69"):
+        editor.sdedit(pixels, drawn, "a sun", steps=2)
+    with pytest.raises(ValueError, match="137x68 pixels, expected 137x69"):
+        editor.session(pixels, steps=2).sdedit(drawn, "a sun")
 
 
 def test_importing_the_package_loads_nothing_else() -> None:

@@ -19,14 +19,13 @@ from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.io.files import check_input_file
 from sgm.metrics import psnr, ssim
-from sgm.photo import Blend
 from sgm.sparse.masks import (
     SDEDIT_DECODER_DILATION,
     SDEDIT_DILATION,
     difference_mask,
     dilate,
 )
-from sgm.specs import ModelSpec, SamplingParams
+from sgm.specs import Blend, ModelSpec, SamplingParams
 from sgm.words import Precision, RunType, Task
 
 ROOT = Path(__file__).resolve().parents[1]

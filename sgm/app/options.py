@@ -3,8 +3,18 @@
 import argparse
 from collections.abc import Sequence
 
-from sgm.cli.option_types import Parser, braces, member, number, one_of, parsed, whole
-from sgm.cli.shared_options import add_adaptions, add_folders, add_sampler
+from sgm.cli.option_types import (
+    Parser,
+    add_adaptions,
+    add_folders,
+    add_sampler,
+    braces,
+    member,
+    number,
+    one_of,
+    parsed,
+    whole,
+)
 from sgm.specs import DEFAULT_RECORDING_PRECISION, DEFAULT_SCALE, MODELS, TINY_SCALE
 from sgm.words import Precision, RecordingPrecision
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sgm.cli.memory import memory_scope
+from sgm.cli.program import memory_scope
 from sgm.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -28,14 +28,12 @@ OBJECT_STORE = 256 * 2**20  # bytes, of a Ray of our own: pictures pass through 
 def run_on_ray(
     setup: Setup, groups: Sequence[Sequence[Job]], address: str, workers: int | None
 ) -> Generator[Outcome, None, None]:
-    """Make the jobs of many pictures, a group at a time on every worker.
+    """Make the jobs of many pictures, a group at a time on every worker. UserError if Ray is not
+    installed or does not start, or the model cannot be loaded.
 
     Args:
         address: of a cluster; empty to start Ray on this machine alone.
         workers: how many; None for one a GPU, or on CPUs as many as have room.
-
-    Raises:
-        UserError: Ray is not installed or does not start, or the model cannot be loaded.
     """
     try:
         import ray

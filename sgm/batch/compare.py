@@ -27,9 +27,6 @@ DIGITS = 4
 def compare(results: Results, jobs: Sequence[Job], against: Path) -> str:
     """Compare the results of a batch with the pictures of the same names in a folder, whose kind of
     file may be another; write `metrics.csv` (a line for each) and `summary.md`, return the summary.
-
-    Raises:
-        UserError: a picture cannot be read, or a table not be written.
     """
     metrics: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
     perceptual = lpips_map()

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgm.cli.option_types import parsed, whole
+from sgm.cli.option_types import add, parsed, whole
 from sgm.cli.options import build_parser
 from sgm.errors import UserError
 from sgm.io import files
@@ -31,16 +31,9 @@ exit code is 0, 1 if a row failed, 2 if the batch ended before its time."""
 
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line of a batch, checked as far as no row is needed.
-
-    Returns:
-        Those of `run.py` by their names; `edits`, `output` and `against` as paths; `skip_bad`;
-        `ray`, None or an address, empty for a Ray of one's own; `workers` and `threads`.
-
-    Raises:
-        UserError: one sentence on the first thing that is wrong.
-        SystemExit: code 0 after `--help`.
-    """
+    """The command line of a batch, checked as far as no row is needed: the options of `run.py` and
+    its own; `ray` is None or an address, empty for a Ray of one's own. UserError on the first thing
+    that is wrong; SystemExit after `--help`."""
     parser = build_parser()
     parser.prog, parser.description, parser.epilog = "python -m sgm.batch", DESCRIPTION, EPILOG
     _add_batch(parser)
@@ -52,30 +45,27 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"--{name} is for one edit at a time; leave it out, or use run.py.")
     if values.ray is None and values.workers is not None:
         raise UserError("--workers says how many processes Ray has; add --ray.")
-    values.edits, values.output = Path(values.edits), Path(values.output)
     files.check_input_file(values.edits)
     files.check_writable(values.output / "results.jsonl")
-    if values.against is not None:
-        values.against = Path(values.against)
-        if not values.against.is_dir():
-            raise UserError(f"Folder {values.against} does not exist; check --against.")
+    if values.against is not None and not values.against.is_dir():
+        raise UserError(f"Folder {values.against} does not exist; check --against.")
     return values
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batch")
-    group.add_argument("edits", metavar="EDITS", help="the rows: .jsonl, .json or .csv")
+    group.add_argument("edits", metavar="EDITS", type=Path, help="the rows: .jsonl, .json or .csv")
     text = "folder of the pictures and of results.jsonl; rows done there are not made again"
-    group.add_argument("--output", metavar="DIR", required=True, help=text)
+    group.add_argument("--output", metavar="DIR", type=Path, required=True, help=text)
     text = "go on without the rows that cannot be used (default: name them, and stop)"
     group.add_argument("--skip_bad", action="store_true", help=text)
     text = "compare each result with the picture of the same name there: metrics.csv, summary.md"
-    group.add_argument("--against", metavar="DIR", help=text)
-    text = "use several devices by Ray: of this machine, or with an address (or auto) of that "
-    text += "cluster"
+    add(group, "--against DIR", text, Path)
+    text = """use several devices by Ray: of this machine, or with an address (or auto) of that
+        cluster"""
     group.add_argument("--ray", metavar="ADDRESS", nargs="?", const="", help=text)
     text = "with --ray (default: one a GPU; without GPUs as many as --threads leaves room for)"
-    group.add_argument("--workers", metavar="N", type=whole(1, MAX_WORKERS), help=text)
-    text = "CPU threads of each worker (default: PyTorch's own); on a CPU the last bits of a "
-    text += "result depend on it"
-    group.add_argument("--threads", metavar="N", type=whole(1, 1024), help=text)
+    add(group, "--workers N", text, whole(1, MAX_WORKERS))
+    text = """CPU threads of each worker (default: PyTorch's own); on a CPU the last bits of a
+        result depend on it"""
+    add(group, "--threads N", text, whole(1, 1024))

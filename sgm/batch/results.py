@@ -27,17 +27,11 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job, or its error.
-
-    Attributes:
-        job: that was done.
-        picture: the file's content; None if the job failed.
-        figures: of its line: seconds by stage, edited share, changed outside; or the error.
-    """
+    """The result of a job, or its error."""
 
     job: Job
-    picture: bytes | None
-    figures: Line
+    picture: bytes | None  # the file's content; None if the job failed
+    figures: Line  # seconds by stage, edited share, changed outside; or the error
 
     @property
     def line(self) -> Line:
@@ -97,11 +91,8 @@ class Results(AbstractContextManager["Results"]):
         return done and (self.folder / job.output).is_file()
 
     def add(self, outcome: Outcome) -> None:
-        """Write the result or the error of a job.
-
-        Raises:
-            UserError: it cannot be written; nothing of it is left behind then.
-        """
+        """Write the result or the error of a job; UserError if it cannot be written, and nothing of
+        it is left behind then."""
         picture = outcome.picture
         if picture is not None:
             write_atomically(self.folder / outcome.job.output, lambda file: file.write(picture))

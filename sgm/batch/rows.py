@@ -41,21 +41,13 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make.
+    """One picture to make."""
 
-    Attributes:
-        row: number of its row, from 1.
-        output: the picture's path below the output folder; every job has another.
-        options: of the edit, checked.
-        picture_prompt: under which the unedited picture is recorded.
-        fingerprint: another one where the result may be another.
-    """
-
-    row: int
-    output: str
+    row: int  # number of its row, from 1
+    output: str  # the picture's path below the output folder; every job has another
     options: RunOptions
-    picture_prompt: str
-    fingerprint: str
+    picture_prompt: str  # under which the unedited picture is recorded
+    fingerprint: str  # another one where the result may be another
 
     @property
     def picture(self) -> tuple[object, ...]:
@@ -75,11 +67,8 @@ def grouped(jobs: Iterable[Job]) -> list[list[Job]]:
 
 
 def read_rows(path: Path) -> list[Row | str]:
-    """The rows of a file; in place of an invalid one, a sentence that says why.
-
-    Raises:
-        UserError: the file is of no kind that is known, or has no row.
-    """
+    """The rows of a file; in place of an invalid one, a sentence that says why. UserError for a
+    file of no kind that is known, or without a row."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -130,14 +119,8 @@ def checked_jobs(
     rows: Sequence[Row | str], values: argparse.Namespace
 ) -> tuple[list[Job], dict[int, str]]:
     """Check every row: its options, its files, its pictures. The options of the batch hold where a
-    row says nothing.
-
-    Returns:
-        The jobs in the order of their rows, and a sentence by number for each row that is bad.
-
-    Raises:
-        UserError: all rows are bad for one and the same reason.
-    """
+    row says nothing. The jobs in the order of their rows, and a sentence by number for each row
+    that is bad; UserError if all are for one and the same reason."""
     # Imported here, so that bad options are refused at once.
     from sgm.cli.inputs import read_inputs
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -19,7 +20,7 @@ from sgm.cli import outputs
 from sgm.cli.generate import finished, load_pipeline, touched_by
 from sgm.cli.inputs import dense_if_everywhere, nothing_marked, read_inputs, request
 from sgm.cli.main import less_memory
-from sgm.cli.memory import memory_scope
+from sgm.cli.program import memory_scope
 from sgm.cli.record import edit_in
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store
@@ -39,14 +40,9 @@ SESSION_SEED = 2  # of every recording, whatever the seeds of its edits
 
 @dataclass(frozen=True)
 class Setup:
-    """How a worker computes.
+    """How a worker computes; None for the best device and precision of the worker's machine."""
 
-    Attributes:
-        threads: of the CPU.
-        device, precision: as they were asked for; None for the best that the worker's machine has.
-    """
-
-    threads: int
+    threads: int  # of the CPU
     device: str | None
     precision: Precision | None
 
@@ -98,7 +94,7 @@ class Worker:
                     edited = self._edit(replace(job, options=options), wanted, pipeline)
                     touched = touched_by(options, inputs, wanted)
                 picture = finished(options, photo, touched, edited)
-                text = outputs.parameters(options, picture.size) if options.photo.metadata else None
+                text = outputs.parameters(options, picture.size)
                 # Not by a file of a disk, which may be full here and not where results go.
                 content = photo.written(picture, options.output_path, text)
                 change = outputs.changed_outside(content, photo, touched)
@@ -117,10 +113,7 @@ class Worker:
     def _edit(self, job: Job, wanted: Edit, pipeline: Pipeline) -> EditResult:
         """The edit of a job, from the picture's recording where there is one."""
         options, sampling = job.options, job.options.sampling
-        if pipeline.sparse and not options.run_type.sparse:
-            pipeline = Pipeline(
-                pipeline.networks, pipeline.precision, False, pipeline.turbo, pipeline.recipe
-            )
+        pipeline = replace(pipeline, sparse=options.run_type.sparse)  # dense, if all is edited
         sparse = options.run_type.sparse and options.preset is Preset.FAST
         if not sparse or not isinstance(wanted, Inpainting | SDEdit):  # of a crop
             return pipeline.edit(wanted, sampling)
@@ -139,13 +132,9 @@ class Worker:
             assert picture is not None  # by `check_together`
             words = {"prompt": job.picture_prompt, "negative_prompt": "", "seed": SESSION_SEED}
             params = replace(job.options.sampling, **words)
-            self._session = EditSession(
-                pipeline,
-                picture,
-                params,
-                job.options.task,
-                make_store=lambda size: make_store(size, device),
-            )
+            store = partial(make_store, device=device)
+            what = (picture, params, job.options.task)
+            self._session = EditSession(pipeline, *what, make_store=store)
         return self._session
 
 

@@ -7,13 +7,12 @@ import argparse
 import importlib
 import importlib.util
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import LCM_STEPS, MODELS, SHIPPED, TURBO_STEPS, ModelSpec
+from sgm.specs import LCM_STEPS, MODELS, TURBO_STEPS, ModelSpec, folder_with
 from sgm.words import Backend, Precision, Preset, RecordingMemory, Sampler, Spacing, Task
 
 logger = logging.getLogger(__name__)
@@ -146,8 +145,8 @@ def check_files(values: argparse.Namespace) -> dict[str, Path]:
         if Path(values.json).absolute() == output.absolute():
             raise UserError(f"--json and the picture are both {output}; name two files.")
     spec = MODELS[values.model]
-    configs = _folder(values.config_path, spec.configs)
-    weights = _folder(values.weight_path, spec.weights)
+    configs = folder_with(spec.configs, values.config_path)
+    weights = folder_with(spec.weights, values.weight_path)
     # A sparse run falls back to the dense network for a full mask, so both must be there.
     for run_type in (values.run_type, values.run_type.dense):
         for refiner in (False, True) if values.refined else (False,):
@@ -230,17 +229,6 @@ def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
         raise UserError(
             f"Checkpoint {path} cannot be opened: {error.strerror}; check --weight_path."
         ) from error
-
-
-def _folder(given: str, names: Mapping[str, str]) -> Path:
-    """A folder as given; where a relative one has no file of a model (its `names` by role), perhaps
-    what is shipped has."""
-
-    def holds_one(folder: Path) -> bool:
-        # Unlike `Path.exists`, False for a folder that may not be entered.
-        return any(os.path.exists(folder / name) for name in names.values())
-
-    return next(filter(holds_one, (Path(given), SHIPPED / given)), Path(given))
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:

@@ -15,12 +15,11 @@ from sgm.cli import outputs, report
 from sgm.cli.checks import SHEET, numbered
 from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, request
 from sgm.cli.record import edits_recorded, recipe_of, record
-from sgm.inference.crop import Cropped
+from sgm.inference.crop import Cropped, advise_on_size
 from sgm.inference.edit import Edit
-from sgm.inference.networks import backend_name
+from sgm.inference.networks import backend_name, unread
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import RECIPES
-from sgm.inference.prompts import unread
 from sgm.inference.refined import refined_edit
 from sgm.io import files, imageio
 from sgm.io.photos import Photo
@@ -32,11 +31,7 @@ logger = logging.getLogger(__name__)
 
 def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     """Edit the picture and write it; an empty edit returns it, a full one runs dense. `started` is
-    the `time.perf_counter()` when the command began.
-
-    Raises:
-        UserError: the networks cannot be loaded, or the result is no picture.
-    """
+    the `time.perf_counter()` when the command began."""
     if options.record is not None:
         record(options, inputs, lambda: load_pipeline(options), started)
         return
@@ -50,14 +45,15 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
             logger.warning("--%s: %s", flag, notice)
     wanted = request(options, inputs)
     if not isinstance(wanted, Cropped):
-        _advise_on_size(options, inputs)
+        height, width = options.spec.trained_size
+        advice = f"--H {height} --W {width} will look better, or --padding_mask_crop auto"
+        advise_on_size(inputs.source(False).size, options.spec, advice)
     photo = inputs.source(options.photo.blend is not None)
     touched = touched_by(options, inputs, wanted)
     written: dict[int, tuple[dict[str, object], Image.Image]] = {}
     for one, result, load_seconds in results(options, inputs, wanted):
         picture = finished(one, photo, touched, result)
-        facts = outputs.parameters(one, picture.size) if one.photo.metadata else None
-        photo.save(picture, one.output_path, facts)
+        photo.save(picture, one.output_path, outputs.parameters(one, picture.size))
         ratio = result.edit_ratio
         what = "the picture" if ratio is None else f"{100 * ratio:.1f}% of the picture"
         logger.info("Edited %s in %.1f s.", what, sum(result.seconds.values()))
@@ -67,26 +63,11 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     _publish(options, written)
 
 
-def _advise_on_size(options: RunOptions, inputs: Inputs) -> None:
-    """Warn when a picture is far larger than what the model was trained on."""
-    size = inputs.source(False).image.size
-    height, width = options.spec.trained_size
-    if size[0] * size[1] >= 2 * height * width:
-        logger.warning(
-            "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; "
-            "--H %d --W %d will look better, or --padding_mask_crop auto.",
-            *(options.model, width, height, *size, height, width),
-        )
-
-
 def results(
     options: RunOptions, inputs: Inputs, wanted: Edit
 ) -> Iterator[tuple[RunOptions, EditResult, float]]:
-    """The edit for one seed after the other, by networks that are loaded once.
-
-    Yields:
-        The options with their one seed and path, the result, and the seconds of loading.
-    """
+    """The edit for one seed after the other, by networks that are loaded once: the options with
+    their one seed and path, the result, and the seconds of loading."""
     load_seconds: list[float] = []
 
     def load(refiner: bool = False) -> Pipeline:
@@ -113,11 +94,7 @@ def results(
 
 
 def load_pipeline(options: RunOptions, refiner: bool = False, progress: bool = True) -> Pipeline:
-    """The networks of a run.
-
-    Raises:
-        UserError: a file is missing or does not fit.
-    """
+    """The networks of a run; UserError if a file is missing or does not fit."""
     what = (options.spec, options.run_type, options.config_path, options.weight_path)
     how = (torch.device(options.device), options.precision, options.backend, options.preset)
     weights, graphs = options.weights(refiner), options.graphs

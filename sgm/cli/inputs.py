@@ -5,20 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.inference.composite import distance
-from sgm.inference.crop import Cropped, crop_inpainting, crop_sdedit, is_larger, window_around
+from sgm.inference.crop import edit_for, whole_edit
 from sgm.inference.drawing import where_drawn
 from sgm.inference.edit import Edit
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.sdedit import SDEdit
-from sgm.io.imageio import pad_to_multiple, to_tensor
+from sgm.io.imageio import to_tensor
 from sgm.io.maskio import load_levels
 from sgm.io.photos import Photo, load_photo
-from sgm.specs import RunOptions
+from sgm.specs import Blend, RunOptions
 from sgm.words import Task
 
 logger = logging.getLogger(__name__)
@@ -41,16 +40,6 @@ class Inputs:
     levels: Tensor | None
 
     @property
-    def init(self) -> Image.Image | None:
-        """The unedited picture, RGB in sRGB."""
-        return self.init_photo and self.init_photo.image
-
-    @property
-    def edited(self) -> Image.Image | None:
-        """The picture drawn on, RGB in sRGB."""
-        return self.edited_photo and self.edited_photo.image
-
-    @property
     def mask(self) -> Tensor | None:
         """Where the edit is, bool [H, W]."""
         return None if self.levels is None else self.levels > 0.5
@@ -65,11 +54,8 @@ class Inputs:
 
 
 def read_inputs(options: RunOptions) -> Inputs:
-    """Read pictures and mask of a run and bring them to one size.
-
-    Raises:
-        UserError: a file that cannot be used, or two pictures of different sizes.
-    """
+    """Read pictures and mask of a run and bring them to one size. UserError for a file that cannot
+    be used, or two pictures of different sizes."""
 
     def photo(path: Path | None) -> Photo | None:
         if path is None:
@@ -128,33 +114,17 @@ def dense_if_everywhere(options: RunOptions, inputs: Inputs) -> RunOptions:
 def request(options: RunOptions, inputs: Inputs) -> Edit:
     """The edit of a run: of a crop where one was asked for, or where the picture is larger than
     the model's size."""
-    crop = None if options.photo.padding_mask_crop is None else _crop(options, inputs)
-    return crop or edit_of(options, inputs)
+    return edit_for(options.spec, options.photo.padding_mask_crop, *_parts(options, inputs))
 
 
 def edit_of(options: RunOptions, inputs: Inputs) -> Inpainting | SDEdit:
-    """The edit of the whole picture, its pictures padded to multiples of 64."""
-    blend = options.photo.blend
-    init = None if inputs.init is None else pad_to_multiple(to_tensor(inputs.init))
-    if options.task is Task.INPAINTING:
-        levels = inputs.mask if blend is None else inputs.levels
-        return Inpainting(init, pad_to_multiple(levels), blend)
-    edited = pad_to_multiple(to_tensor(inputs.edited))
-    drawing = None if inputs.mask is None else pad_to_multiple(inputs.mask)
-    return SDEdit(init, edited, options.sampling.strength, drawing, blend)
+    """The edit of the whole picture."""
+    return whole_edit(*_parts(options, inputs))
 
 
-def _crop(options: RunOptions, inputs: Inputs) -> Cropped | None:
-    """The edit of a crop; None if the whole picture serves as well."""
-    blend, crop, mask = options.photo.blend, options.photo.padding_mask_crop, inputs.mask
-    assert blend is not None  # by `sgm.cli.main`: a crop is blended
-    trained = options.spec.trained_size
-    if mask is None or mask.all() or (crop == "auto" and not is_larger(mask.shape, trained)):
-        return None
-    margin = None if isinstance(crop, str) else max(crop or 0, blend.width(mask.shape))
-    window = window_around(inputs.levels > 0, trained, margin)
-    init = None if inputs.init is None else to_tensor(inputs.init)
-    if options.task is Task.INPAINTING:
-        return crop_inpainting(init, inputs.levels, window, blend)
-    edited = to_tensor(inputs.edited)
-    return crop_sdedit(init, edited, mask, window, blend, options.sampling.strength)
+def _parts(
+    options: RunOptions, inputs: Inputs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, float, Blend | None]:
+    """The arguments of `whole_edit`."""
+    init, edited = (x and to_tensor(x.image) for x in (inputs.init_photo, inputs.edited_photo))
+    return init, edited, inputs.levels, options.sampling.strength, options.photo.blend

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgm.cli import checks
-from sgm.cli.memory import memory_scope
-from sgm.cli.options import AUTO, SYNTAXES, WHOLE, read
-from sgm.cli.program import start
-from sgm.photo import Blend, PhotoOptions
-from sgm.specs import RecordingSettings, RunOptions, SamplingParams
+from sgm.cli.options import SYNTAXES, read
+from sgm.cli.program import memory_scope, start
+from sgm.specs import (
+    AUTO,
+    WHOLE,
+    Blend,
+    Lora,
+    PhotoOptions,
+    RecordingSettings,
+    RunOptions,
+    SamplingParams,
+)
 from sgm.words import Precision, Preset, RecordingMemory
 
 # Programs of their own, by their word after `sdxl-sige`.
@@ -25,22 +32,14 @@ PROGRAMS = {"app": "sgm.app", "batch": "sgm.batch"}
 
 
 def parse(argv: Sequence[str]) -> RunOptions:
-    """Turn a command line into checked options, before any picture or weight is read.
-
-    Raises:
-        UserError: one sentence on the first thing that is wrong.
-        SystemExit: code 0 after `--help`.
-    """
+    """Turn a command line into checked options, before any picture or weight is read. UserError:
+    one sentence on the first thing that is wrong; SystemExit after `--help`."""
     return checked(read(argv))
 
 
 def checked(values: argparse.Namespace) -> RunOptions:
     """The options of a run from those that were parsed. Order of the checks: options together,
-    files, the device (the only one that imports torch).
-
-    Raises:
-        UserError: one sentence on the first thing that is wrong.
-    """
+    files, the device (the only one that imports torch)."""
     checks.check_together(values)
     paths = checks.check_files(values)
     device, precision = checks.check_device(values)
@@ -55,11 +54,9 @@ def checked(values: argparse.Namespace) -> RunOptions:
         "width": values.W,
         "json_path": values.json,
         "recordings": RecordingSettings(
-            every=values.refresh,
-            count=values.recorded_steps,
-            precision=values.recording_precision,
+            every=values.refresh, count=values.recorded_steps, precision=values.recording_precision
         ),
-        "loras": tuple((Path(path), weight) for path, weight in values.lora),
+        "loras": tuple(Lora(Path(path), weight) for path, weight in values.lora),
         "photo": _photo_options(values),
     }
     return RunOptions(**found)

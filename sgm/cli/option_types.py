@@ -1,4 +1,6 @@
-"""Converters from a word of the command line to a value; errors are one sentence."""
+"""What the programs' command lines are made of: converters from a word to a value, whose errors are
+one sentence, and the flags that several programs have.
+"""
 
 import argparse
 import math
@@ -7,6 +9,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from sgm.errors import UserError, suggestion
+from sgm.words import Prediction, Sampler, Spacing
 
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -114,9 +117,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parsed(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str],
-    values: argparse.Namespace | None = None,
+    parser: argparse.ArgumentParser, argv: Sequence[str], values: argparse.Namespace | None = None
 ) -> argparse.Namespace:
     """The values of a command line; UserError on an unknown option (with the nearest known one) or
     a value outside its range. `values` hold where the command line says nothing, in place of the
@@ -128,3 +129,62 @@ def parsed(
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"Unknown {kind} {came!r}{suggestion(came, known)}; see --help.")
     return values
+
+
+def add(
+    group: argparse._ArgumentGroup,
+    flag: str,
+    text: str,
+    kind: Callable[[str], object] = str,
+    default: object = None,
+) -> None:
+    """Add an option.
+
+    Args:
+        flag: its name and what stands for its value, such as `--seed N`.
+        text: the help; where it does not name the default, that is put at its end.
+        kind: the converter of its word.
+    """
+    name, metavar = flag.split()
+    if default not in (None, "") and "%(default)s" not in text:
+        text = f"{text} (default: %(default)s)"
+    group.add_argument(name, metavar=metavar, type=kind, default=default, help=text)
+
+
+def add_names(
+    group: argparse._ArgumentGroup,
+    flag: str,
+    kind: type[StrEnum],
+    default: StrEnum | None,
+    text: str,
+) -> None:
+    """Add an option that takes one word of an enum; without a default, `text` says what holds."""
+    add(group, f"{flag} {braces(kind)}", text, member(kind), default)
+
+
+def add_folders(group: argparse._ArgumentGroup) -> None:
+    """Add `--config_path` and `--weight_path`."""
+    add(group, "--config_path FOLDER", "folder of the YAML files", default="configs")
+    add(group, "--weight_path FOLDER", "folder of the checkpoints", default="pretrained")
+
+
+def add_adaptions(group: argparse._ArgumentGroup) -> None:
+    """Add `--lora` and `--prediction`: what is merged into a checkpoint, and how it is read."""
+    group.add_argument(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        type=weighted,
+        default=[],
+        help="a LoRA to merge, and how much of it (default: 1); may be given several times",
+    )
+    text = "what the network predicts (default: what the checkpoint says, else epsilon)"
+    add_names(group, "--prediction", Prediction, None, text)
+
+
+def add_sampler(group: argparse._ArgumentGroup) -> None:
+    """Add `--sampler` and `--spacing`."""
+    text = "how a step is made; euler and lcm are for few-step models"
+    add_names(group, "--sampler", Sampler, Sampler.DPMPP2M, text)
+    text = "which noise levels are visited; trailing is for few-step models"
+    add_names(group, "--spacing", Spacing, Spacing.PUBLISHED, text)

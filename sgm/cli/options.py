@@ -8,10 +8,24 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgm.cli.option_types import Parser, braces, number, one_of, only, parsed, truth, whole
-from sgm.cli.shared_options import add_adaptions, add_folders, add_names, add_sampler
+from sgm.cli.option_types import (
+    Parser,
+    add,
+    add_adaptions,
+    add_folders,
+    add_names,
+    add_sampler,
+    braces,
+    number,
+    one_of,
+    only,
+    parsed,
+    truth,
+    whole,
+)
 from sgm.errors import UserError
 from sgm.specs import (
+    AUTO,
     DEFAULT_RECORDED,
     DEFAULT_RECORDING_PRECISION,
     DEFAULT_SCALE,
@@ -20,6 +34,7 @@ from sgm.specs import (
     LATENT_FACTOR,
     MODELS,
     TURBO_STEPS,
+    WHOLE,
 )
 from sgm.words import (
     Backend,
@@ -36,7 +51,6 @@ MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
 MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
 MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100  # pixels, pixels, results of a run
 SYNTAXES = ("plain", "weighted")
-AUTO, WHOLE = "auto", "none"  # of --padding_mask_crop
 
 DESCRIPTION = """\
 Edit part of a picture with SDXL. Inpainting repaints what a mask marks; sdedit redraws a picture
@@ -54,13 +68,8 @@ The picture's path (or with --json - the figures) goes to stdout, everything els
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line, each option checked by itself.
-
-    Raises:
-        UserError: an unknown option (with the nearest known one), a value outside its range, or
-            no prompt.
-        SystemExit: code 0 after `--help`.
-    """
+    """Parse a command line, each option checked by itself. UserError for an unknown option (with
+    the nearest known one), a value outside its range, or no prompt; SystemExit after `--help`."""
     values = parsed(build_parser(), argv)
     # Not `required` in argparse: a mistyped --promt should be named rather than missed.
     if values.prompt is None:
@@ -76,72 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_task(parser)
-    _add_pictures(parser)
-    _add_photos(parser)
-    _add_sampling(parser)
-    _add_engine(parser)
-    _add_recordings(parser)
-    _add_files(parser)
-    _add_profiling(parser)
+    for add_group in (
+        *(_add_task, _add_pictures, _add_photos, _add_sampling),
+        *(_add_engine, _add_recordings, _add_files, _add_profiling),
+    ):
+        add_group(parser)
     return parser
-
-
-def _add_task(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to do")
-    text = "what the edit is made from: a mask, or a picture that was drawn on"
-    add_names(group, "--task", Task, Task.INPAINTING, text)
-    text = "original is dense, sige sparse; turbo and sige-turbo the same with SDXL-Turbo"
-    add_names(group, "--run_type", RunType, RunType.ORIGINAL, text)
-    add_names(group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network")
-    group.add_argument("--prompt", metavar="TEXT", help="what the edit should show (required)")
-    text = "what it should not show (default: none; the unconditional embedding is then zero)"
-    group.add_argument("--negative_prompt", metavar="TEXT", default="", help=text)
-    text = "run the refiner after the base; true/false/yes/no, or alone for true (default: false)"
-    group.add_argument(
-        "--refined", metavar="BOOL", nargs="?", const=True, default=False, type=truth, help=text
-    )
-
-
-def _add_pictures(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("pictures")
-    text = "the unedited picture (inpainting; sdedit with a sparse run type)"
-    group.add_argument("--init_img", metavar="FILE", type=Path, help=text)
-    text = "the picture drawn on (sdedit)"
-    group.add_argument("--edited_img", metavar="FILE", type=Path, help=text)
-    text = "where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)"
-    group.add_argument("--mask_path", metavar="FILE", type=Path, help=text)
-    text = "picture to write (default: outputs/<task>-<run_type>-<seed>.png)"
-    group.add_argument("--output_path", metavar="FILE", help=text)
-    for flag, side in (("--H", "height"), ("--W", "width")):
-        text = f"resize picture and mask to this {side} (default: the picture's own)"
-        group.add_argument(flag, metavar="PIXELS", type=whole(1, MAX_SIDE), help=text)
-
-
-def _add_photos(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("pictures, masks and seeds in detail")
-    text = "pixels outside of the mask in which the edit fades into the picture; 0 is a hard edge "
-    text += "(default with --preset fast: 8 at 1024 pixels, in proportion to the picture)"
-    group.add_argument("--mask_feather", metavar="N", type=whole(0, MAX_RING), help=text)
-    text = "grow the mask or the drawing by this many pixels (default: %(default)s)"
-    group.add_argument("--mask_grow", metavar="N", type=whole(0, MAX_RING), default=0, help=text)
-    text = "repaint what the mask shows in black"
-    group.add_argument("--invert_mask", action="store_true", help=text)
-    text = "give the edit the colours and the grain of what is around it (default with --preset "
-    text += "fast: yes)"
-    group.add_argument("--match_border", action=argparse.BooleanOptionalAction, help=text)
-    text = "show the network the edit and N pixels around it, at the size it was trained for; "
-    text += f"{AUTO}: only if the picture is larger (default of --preset fast), {WHOLE}: all of it"
-    group.add_argument("--padding_mask_crop", metavar="N", type=_margin, help=text)
-    text = "several results: 1-6 or 1,7,9 (--seed: one)"
-    group.add_argument("--seeds", metavar="LIST", type=_seeds, help=text)
-    text = "leave out of a PNG how it was made (prompt, seed, steps, ...)"
-    group.add_argument("--no_metadata", action="store_true", help=text)
-    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    text = "plain: as published, 77 tokens; weighted: (word:1.3), and prompts of any length "
-    text += "(default: weighted with --preset fast, else plain)"
-    names, known = braces(SYNTAXES), one_of(SYNTAXES)
-    group.add_argument("--prompt_syntax", metavar=names, type=known, help=text)
 
 
 def _margin(text: str) -> int | str:
@@ -167,21 +116,77 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to do")
+    text = "what the edit is made from: a mask, or a picture that was drawn on"
+    add_names(group, "--task", Task, Task.INPAINTING, text)
+    text = "original is dense, sige sparse; turbo and sige-turbo the same with SDXL-Turbo"
+    add_names(group, "--run_type", RunType, RunType.ORIGINAL, text)
+    add_names(group, "--mode", Mode, Mode.GENERATE, "make a picture, or count and time one network")
+    add(group, "--prompt TEXT", "what the edit should show (required)")
+    text = "what it should not show (default: none; the unconditional embedding is then zero)"
+    add(group, "--negative_prompt TEXT", text, default="")
+    text = "run the refiner after the base; true/false/yes/no, or alone for true (default: false)"
+    group.add_argument(
+        "--refined", metavar="BOOL", nargs="?", const=True, default=False, type=truth, help=text
+    )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures")
+    text = "the unedited picture (inpainting; sdedit with a sparse run type)"
+    add(group, "--init_img FILE", text, Path)
+    add(group, "--edited_img FILE", "the picture drawn on (sdedit)", Path)
+    text = "where to repaint, white or True: .npy, .npz or any picture (sdedit: optional)"
+    add(group, "--mask_path FILE", text, Path)
+    text = "picture to write (default: outputs/<task>-<run_type>-<seed>.png)"
+    add(group, "--output_path FILE", text)
+    for flag, side in (("--H", "height"), ("--W", "width")):
+        text = f"resize picture and mask to this {side} (default: the picture's own)"
+        add(group, f"{flag} PIXELS", text, whole(1, MAX_SIDE))
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures, masks and seeds in detail")
+    text = """pixels outside of the mask in which the edit fades into the picture; 0 is a hard edge
+        (default with --preset fast: 8 at 1024 pixels, in proportion to the picture)"""
+    add(group, "--mask_feather N", text, whole(0, MAX_RING))
+    add(
+        group,
+        "--mask_grow N",
+        "grow the mask or the drawing by this many pixels",
+        whole(0, MAX_RING),
+        0,
+    )
+    text = "repaint what the mask shows in black"
+    group.add_argument("--invert_mask", action="store_true", help=text)
+    text = """give the edit the colours and the grain of what is around it (default with --preset
+        fast: yes)"""
+    group.add_argument("--match_border", action=argparse.BooleanOptionalAction, help=text)
+    text = f"""show the network the edit and N pixels around it, at the size it was trained for;
+        {AUTO}: only if the picture is larger (default of --preset fast), {WHOLE}: all of it"""
+    add(group, "--padding_mask_crop N", text, _margin)
+    add(group, "--seeds LIST", "several results: 1-6 or 1,7,9 (--seed: one)", _seeds)
+    text = "leave out of a PNG how it was made (prompt, seed, steps, ...)"
+    group.add_argument("--no_metadata", action="store_true", help=text)
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    text = """plain: as published, 77 tokens; weighted: (word:1.3), and prompts of any length
+        (default: weighted with --preset fast, else plain)"""
+    add(group, f"--prompt_syntax {braces(SYNTAXES)}", text, one_of(SYNTAXES))
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    text = "seed of every random draw (default: %(default)s)"
-    group.add_argument("--seed", metavar="N", type=whole(0, MAX_SEED), default=2, help=text)
-    text = f"sampler steps of the whole schedule (default: {DEFAULT_STEPS}); with a turbo run type "
-    text += f"1 to {TURBO_STEPS} (default: {TURBO_STEPS})"
+    add(group, "--seed N", "seed of every random draw", whole(0, MAX_SEED), 2)
+    text = f"""sampler steps of the whole schedule (default: {DEFAULT_STEPS}); with a turbo run type
+        1 to {TURBO_STEPS} (default: {TURBO_STEPS})"""
     names, steps = ("--ddim_steps", "--steps"), whole(1, MAX_STEPS)
     group.add_argument(*names, dest="steps", metavar="N", type=steps, help=text)
-    text = "classifier-free guidance (default: %(default)s); from 0 to 1 it is off, which halves "
-    text += "the work"
-    scale = number(0, MAX_SCALE)
-    group.add_argument("--scale", metavar="X", type=scale, default=DEFAULT_SCALE, help=text)
-    text = "sdedit: share of the schedule that runs, above 0 to 1 (default: %(default)s)"
-    share = number(0, 1, above_low=True)
-    group.add_argument("--strength", metavar="X", type=share, default=0.8, help=text)
+    text = """classifier-free guidance (default: %(default)s); from 0 to 1 it is off, which halves
+        the work"""
+    add(group, "--scale X", text, number(0, MAX_SCALE), DEFAULT_SCALE)
+    text = "sdedit: share of the schedule that runs, above 0 to 1"
+    add(group, "--strength X", text, number(0, 1, above_low=True), 0.8)
     add_sampler(group)
     text = "kept from the published port; only 0, as the solver is deterministic"
     zero = only(0, "the solver is deterministic")
@@ -191,12 +196,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("computation")
     add_names(group, "--preset", Preset, Preset.PUBLISHED, "how a sparse run computes")
-    text = "what the networks compute in; fp32 never uses TF32 (default: fp32; with --preset fast "
-    text += "on a CUDA device bf16, or fp16 where the card has no bf16)"
+    text = """what the networks compute in; fp32 never uses TF32 (default: fp32; with --preset fast
+        on a CUDA device bf16, or fp16 where the card has no bf16)"""
     add_names(group, "--precision", Precision, None, text)
     add_names(group, "--backend", Backend, Backend.AUTO, "implementation of the sparse operators")
     text = "cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)"
-    group.add_argument("--device", metavar="NAME", help=text)
+    add(group, "--device NAME", text)
     text = "run the UNet's sparse steps as CUDA graphs (default: on a CUDA device)"
     group.add_argument("--graphs", action=argparse.BooleanOptionalAction, help=text)
 
@@ -204,45 +209,42 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def _add_recordings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preset fast only")
     text = "in place of --recorded_steps: record the unedited picture at least every K-th step"
-    group.add_argument("--refresh", metavar="K", type=whole(1, MAX_STEPS), help=text)
-    text = "record the unedited picture at this many steps, and interpolate the others (default: "
-    text += f"{DEFAULT_RECORDED}, or all of fewer steps)"
-    group.add_argument("--recorded_steps", metavar="N", type=whole(2, MAX_STEPS), help=text)
-    text = "how recordings are kept; the networks compute in --precision (default: "
-    text += f"{DEFAULT_RECORDING_PRECISION})"
+    add(group, "--refresh K", text, whole(1, MAX_STEPS))
+    text = f"""record the unedited picture at this many steps, and interpolate the others (default:
+        {DEFAULT_RECORDED}, or all of fewer steps)"""
+    add(group, "--recorded_steps N", text, whole(2, MAX_STEPS))
+    text = f"""how recordings are kept; the networks compute in --precision (default:
+        {DEFAULT_RECORDING_PRECISION})"""
     add_names(group, "--recording_precision", RecordingPrecision, None, text)
-    text = "make no edit, but record --init_img there; --prompt describes it, and may be empty; "
-    text += "with --mask_path for edits within that mask only, which takes less room"
-    group.add_argument("--record", metavar="FOLDER", type=Path, help=text)
+    text = """make no edit, but record --init_img there; --prompt describes it, and may be empty;
+        with --mask_path for edits within that mask only, which takes less room"""
+    add(group, "--record FOLDER", text, Path)
     text = "edit from the recording in this folder, with no pass over the unedited picture"
-    group.add_argument("--recording", metavar="FOLDER", type=Path, help=text)
+    add(group, "--recording FOLDER", text, Path)
     text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
     add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and files")
-    text = "the published checkpoints, or the small one of this package (default: %(default)s)"
-    names, known = braces(MODELS), one_of(tuple(MODELS))
-    group.add_argument("--model", metavar=names, type=known, default="sdxl", help=text)
+    text = "the published checkpoints, or the small one of this package"
+    add(group, f"--model {braces(MODELS)}", text, one_of(tuple(MODELS)), "sdxl")
     add_folders(group)
     for flag, value, meaning in (
         ("--C", LATENT_CHANNELS, "latent channels"),
         ("--f", LATENT_FACTOR, "pixels per latent position"),
     ):
         text = f"{meaning}; kept from the published port, only %(default)s"
-        kind = only(value, f"every model here has {value}")
-        group.add_argument(flag, metavar=str(value), type=kind, default=value, help=text)
-    for flag, metavar, text in (
-        ("--checkpoint", "FILE|FOLDER", "any SDXL checkpoint, or a folder as diffusers saves it"),
-        ("--refiner_checkpoint", "FILE|FOLDER", "the same for the refiner of --refined"),
-        ("--vae", "FILE", "another autoencoder"),
+        add(group, f"{flag} {value}", text, only(value, f"every model here has {value}"), value)
+    for flag, text in (
+        ("--checkpoint FILE|FOLDER", "any SDXL checkpoint, or a folder as diffusers saves it"),
+        ("--refiner_checkpoint FILE|FOLDER", "the same for the refiner of --refined"),
+        ("--vae FILE", "another autoencoder"),
     ):
-        text = f"{text} (default: the model's own)"
-        group.add_argument(flag, metavar=metavar, type=Path, help=text)
+        add(group, flag, f"{text} (default: the model's own)", Path)
     add_adaptions(group)
     text = "write the run's figures as JSON; - for stdout, which then holds nothing else"
-    group.add_argument("--json", metavar="FILE", help=text)
+    add(group, "--json FILE", text)
 
 
 def _add_profiling(parser: argparse.ArgumentParser) -> None:

@@ -25,16 +25,9 @@ THUMBNAIL, CAPTION = 320, 16  # longer side of a picture on the sheet, and heigh
 def changed_outside(
     written: Path | bytes, photo: Photo, touched: Tensor | None
 ) -> dict[str, float | int | None]:
-    """Compare a picture as it was written with the one it was made of.
-
-    Args:
-        written: the file, or its content.
-        touched: bool [H, W], where it may differ; None where that is not known.
-
-    Returns:
-        Of the pixels elsewhere: `changed_outside`, percent that changed, and
-        `largest_change_outside`, of 255. Both are None if `touched` is.
-    """
+    """Compare a picture as it was written (a file, or its content) with the one it was made of,
+    where it was not touched, bool [H, W]: `changed_outside`, percent of the pixels that changed,
+    and `largest_change_outside`, of 255. Both are None where `touched` is not known."""
     if touched is None:
         return {"changed_outside": None, "largest_change_outside": None}
     if isinstance(written, bytes):
@@ -63,10 +56,10 @@ def say_what_changed(path: Path, change: Mapping[str, float | int | None]) -> No
     )
 
 
-def parameters(options: RunOptions, size: Sequence[int]) -> str:
-    """How a picture of a run was made; its size is (width, height)."""
+def parameters(options: RunOptions, size: Sequence[int]) -> str | None:
+    """How a picture of a run was made, if that is to be said; its size is (width, height)."""
     words = (options.model, options.task, options.run_type, options.preset)
-    return described(options.sampling, size, *words)
+    return described(options.sampling, size, *words) if options.photo.metadata else None
 
 
 def described(

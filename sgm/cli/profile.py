@@ -32,25 +32,15 @@ TITLES = {"unet": "UNet", "encoder": "Encoder", "decoder": "Decoder"}
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of a profile run; those of both passes are by `DENSE` and `SPARSE`.
-
-    Attributes:
-        parameters: of the network.
-        backend: name of the one that ran the sparse operators; of a dense network the one that was
-            asked for.
-        macs: of one pass.
-        first_steps: share of a run's first steps, whose masks are wider, and a pass there; None
-            where all steps are alike.
-        latency: of one pass; empty if it was not timed.
-        peak_memory_mb: of the pass that the run type makes; None if it was not timed.
-    """
+    """The figures of a profile run; those of both passes are by `DENSE` and `SPARSE`."""
 
     parameters: int
-    backend: str
+    backend: str  # that ran the sparse operators; of a dense network the one that was asked for
     macs: dict[str, Macs]
+    # Share of a run's first steps, whose masks are wider, and a pass there; None without any.
     first_steps: tuple[float, Macs] | None
-    latency: dict[str, Latency]
-    peak_memory_mb: float | None
+    latency: dict[str, Latency]  # empty if it was not timed
+    peak_memory_mb: float | None  # of the pass that the run type makes; None if it was not timed
 
     @property
     def speedup(self) -> float | None:
@@ -61,11 +51,8 @@ class Measured:
 
 
 def profile(options: RunOptions, inputs: Inputs) -> None:
-    """Measure the network that the mode names and report the figures.
-
-    Raises:
-        UserError: there is no edit to measure, or the networks cannot be loaded.
-    """
+    """Measure the network that the mode names and report the figures; UserError if there is no edit
+    to measure."""
     if why := nothing_marked(options, inputs):
         raise UserError(f"The {why}, so there is no pass to measure; mark or draw something.")
     options = dense_if_everywhere(options, inputs)

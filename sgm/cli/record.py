@@ -54,14 +54,15 @@ def record(
 ) -> None:
     """Record the unedited picture into the folder of `--record`, for edits in the mask where there
     is one; the prompt is the base prompt. The networks are loaded when the rest has been checked.
+    After an error or an interrupt nothing of this recording is left there.
 
     Raises:
-        UserError: the folder cannot be written, the disk has no room, or the mask is empty. Nothing
-            of this recording is left there then, nor after any other error or an interrupt.
+        UserError: the folder cannot be written, the disk has no room, or the mask is empty.
     """
     folder, device = options.record, torch.device(options.device)
-    assert folder is not None and inputs.init is not None  # by `check_together`
-    picture, region = pad_to_multiple(to_tensor(inputs.init)), _region(inputs)
+    assert folder is not None and inputs.init_photo is not None  # by `check_together`
+    image, region = inputs.init_photo.image, _region(inputs)
+    picture = pad_to_multiple(to_tensor(image))
     stores: list[DiskStore] = []
 
     def on_disk(size: int) -> DiskStore:
@@ -93,7 +94,7 @@ def record(
         made = session.report
         manifest = {
             "version": VERSION,
-            "key": key_of(options, inputs.init),
+            "key": key_of(options, image),
             "prompt": options.sampling.prompt,
             "steps_recorded": made.steps,
             "bytes_per_step": made.step_bytes,
@@ -137,16 +138,16 @@ def edits_recorded(
     options: RunOptions, inputs: Inputs, load: Callable[[], Pipeline]
 ) -> Callable[[int], EditResult]:
     """What makes the edit of a run for a seed, by sparse passes over the recording of
-    `--recording`, which serves any seed: its own noise is around the edit, that of the seed inside.
-    What the prompt changes is not added to the recording, which would grow by gigabytes with every
-    prompt. The networks are loaded when the recording has been found to fit.
+    `--recording`, which serves any seed. What the prompt changes is not added to the recording,
+    which would grow by gigabytes. The networks are loaded when the recording has been found to fit.
 
     Raises:
         UserError: the recording is damaged, or not of this run or this edit.
     """
     folder = options.recording
-    assert folder is not None and inputs.init is not None  # by `check_together`
-    on_disk, seed = open_recording(options, inputs.init)
+    assert folder is not None and inputs.init_photo is not None  # by `check_together`
+    image = inputs.init_photo.image
+    on_disk, seed = open_recording(options, image)
     recipe = recipe_of(options)
     wanted = edit_of(options, inputs)
     check_within(region_in(on_disk, recipe), wanted, recipe)
@@ -155,7 +156,7 @@ def edits_recorded(
     pipe = load()
     kept, names = _load_into(on_disk, options.recording_memory), on_disk.names()
     store = Overlay(kept, lambda name: name.startswith(PROMPT))
-    picture = pad_to_multiple(to_tensor(inputs.init))
+    picture = pad_to_multiple(to_tensor(image))
     params = replace(options.sampling, seed=seed)
     session = EditSession.resume(pipe, picture, params, store, progress=True)
 
@@ -199,12 +200,8 @@ def _load_into(store: DiskStore, memory: RecordingMemory) -> Store:
 
 
 def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore, int]:
-    """The store of `--recording` and the seed that it was made under, after its key has been
-    compared with the run's.
-
-    Raises:
-        UserError: there is no whole recording, or a field of its key differs.
-    """
+    """The store of `--recording` and the seed that it was made under; UserError where there is no
+    whole one, or its key is not the run's."""
     folder = options.recording
     assert folder is not None
     try:
@@ -227,8 +224,10 @@ def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore
                 "is of another picture than --init_img; give the recorded one, or record this one."
             )
         else:
-            why = f"is for {field} {key.get(field)}, and this run has {wanted}; record again, or "
-            why += "run with what was recorded."
+            why = (
+                f"is for {field} {key.get(field)}, and this run has {wanted}; record again, or run "
+                "with what was recorded."
+            )
         raise UserError(f"The recording in {folder} {why}")
     store = DiskStore(folder, torch.device(options.device))
     store.checksums = checksums

@@ -13,17 +13,9 @@ from sgm.specs import RunOptions
 
 
 def publish(figures: Mapping[str, object], text: str, json_path: str | None) -> None:
-    """Write a result where it was asked for.
-
-    Args:
-        figures: what `--json` gives; floats, strings, lists and dictionaries.
-        text: what a person reads, with its last line ended.
-        json_path: file for the figures; `-` puts them on stdout instead of the text; None drops
-            them.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a result where it was asked for: a text for people to stdout, and the figures of
+    `--json` into a file, or with `-` to stdout in place of the text. UserError if the file cannot
+    be written."""
     if json_path is not None:
         document = json.dumps(figures, indent=2) + "\n"
         if json_path == "-":

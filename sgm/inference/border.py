@@ -27,15 +27,10 @@ def match_border(edited: Tensor, source: Tensor, weight: Tensor, feather: int) -
     """Shift the colours of an edit to meet the picture around it.
 
     Args:
-        edited: the network's picture [3, H, W] in [0, 1].
-        source: the picture it is put into, same shape.
-        weight: opacity of the edit [H, W]; the pictures are compared where it is under 1, in a
-            band around the pixels where it is 1.
-        feather: width in pixels of the ring in which the weight falls to 0; with 0 the border stays
-            as hard as it is.
-
-    Returns:
-        [3, H, W] in [0, 1]; `edited` where there is no such band.
+        edited, source: the network's picture and the one it is put into, [3, H, W] in [0, 1].
+        weight: opacity of the edit [H, W]; the pictures are compared in a band around the pixels
+            where it is 1. Without one the edit stays as it is.
+        feather: width in pixels of the ring in which the weight falls to 0; 0 for a hard border.
     """
     side = max(weight.shape)
     inside = weight >= 1
@@ -80,13 +75,7 @@ def _left_at_border(difference: Tensor, weight: Tensor, feather: int) -> Tensor:
 
 def blur(x: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of [C, H, W], with zeros around the picture; wide ones on a smaller copy.
-
-    Args:
-        sigma: of the Gaussian, in pixels.
-
-    Returns:
-        [C, H, W].
-    """
+    `sigma` is in pixels."""
     height, width = x.shape[1:]
     factor = min(max(1, int(sigma / 4)), height, width)
     if factor > 1:

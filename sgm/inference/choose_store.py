@@ -22,16 +22,11 @@ def make_store(
     memory: RecordingMemory = RecordingMemory.AUTO,
     folder: Path | None = None,
 ) -> Store:
-    """A place for recordings.
+    """A place for recordings of so many bytes; UserError if there is no room.
 
     Args:
-        needed: bytes of all of them.
-        device: of the networks.
         memory: where; `auto` takes the first that has room of device, host and disk.
         folder: an existing one for the disk; None where the disk is not to be used.
-
-    Raises:
-        UserError: there is no room.
     """
     order = tuple(RecordingMemory)[1:] if memory is RecordingMemory.AUTO else (memory,)
     free = {place: free_memory(place, device, folder) for place in order}

@@ -7,20 +7,13 @@ from torch import Tensor
 
 from sgm.inference.border import match_border
 from sgm.inference.grain import grain_for
-from sgm.photo import Blend
+from sgm.specs import Blend
 
 
 def distance(mask: Tensor, limit: int) -> Tensor:
-    """How far each pixel lies from a mask.
-
-    Args:
-        mask: bool [H, W].
-        limit: largest distance that is told apart, in pixels.
-
-    Returns:
-        float32 [H, W]: 0 inside, then the distance to the nearest masked pixel (of centres, as the
-        crow flies); `limit + 1` beyond the limit.
-    """
+    """How far each pixel lies from a mask, bool [H, W]: float32 [H, W], 0 inside, then the distance
+    in pixels to the nearest masked one (of centres, as the crow flies); `limit + 1` beyond the
+    limit."""
     reached = mask[None, None].float()
     row = limit + 1 - reached[0, 0]
     for _ in range(limit):
@@ -38,16 +31,13 @@ def distance(mask: Tensor, limit: int) -> Tensor:
 
 
 def opacity(levels: Tensor, feather: int) -> Tensor:
-    """Weight of the edit at each pixel.
+    """Weight of the edit at each pixel, float32 [H, W].
 
     Args:
         levels: bool or float [H, W] in [0, 1], 1 where the picture is to change; between 0 and 1
             the soft border that was drawn, which stays as it is.
         feather: width in pixels of the ring around the pixels of level 1, in which the weight
             falls to 0; 0 for none.
-
-    Returns:
-        float32 [H, W].
     """
     levels = levels.float()
     near = (1 - distance(levels >= 1, feather) / (feather + 1)).clamp(min=0)
@@ -73,24 +63,14 @@ def opacity_of_drawing(drawing: Tensor, region: Tensor, margin: int, feather: in
 
 
 def composite(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
-    """`edited` where the weight is 1, a mixture where it is less, and where it is 0 `source`:
-    exactly, value for value.
-
-    Args:
-        edited, source: [3, H, W] in [0, 1].
-        weight: [H, W] from `opacity`.
-
-    Returns:
-        [3, H, W].
-    """
+    """`edited` [3, H, W] where the weight [H, W] is 1, a mixture where it is less, and where it is
+    0 `source`: exactly, value for value."""
     return torch.where(weight > 0, torch.lerp(source, edited, weight), source)
 
 
 def grained(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
-    """`composite`, with the grain of the surroundings in the edit.
-
-    In a mixture the grain of the source is weaker, so that of the edit makes up for it.
-    """
+    """`composite`, with the grain of the surroundings in the edit; in a mixture the grain of the
+    source is weaker, and that of the edit makes up for it."""
     grain = grain_for(edited, source, weight) * (weight * (2 - weight)).sqrt()
     return (composite(edited, source, weight) + grain).clamp(0, 1)
 
@@ -98,16 +78,12 @@ def grained(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
 def blended(
     edited: Tensor, source: Tensor, levels: Tensor, blend: Blend, weight: Tensor | None = None
 ) -> Tensor:
-    """The network's picture put into the input.
+    """The network's picture put into the input: [3, H, W], `source` itself where the weight is 0.
 
     Args:
         edited, source: [3, H, W] in [0, 1].
         levels: as for `opacity`; around them the two are compared.
-        blend: width of the ring, and whether colours and grain are matched.
         weight: of the edit [H, W]; None for the opacity of the levels.
-
-    Returns:
-        [3, H, W]: `source` itself where the weight is 0.
     """
     feather = blend.width(levels.shape)
     around = opacity(levels, feather)

@@ -1,6 +1,7 @@
 """An edit of a crop: the network sees the edit and its surroundings at the size that it was trained
 for, and the result is put back into the picture at full resolution."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,22 +19,21 @@ from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
 from sgm.inference.sdedit import SDEdit
-from sgm.photo import Blend
-from sgm.specs import SIZE_MULTIPLE
+from sgm.io.imageio import pad_to_multiple
+from sgm.specs import AUTO, SIZE_MULTIPLE, Blend, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 # Around the edit without a number given: a share of its longer side, and at least so many pixels.
 MARGIN, LEAST_MARGIN = 0.25, 32
-LARGER = 1.25  # times the pixels of the model's size from which a picture counts as larger
+# Times the pixels of the model's size from which a picture counts as larger, and as far larger.
+LARGER, FAR_LARGER = 1.25, 2.0
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a picture, and the size at which the network sees it.
-
-    Attributes:
-        top, left, height, width: pixels of the picture.
-        size: (height, width) for the network, multiples of 64.
-    """
+    """A rectangle of a picture in pixels, and the `size` at which the network sees it: (height,
+    width), multiples of 64."""
 
     top: int
     left: int
@@ -72,17 +72,24 @@ def is_larger(size: Sequence[int], trained: Sequence[int]) -> bool:
     return math.prod(size) > LARGER * math.prod(trained)
 
 
+def advise_on_size(size: Sequence[int], spec: ModelSpec, advice: str) -> None:
+    """Warn where a whole picture of `size` (height, width) is far larger than what a model was
+    trained for; `advice` is the end of the sentence."""
+    if math.prod(size) >= FAR_LARGER * math.prod(spec.trained_size):
+        logger.warning(
+            "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; %s.",
+            *(spec.name, *spec.trained_size[::-1], *size[::-1], advice),
+        )
+
+
 def window_around(marked: Tensor, trained: tuple[int, int], margin: int | None = None) -> Window:
-    """The crop for an edit.
+    """The crop for an edit, of the proportions of its `size` where the picture allows.
 
     Args:
         marked: bool [H, W], where the edit is; not empty.
         trained: (height, width) of the model's size; the network gets about as many pixels.
         margin: pixels around the edit; None for a share of it, and at least the model's size, so
             that the crop is never enlarged.
-
-    Returns:
-        A window within the picture, of the proportions of its `size` where the picture allows.
     """
     rows, columns = torch.nonzero(marked.any(1)), torch.nonzero(marked.any(0))
     spans = [(int(found[0]), int(found[-1]) + 1) for found in (rows, columns)]
@@ -183,12 +190,8 @@ class Cropped(Edit):
 
 
 def crop_inpainting(image: Tensor, levels: Tensor, window: Window, blend: Blend) -> Cropped:
-    """Inpainting in a window.
-
-    Args:
-        image: [3, H, W] in [-1, 1], sides of any length.
-        levels: the mask, bool or float [H, W] in [0, 1].
-    """
+    """Inpainting in a window of a picture [3, H, W] in [-1, 1], sides of any length; the mask is
+    bool or float [H, W] in [0, 1]."""
     inner = Inpainting(window.seen(image), window.seen_levels(levels), _sampled(window, blend))
     return Cropped(inner, window, (image + 1) / 2, levels, blend)
 
@@ -201,12 +204,8 @@ def crop_sdedit(
     blend: Blend,
     strength: float,
 ) -> Cropped:
-    """SDEdit in a window.
-
-    Args:
-        init, edited: [3, H, W] in [-1, 1], sides of any length.
-        drawing: where it was drawn on, bool [H, W].
-    """
+    """SDEdit in a window of pictures [3, H, W] in [-1, 1], sides of any length; `drawing` is where
+    it was drawn on, bool [H, W]."""
     inner = SDEdit(
         None if init is None else window.seen(init),
         window.seen(edited),
@@ -222,3 +221,54 @@ def _sampled(window: Window, blend: Blend) -> Blend:
     """A blend whose ring, in pixels of the network, is that of the window."""
     width = blend.width((window.height, window.width))
     return replace(blend, feather=math.ceil(width * window.size[0] / window.height))
+
+
+def whole_edit(
+    init: Tensor | None,
+    edited: Tensor | None,
+    levels: Tensor | None,
+    strength: float,
+    blend: Blend | None,
+) -> Inpainting | SDEdit:
+    """The edit of whole pictures, padded to multiples of 64.
+
+    Args:
+        init: the unedited picture [3, H, W] in [-1, 1]; None for SDEdit without one.
+        edited: the picture that was drawn on, same shape; None for inpainting.
+        levels: where the edit is, bool or float [H, W] in [0, 1]; None where that is not known.
+        strength: of SDEdit.
+        blend: how the edit is put into the picture, a soft border of the levels included.
+    """
+    mask = None if levels is None else pad_to_multiple(levels > 0.5)
+    if edited is None:
+        image = pad_to_multiple(init)
+        return Inpainting(image, mask if blend is None else pad_to_multiple(levels), blend)
+    before = None if init is None else pad_to_multiple(init)
+    return SDEdit(before, pad_to_multiple(edited), strength, mask, blend)
+
+
+def edit_for(
+    spec: ModelSpec,
+    crop: int | str | None,
+    init: Tensor | None,
+    edited: Tensor | None,
+    levels: Tensor | None,
+    strength: float,
+    blend: Blend | None,
+) -> Edit:
+    """The edit of pictures of any size: of a crop where one is asked for and is of use, else of
+    the whole. The arguments after `crop` are those of `whole_edit`.
+
+    Args:
+        crop: pixels around the edit; `auto` for a crop if the picture is larger than the model's
+            size; None for none. With a crop there is a blend.
+    """
+    mask = None if levels is None else levels > 0.5
+    whole = crop is None or mask is None or not mask.any() or mask.all()
+    if whole or (crop == AUTO and not is_larger(mask.shape, spec.trained_size)):
+        return whole_edit(init, edited, levels, strength, blend)
+    margin = None if crop == AUTO else max(crop, blend.width(mask.shape))
+    window = window_around(levels > 0, spec.trained_size, margin)
+    if edited is None:
+        return crop_inpainting(init, levels, window, blend)
+    return crop_sdedit(init, edited, mask, window, blend, strength)

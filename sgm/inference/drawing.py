@@ -31,16 +31,9 @@ MUCH = 24 / 127.5  # a median change that no compression makes
 
 
 def where_drawn(init: Tensor, edited: Tensor, blended: bool) -> Tensor:
-    """Where an edit of a picture that was drawn on is. Says what was taken for noise.
-
-    Args:
-        init, edited: [3, H, W] in [-1, 1].
-        blended: whether the edit is put into the unedited picture, and so has to be found; or else
-            every difference counts (published).
-
-    Returns:
-        bool [H, W].
-    """
+    """Where a picture was drawn on, bool [H, W], from that before and after, both [3, H, W] in
+    [-1, 1]. Says what was taken for noise. Where the edit is not `blended` into the unedited
+    picture, every difference counts (published)."""
     different = difference_mask(init, edited)
     if not blended:
         return different
@@ -64,15 +57,8 @@ def where_drawn(init: Tensor, edited: Tensor, blended: bool) -> Tensor:
 
 
 def find_drawing(init: Tensor, edited: Tensor) -> Tensor:
-    """Where a picture was drawn on.
-
-    Args:
-        init, edited: [3, H, W] in [-1, 1].
-
-    Returns:
-        bool [H, W]: every difference but specks if the rest of the two is the same, pixel for
-        pixel; or else what stands out from the noise.
-    """
+    """Every difference but specks, bool [H, W], if the rest of two pictures [3, H, W] in [-1, 1] is
+    the same, pixel for pixel; or else what stands out from the noise."""
     raw = difference_mask(init, edited)
     if _clean(init, edited, raw):
         return _without_specks(raw)

@@ -25,11 +25,12 @@ class Edit(ABC):
         """Height and width in pixels, multiples of 64."""
 
     def on(self, device: torch.device) -> Self:
-        """The same edit with its pictures and masks on a device, where they are then worked on."""
+        """The same edit with its pictures and masks on a device, where they are then worked on;
+        itself where they are there."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: x.to(device) for name, x in parts.items() if isinstance(x, Tensor)}
-        inner = {name: x.on(device) for name, x in parts.items() if isinstance(x, Edit)}
-        return replace(self, **moved, **inner)
+        moved = {n: x.to(device) for n, x in parts.items() if isinstance(x, Tensor)}
+        moved |= {n: x.on(device) for n, x in parts.items() if isinstance(x, Edit)}
+        return self if all(x is parts[n] for n, x in moved.items()) else replace(self, **moved)
 
     @property
     @abstractmethod
@@ -51,11 +52,10 @@ class Edit(ABC):
     def prepare(
         self, networks: Networks, recipe: Recipe | None, noise: Noise, kept: Kept | None = None
     ) -> Plan:
-        """Encode the pictures and make the masks.
+        """Encode the pictures, with the posteriors' draws from `noise`, and make the masks.
 
         Args:
             recipe: which masks UNet and autoencoder run with; None for a dense run.
-            noise: source of the posteriors' draws.
             kept: what was recorded of the unedited picture before, to be used instead.
 
         Raises:

@@ -25,15 +25,12 @@ SEED = 20
 
 
 def grain_for(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
-    """What an edit lacks of the grain around it.
+    """What an edit lacks of the grain around it: [3, H, W], mean 0; all zeros if the surroundings
+    have no grain, or no more than the edit.
 
     Args:
-        edited: the picture of the edit [3, H, W] in [0, 1].
-        source: the picture it is put into, same shape.
+        edited, source: the picture of the edit and the one it is put into, [3, H, W] in [0, 1].
         weight: opacity of the edit [H, W]; its surroundings are where it is 0.
-
-    Returns:
-        [3, H, W], mean 0; all zeros if the surroundings have no grain, or no more than the edit.
     """
     sigma = max(float(BLOCK), REACH * max(weight.shape) / 3)
     around = (blur((weight > 0)[None].float(), sigma)[0] > 1e-3) & (weight <= 0)
@@ -47,11 +44,8 @@ def grain_for(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
 
 
 def _with_covariances(wanted: Tensor, like: Tensor) -> Tensor:
-    """Noise of the shape, dtype and device of a picture [3, H, W].
-
-    Args:
-        wanted: covariances of its channels in the two bands [2, 3, 3].
-    """
+    """Noise like a picture [3, H, W], with these covariances of its channels in the two bands
+    [2, 3, 3]."""
     draws = torch.randn(2, *like.shape, generator=torch.Generator().manual_seed(SEED)).to(like)
     # One part is fine; the other all the rest, also what is coarser than both bands.
     parts = (_bands(draws[0])[0], draws[1] - _bands(draws[1])[0])
@@ -72,15 +66,8 @@ def _bands(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _covariances(picture: Tensor, where: Tensor) -> Tensor | None:
-    """Covariances of the channels in the fine and in the coarse band where a picture is flattest.
-
-    Args:
-        picture: [3, H, W] in [0, 1].
-        where: bool [H, W].
-
-    Returns:
-        [2, 3, 3]; None if no block lies there.
-    """
+    """Covariances of the channels in the fine and in the coarse band [2, 3, 3], where a picture
+    [3, H, W] in [0, 1] is flattest within a mask, bool [H, W]; None if no block lies there."""
 
     def mean(x: Tensor) -> Tensor:
         """Over the blocks: [n, C]."""

@@ -31,23 +31,14 @@ OWN = re.compile(
 
 class HeldPipeline:
     """A pipeline for inpainting, its networks made sparse, and the latents and the noise of a
-    picture.
-
-    Args:
-        pipe: as for `inpainting_pipeline`.
-        num_inference_steps, guidance_scale: of every call.
-        generator: whose present state every call starts from.
-
-    Attributes:
-        z: scaled latents of the picture [1, 4, h, w].
-        noise: of the same shape.
+    picture. Every call starts from the generator's present state.
 
     Raises:
         NotSparseError, TypeError: the pipeline cannot be used.
     """
 
-    z: Tensor
-    noise: Tensor
+    z: Tensor  # scaled latents of the picture [1, 4, h, w]
+    noise: Tensor  # of the same shape
 
     def __init__(
         self, pipe: Any, num_inference_steps: int, guidance_scale: float, generator: torch.Generator
@@ -88,7 +79,6 @@ class HeldPipeline:
             start: latents that the edit starts from, before noise; None for noise alone.
             inside: bool [h, w], what is sampled.
             encoder: stands for each pass of the encoder, for 9 channels.
-            given: further arguments.
 
         Returns:
             The picture [3, H, W] in [0, 1], float32 on the CPU.
@@ -126,11 +116,8 @@ class HeldPipeline:
         return out.images[0].float().cpu()
 
     def levels(self, strength: float) -> Tensor:
-        """Time steps of a call [n], from the first; the scheduler is set to it.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Time steps of a call [n], from the first (ValueError if there are none); the scheduler is
+        set to it."""
         self.pipe.scheduler.set_timesteps(self.num_inference_steps, device=self.device)
         levels, _ = self.pipe.get_timesteps(self.num_inference_steps, strength, self.device)
         if not len(levels):
@@ -160,11 +147,8 @@ class HeldPipeline:
 
 
 def inpainting_pipeline(pipe: Any) -> Any:
-    """A pipeline that edits a mask, with the networks of the given one; itself if it does.
-
-    Raises:
-        TypeError: there is none.
-    """
+    """A pipeline that edits a mask, with the networks of the given one, or itself if it does;
+    TypeError if there is none."""
     name = type(pipe).__name__
     if name in INPAINTING:
         made: Any = getattr(diffusers, INPAINTING[name])
@@ -181,11 +165,8 @@ def inpainting_pipeline(pipe: Any) -> Any:
 
 
 def sparse_networks(pipe: Any) -> tuple[Sparse, Sparse, Sparse]:
-    """UNet, encoder and decoder of a pipeline, made sparse for where it computes.
-
-    Raises:
-        NotSparseError: one cannot be, or the autoencoder runs in tiles.
-    """
+    """UNet, encoder and decoder of a pipeline, made sparse for where it computes. NotSparseError if
+    one cannot be, or the autoencoder runs in tiles."""
     if getattr(pipe.vae, "use_tiling", False):
         raise NotSparseError("The autoencoder runs in tiles; call pipe.vae.disable_tiling first.")
     for part in ("encoder", "decoder"):

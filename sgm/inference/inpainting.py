@@ -11,8 +11,8 @@ from sgm.inference.loop import Kept, Plan, Source
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe, StepMasks
-from sgm.photo import Blend
 from sgm.sparse.masks import MaskPyramid, cover, inpainting_pyramid
+from sgm.specs import Blend
 
 
 @dataclass(frozen=True, eq=False)

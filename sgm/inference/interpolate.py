@@ -15,14 +15,9 @@ from sgm.sparse.recording import Quantised, Recording, by_dtype, room_for, tenso
 
 
 def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
-    """Which of so many steps get a recording of their own: the first, the last, and others between
-    them.
-
-    Args:
-        steps: of the run.
-        count: how many are recorded, at least 2 (all of fewer steps).
-        power: 1 for even spacing; above 1 they are denser at the first steps, at high noise.
-    """
+    """Which of so many steps get a recording of their own: `count` of them (at least 2, or all of
+    fewer steps), the first and the last included. With a `power` above 1 they are denser at the
+    first steps, at high noise."""
     last, parts = steps - 1, max(1, min(count, steps) - 1)
     return sorted({round(last * (part / parts) ** power) for part in range(parts + 1)})
 
@@ -33,12 +28,8 @@ def count_of(steps: int, every: int) -> int:
 
 
 def nearest(made: Sequence[int], step: int, order: int) -> list[int]:
-    """The recorded steps that a polynomial of an order goes through: the two around a step, and
-    then the nearest.
-
-    Raises:
-        ValueError: the step is not between two that are recorded.
-    """
+    """The recorded steps that a polynomial of an order goes through: the two around a step (else
+    ValueError), and then the nearest."""
     before = max((m for m in made if m <= step), default=None)
     after = min((m for m in made if m >= step), default=None)
     if before is None or after is None:
@@ -64,14 +55,8 @@ def lagrange(points: Sequence[int], at: int) -> list[float]:
 def combine(
     recordings: Sequence[Recording], weights: Sequence[float], into: Recording
 ) -> Recording:
-    """The weighted sum of recordings of one network and for the same masks, widened.
-
-    Args:
-        into: where it goes; what was there is lost.
-
-    Returns:
-        `into`.
-    """
+    """The weighted sum of recordings of one network and for the same masks, widened: it is put into
+    `into`, which is returned."""
     sums = [part for value in into.values.values() for part in tensors_of(value)]
     for (totals,) in by_dtype(sums):
         torch._foreach_zero_(totals)
@@ -127,11 +112,7 @@ class Curve:
 
     def terms(self, step: int, masks: MaskPyramid) -> list[tuple[Recording, float]]:
         """Recordings for sparse passes with some masks, and what each weighs at a step. Steps are
-        asked for in rising order.
-
-        Raises:
-            ValueError: the step is not between two that are made.
-        """
+        asked for in rising order."""
         if masks is not self._masks:
             self._masks, self._fitting = masks, {}
         points = self._reach(step)
@@ -175,11 +156,7 @@ class Interpolated:
 
     def at(self, step: int, masks: MaskPyramid) -> Recording:
         """The recording of a step for sparse passes with some masks, which may write into it; valid
-        until the next is asked for. Steps are asked for in rising order.
-
-        Raises:
-            ValueError: the step is not between two that are made.
-        """
+        until the next is asked for. Steps are asked for in rising order."""
         if masks is not self._masks:
             self._masks, self._sum = masks, None
         # A copy also where a step has a recording of its own: that one is still needed, or the

@@ -16,11 +16,11 @@ from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import EVERY_STEP, Recorded, StepMasks
 from sgm.inference.unedited import (
-    FixedNoise,
-    FreshNoise,
     KeptLatents,
+    KnownNoise,
     SteppedAlong,
     Unedited,
+    fresh_noise,
     noised,
 )
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
@@ -43,15 +43,10 @@ class Source(Enum):
 
 @dataclass(frozen=True, eq=False)
 class KeptSteps:
-    """Recordings of some steps.
-
-    Attributes:
-        get: that of a step, which serves any masks or those of all passes.
-        made: the steps that have one, rising.
-    """
+    """Recordings of some steps, each for any masks or those of all passes."""
 
     get: Callable[[int], Recording]
-    made: list[int]
+    made: list[int]  # the steps that have one, rising
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +120,7 @@ class Plan:
 
 
 def run(
-    plan: Plan,
-    networks: Networks,
-    denoise: Denoise,
-    solver: Solver,
-    noise: Noise,
-    on_step: OnStep,
+    plan: Plan, networks: Networks, denoise: Denoise, solver: Solver, noise: Noise, on_step: OnStep
 ) -> Plan:
     """Sample the edit of a plan; the plan with its result.
 
@@ -203,9 +193,9 @@ def _unedited(
     if plan.source is Source.NONE or z is None:
         return None
     if plan.source is Source.FRESH:
-        return FreshNoise(z, sigmas, noise, denoise)
+        return KnownNoise(z, fresh_noise(noise, z), sigmas, denoise)
     if plan.source is Source.FIXED:
-        return FixedNoise(z, draw, sigmas, denoise)
+        return KnownNoise(z, lambda step: draw, sigmas, denoise)
     return SteppedAlong(noised(z, draw, sigmas, solver), made, sigmas, denoise, solver)
 
 

@@ -1,5 +1,6 @@
 """The networks of a run behind three verbs: encode, denoise, decode, each dense or sparse."""
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,9 +12,9 @@ from sgm import runtime
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
 from sgm.models.diffusion import DiffusionEngine
-from sgm.modules.diffusionmodules.guiders import Conditioning, guider_of
-from sgm.modules.diffusionmodules.sampling import Denoise, guided
-from sgm.modules.encoders.prompts import WeightedPrompt, prompt_pair
+from sgm.modules.diffusionmodules.sampling import Conditioning, Denoise, guidance_batch, guided
+from sgm.modules.encoders.prompts import CHUNK, WeightedPrompt, prompt_pair
+from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, load_tokenizer
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
@@ -25,13 +26,17 @@ from sgm.words import Backend, Preset
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)
 AESTHETIC_SCORE = 5.0  # the refiner's; published: on both branches
+# What other tools read in a prompt, and text is here, or without `--prompt_syntax weighted`.
+_LORA = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")
+_WEIGHT = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\(\([^()]*\)\)|\bBREAK\b")
+LEAST_SHOWN = 60  # characters of the words that are not read, in a notice
 
 
 def recording(
     network: torch.nn.Module, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
 ) -> AbstractContextManager[Recording]:
-    """Scope in which a sparse network runs in full and records, for these masks or for any, and
-    perhaps in fewer bytes; see `SparseState.recording`."""
+    """Scope in which a sparse network runs in full and records, for these masks or for any; rows
+    and tokens in a dtype of fewer bytes where one is given."""
     return handle_of(network).recording(masks, dtype)
 
 
@@ -110,10 +115,7 @@ class Networks:
 
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
         """Scaled latents of a picture: one sample of the posterior, one draw called `name`.
-
-        Raises:
-            NonFiniteError: see there.
-        """
+        NonFiniteError if the autoencoder overflows."""
         first_stage = self.engine.first_stage_model
         dtype = first_stage.quant_conv.weight.dtype
         x = picture[None].to(self.device, dtype, memory_format=self.layout)
@@ -123,27 +125,16 @@ class Networks:
         return self.engine.scale_factor * posterior.sample(draw)
 
     def masked(self, picture: Tensor, mask: Tensor, noise: Noise) -> Tensor:
-        """What an inpainting network reads beside its latents: the mask, and the latents of the
-        picture with grey where it is repainted. One draw called `masked`.
-
-        Args:
-            picture: [3, H, W] in [-1, 1].
-            mask: bool [H, W], True where to repaint.
-
-        Returns:
-            [1, 1 + C, h, w]. The mask is 1 where any pixel of a latent is repainted, since all
-            of such a latent is sampled.
-        """
+        """What an inpainting network reads beside its latents, [1, 1 + C, h, w]: the mask (bool
+        [H, W], True where to repaint), 1 where any pixel of a latent is repainted, since all of it
+        is sampled; and the latents of the picture with grey there. One draw called `masked`."""
         z = self.encode(picture * ~mask, noise, "masked")
         size = mask.shape[0] // z.shape[2]
         return torch.cat([F.max_pool2d(mask[None, None].float(), size).to(z), z], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Picture [3, H, W] in [0, 1], float32, of scaled latents.
-
-        Raises:
-            NonFiniteError: see there.
-        """
+        """Picture [3, H, W] in [0, 1], float32, of scaled latents. NonFiniteError if the
+        autoencoder overflows."""
         dtype = self.engine.first_stage_model.post_quant_conv.weight.dtype
         x = self.engine.decode_first_stage(z.to(dtype).to(memory_format=self.layout))
         _check_finite(x)
@@ -178,14 +169,13 @@ class Networks:
     def denoiser(self, c: Conditioning, uc: Conditioning, scale: float) -> Denoise:
         """The guided denoised estimate as the solvers call it. Until the next one is made, sparse
         passes of the UNet attend to the texts of this one, which are projected here, once."""
-        dtype, guider = next(self.unet.parameters()).dtype, guider_of(scale)
-        cond = guider.conditioning(c, uc)
+        dtype, cond = next(self.unet.parameters()).dtype, guidance_batch(c, uc, scale)
         for key, x in cond.items():
             layout = self.layout if x.ndim == 4 else torch.preserve_format
             cond[key] = x.to(dtype, memory_format=layout)
         if is_sparse(self.unet):
             handle_of(self.unet).set_text(cond["crossattn"])
-        denoise = guided(self.engine.denoiser, self.engine.model, guider, cond)
+        denoise = guided(self.engine.denoiser, self.engine.model, cond, scale)
 
         def laid_out(x: Tensor, sigma: Tensor) -> Tensor:
             return denoise(x.contiguous(memory_format=self.layout), sigma)
@@ -199,3 +189,34 @@ def _check_finite(x: Tensor) -> None:
         raise NonFiniteError(
             f"The autoencoder overflowed in {x.dtype}; check the weights or use --precision fp32."
         )
+
+
+def unread(text: str, weighted: bool) -> list[str]:
+    """Notices about what of a prompt is not read as it may have been meant, one sentence each. A
+    `weighted` one is read with weights and at any length."""
+    found = [f"{one!r} is read as text; name files with --lora." for one in _LORA.findall(text)]
+    if weighted:
+        return found
+    emphasis = _WEIGHT.search(text)
+    if emphasis:
+        found.append(f"{emphasis[0]!r} is read as text; --prompt_syntax weighted weighs words.")
+    lost = words_beyond(text)
+    if lost:
+        shown = lost if len(lost) <= LEAST_SHOWN else f"{lost[:LEAST_SHOWN]}..."
+        found.append(
+            f"The words from {shown!r} on are beyond the {CONTEXT_LENGTH} tokens that are read; "
+            "shorten the prompt, or use --prompt_syntax weighted."
+        )
+    return found
+
+
+def words_beyond(text: str) -> str:
+    """The words of a prompt that do not fit into one chunk, the one that is cut through included;
+    empty if all do."""
+    encode, words = load_tokenizer().encode, text.split()
+    if len(encode(text)) <= CHUNK:
+        return ""
+    fitting = 0
+    while len(encode(" ".join(words[: fitting + 1]))) <= CHUNK:
+        fitting += 1
+    return " ".join(words[fitting:])

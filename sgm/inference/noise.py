@@ -30,11 +30,8 @@ def by_level(noise: Noise) -> Callable[[float, Tensor], Tensor]:
 
 
 class NamedNoise:
-    """Noise that depends on the seed and the draw's name, never on what was drawn before.
-
-    Dense and sparse SDEdit draw a different number of times; through this source both get the
-    same noise, so that comparing them compares the networks.
-    """
+    """Noise that depends on the seed and the draw's name, never on what was drawn before. So dense
+    and sparse SDEdit, which draw a different number of times, get the same."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -52,14 +49,9 @@ def fixed_noise(noise: Noise) -> Noise:
 
 
 def noise_inside(inside: Tensor | None, seed: int | None, around: Noise) -> Noise:
-    """A source whose draws have the named noise of a seed where an edit is, and those of another
-    source around it.
-
-    Args:
-        inside: bool [h, w], on any device, the size of the draws; None for nowhere.
-        seed: None for the other source everywhere.
-        around: the other source.
-    """
+    """A source whose draws have the named noise of a seed inside an edit (bool [h, w] on any
+    device, the size of the draws), and those of another source around it. Without a seed, or
+    without an edit, all is of the other source."""
     if inside is None or seed is None:
         return around
     own, where = NamedNoise(seed), inside.cpu()

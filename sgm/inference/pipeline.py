@@ -131,29 +131,29 @@ class Pipeline:
 
         return self._retried(prepared)
 
-    def placed(self, edit: AnyEdit) -> AnyEdit:
-        """An edit where its pictures are worked on: on a CUDA device with the networks, else on the
-        CPU."""
+    @property
+    def workplace(self) -> torch.device:
+        """Where pictures are worked on: a CUDA device, with the networks, else the CPU."""
         device = self.networks.device
-        return edit.on(device) if device.type == "cuda" else edit
+        return device if device.type == "cuda" else torch.device("cpu")
+
+    def placed(self, edit: AnyEdit) -> AnyEdit:
+        """An edit with its pictures where they are worked on."""
+        return edit.on(self.workplace)
 
     def finished(self, edit: Edit, picture: Tensor, seconds: dict[str, float]) -> EditResult:
         """The result of a placed edit, of which the networks made a picture."""
-        device = self.networks.device
-        picture = picture if device.type == "cuda" else picture.cpu()
-        with runtime.precision_scope(Precision.FP32, device):
-            return EditResult(edit.finish(picture, self.recipe).cpu(), seconds, edit.ratio)
+        with runtime.precision_scope(Precision.FP32, self.networks.device):
+            done = edit.finish(picture.to(self.workplace), self.recipe)
+            return EditResult(done.cpu(), seconds, edit.ratio)
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32, of a denoised plan; inside `scope`."""
         return self._retried(lambda: loop.decode(plan, self.networks))
 
     def _retried(self, run: Callable[[], Result]) -> Result:
-        """What the autoencoder makes; once more in float32 if it overflowed.
-
-        Raises:
-            UserError: float32 gave no numbers either.
-        """
+        """What the autoencoder makes; once more in float32 if it overflowed, and UserError if that
+        gave no numbers either."""
         first_stage = self.networks.engine.first_stage_model
         try:
             try:
@@ -181,11 +181,8 @@ class Pipeline:
         self, params: SamplingParams, size: tuple[int, int], concat: Tensor | None = None
     ) -> Denoise:
         """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
-        inside `scope`. A distilled turbo model gets the prompt in both halves (published).
-
-        Args:
-            concat: what an inpainting network reads beside its latents; others do without it.
-        """
+        inside `scope`. A distilled turbo model gets the prompt in both halves (published). `concat`
+        is what an inpainting network reads beside its latents."""
         texts = (params.prompt, params.negative_prompt)
         c, uc = self.networks.condition(*texts, size, params.weighted)
         if self.networks.reads_mask:
@@ -203,27 +200,16 @@ class Pipeline:
         stage: Stopwatch,
         progress: Progress,
     ) -> Plan:
-        """Condition on the prompt and run the sampling loop; inside `scope`.
-
-        Args:
-            size: (height, width) of the picture in pixels.
-
-        Returns:
-            The plan with its latents denoised.
-
-        Raises:
-            UserError: the latents stopped being numbers; says at which step.
-        """
+        """Condition on the prompt for a picture of `size` (height, width), and run the sampling
+        loop; inside `scope`. The plan with its latents denoised; UserError if these stopped being
+        numbers."""
         networks, solver = self.networks, self.solver(params, noise)
         with stage("encode"):
             denoise = self.denoiser(params, size, plan.concat)
         count, watch = loop.steps_of(plan, networks, solver), NanCheck(networks.device)
         if not count:
             logger.warning("No sampler step is left at strength %g; take more.", params.strength)
-        with (
-            stage("sample"),
-            told("sampling", count, progress) as told_step,
-        ):
+        with stage("sample"), told("sampling", count, progress) as told_step:
 
             def on_step(i: int, x: Tensor, estimate: Tensor) -> None:
                 watch(i, x)
@@ -245,7 +231,6 @@ class Pipeline:
         Args:
             params: its `strength` plays no part; an `SDEdit` holds its own.
             noise: source of the random draws; by default the published order of draws.
-            progress: show a bar on stderr, or what to call after every step.
 
         Raises:
             ValueError: there is nothing to edit, or a sparse SDEdit lacks the unedited picture.

@@ -72,14 +72,8 @@ class Prefetch:
 def kept_of(
     z: Tensor, track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
 ) -> Iterator[Kept]:
-    """The recordings of a track as an edit reads them.
-
-    Args:
-        z: scaled latents of the picture [1, C, h, w].
-        of_prompt: names of what its prompt changes, by step.
-        store: what to read.
-        device: of the networks.
-    """
+    """The recordings of a track as an edit reads them, with what its prompt changes (names by
+    step); z are the scaled latents of the picture [1, C, h, w]."""
     of_base = {step: track.name_of(step) for step in track.made}
     latents = track.latents_of(store.get(track.name_of_latents))
     with ExitStack() as stack:

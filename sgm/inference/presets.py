@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sgm.inference.interpolate import count_of, spread
-from sgm.photo import Blend
 from sgm.sparse.masks import (
     LEVEL_DILATION,
     SDEDIT_DECODER_DILATION,
@@ -16,7 +15,7 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
 )
-from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, RecordingSettings
+from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, Blend, RecordingSettings
 from sgm.words import Preset, RecordingPrecision
 
 DTYPES = {
@@ -142,16 +141,10 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class StepMasks:
-    """Masks of the UNet, which may differ from step to step.
+    """Masks of the UNet, which may differ from step to step."""
 
-    Attributes:
-        late: of most steps.
-        early: of the first `share` of them; None for the late ones.
-        share: 0 to 1.
-    """
-
-    late: MaskPyramid
-    early: MaskPyramid | None = None
+    late: MaskPyramid  # of most steps
+    early: MaskPyramid | None = None  # of the first `share` of them; None for the late ones
     share: float = 0.0
 
     def at(self, step: int, steps: int) -> MaskPyramid:

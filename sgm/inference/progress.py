@@ -84,35 +84,23 @@ class Stopwatch:
 
 
 class NanCheck:
-    """Looks at the latents of every step without making a device wait: the number of the first
-    step with a bad value stays on the device until `check` reads it.
-
-    Args:
-        device: of the latents.
-    """
+    """Looks at the latents of every step without making their device wait: the number of the first
+    step with a bad value stays there until `check` reads it."""
 
     def __init__(self, device: torch.device) -> None:
         self._first = torch.full((), NEVER, dtype=torch.int32, device=device)
         self._steps = 0
 
     def __call__(self, step: int, x: Tensor) -> None:
-        """Look at latents of any shape.
-
-        Args:
-            step: counted from 0.
-        """
+        """Look at latents of any shape, of a step counted from 0."""
         bad = (~x.isfinite().all()).int()
         # `torch.where` with numbers would copy them to the device, and wait for that.
         self._first = torch.minimum(self._first, NEVER - bad * (NEVER - step))
         self._steps = max(self._steps, step + 1)
 
     def check(self, precision: Precision) -> None:
-        """Wait for the device and say what was seen; without data (on the meta device, where
-        passes are counted) nothing was.
-
-        Raises:
-            UserError: the step from which on there were values that are no numbers.
-        """
+        """Wait for the device; UserError that names the step from which on there were values that
+        are no numbers. On the meta device, where passes are counted, there is nothing to see."""
         first = NEVER if self._first.is_meta else int(self._first)
         if first == NEVER:
             return

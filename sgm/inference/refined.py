@@ -30,10 +30,6 @@ def refined_edit(
     Args:
         load: keeps no reference to what it returns, or the base stays in memory.
         noise: source of the random draws; the refiner's names begin with `refiner/`.
-        progress: show bars on stderr.
-
-    Raises:
-        UserError, ValueError: see `Pipeline.load` and `Pipeline.edit`.
     """
     with runtime.seeded(params.seed):
         plan, seconds = _base_plan(_quietly(load, False), edit, params, noise, progress)

@@ -13,9 +13,9 @@ from sgm.inference.loop import Kept, Plan, Source
 from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
-from sgm.photo import Blend
 from sgm.sparse.masks import MaskPyramid, cover, dilate
 from sgm.sparse.sparsify import handle_of
+from sgm.specs import Blend
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sgm.inference.interpolate import spread
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recorded
-from sgm.inference.unedited import FixedNoise, KeptLatents, SteppedAlong, Unedited, noised
+from sgm.inference.unedited import KeptLatents, KnownNoise, SteppedAlong, Unedited, noised
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.recording import Recording
 
@@ -74,7 +74,7 @@ class Track:
         """What is recorded of a picture with latents z [1, C, h, w]."""
         draw = noise("start", z.shape).to(z)
         if not self.stepped:
-            return FixedNoise(z, draw, self.sigmas, denoise)
+            return KnownNoise(z, lambda step: draw, self.sigmas, denoise)
         start = noised(z, draw, self.sigmas, solver)
         return SteppedAlong(start, self.made, self.sigmas, denoise, solver)
 

@@ -6,8 +6,9 @@ records the full passes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,46 +34,35 @@ class Unedited(ABC):
         return None
 
 
-class FixedNoise(Unedited):
-    """The picture with one noise at every level. So the latents of a level need no other level, and
-    what is recorded there changes smoothly from level to level. Nothing is put back after the last
-    step: the network's picture is put into the input then.
+class KnownNoise(Unedited):
+    """The picture with a noise that is known of every step. With one noise at all levels, what is
+    recorded changes smoothly from level to level. Nothing is put back after the last step: the
+    network's picture is put into the input then.
 
     Args:
         z: scaled latents of the picture [1, C, h, w].
-        draw: the noise, of the same shape.
+        draw: the noise of a step, of the same shape.
         sigmas: levels of the run [steps + 1].
         denoise: what a full pass calls.
     """
 
-    def __init__(self, z: Tensor, draw: Tensor, sigmas: Tensor, denoise: Denoise) -> None:
+    def __init__(
+        self, z: Tensor, draw: Callable[[int], Tensor], sigmas: Tensor, denoise: Denoise
+    ) -> None:
         self.z, self.draw, self.denoise = z, draw, denoise
         self.sigmas = sigmas.to(z.device)
 
     def latents(self, step: int) -> Tensor:
-        return self.z + self.draw * self.sigmas[step]
+        return self.z + self.draw(step) * self.sigmas[step]
 
     def full_pass(self, step: int) -> Tensor:
         return self.denoise(self.latents(step), self.sigmas[step].expand(len(self.z)))
 
 
-class FreshNoise(FixedNoise):
-    """The picture noised anew for every step, as published for inpainting; nor is anything put
-    back after the last step.
-
-    Args:
-        z, sigmas, denoise: as of `FixedNoise`.
-        noise: its draws are called `step/<number>`.
-    """
-
-    def __init__(self, z: Tensor, sigmas: Tensor, noise: Noise, denoise: Denoise) -> None:
-        super().__init__(z, torch.zeros_like(z), sigmas, denoise)
-        self.noise, self._step = noise, -1  # the step of the present draw
-
-    def latents(self, step: int) -> Tensor:
-        if step != self._step:
-            self._step, self.draw = step, self.noise(f"step/{step}", self.z.shape).to(self.z)
-        return super().latents(step)
+def fresh_noise(noise: Noise, z: Tensor) -> Callable[[int], Tensor]:
+    """A new noise like z for every step, called `step/<number>` (published): drawn when a step
+    begins, and read again by its full pass."""
+    return lru_cache(1)(lambda step: noise(f"step/{step}", z.shape).to(z))
 
 
 class SteppedAlong(Unedited):

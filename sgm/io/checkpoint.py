@@ -48,12 +48,8 @@ class _NoInit(TorchFunctionMode):
 
 
 def build_model(config_path: Path, kind: Kind | None = None) -> nn.Module:
-    """The network of a YAML file, on the meta device: no memory until weights are assigned.
-
-    Args:
-        kind: how the files differ from what the YAML file is for: another prediction, another
-            schedule, further input channels.
-    """
+    """The network of a YAML file, on the meta device: no memory until weights are assigned. `kind`
+    is how the weights' files differ from what the YAML file is for."""
     entry = load_config(config_path).get("model")
     if not isinstance(entry, Mapping):
         raise CheckpointError(f"Config file {config_path} has no `model` entry.")

@@ -59,14 +59,9 @@ def target_shape(name: str, shape: tuple[int, ...], conv: bool) -> tuple[int, ..
 
 
 def plan(source: Path, dtype: torch.dtype, conv: bool) -> tuple[list[Entry], dict[str, str]]:
-    """The entries of the new file, and the source's metadata.
-
-    Wide types come first, then names count: so every tensor starts at a multiple of its type's
-    size, which mapping needs.
-
-    Raises:
-        UserError: the source is not a safetensors file, or holds a type that is not converted.
-    """
+    """The entries of the new file, and the source's metadata. Wide types come first, so that every
+    tensor starts at a multiple of its type's size, which mapping needs. UserError for a type that
+    is not converted."""
     entries = []
     with open_weights(source) as file:
         for name in sorted(file.keys()):

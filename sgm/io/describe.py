@@ -9,8 +9,7 @@ from torch import Tensor
 from sgm.config import load_config
 from sgm.io.checkpoint import build_model
 from sgm.io.convert import PROJECTION
-from sgm.io.diagnosis import family
-from sgm.io.fits import listed, wrong_shapes
+from sgm.io.fits import family, listed, wrong_shapes
 from sgm.io.lora import is_lora
 from sgm.io.names import CONDITIONER, UNET
 from sgm.io.sources import Contents, find, kind_of, read_contents

@@ -72,12 +72,10 @@ def _check_ordinary(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name in the same folder, then rename it over `path`.
-
-    The file appears complete or not at all; missing folders are created. A link stays one.
+    """Write a file under a temporary name in the same folder, then rename it over `path`: it
+    appears complete or not at all. Missing folders are created; a link stays one.
 
     Args:
-        path: the file; replaced if it is there.
         write: called once with a new binary file open for writing.
 
     Raises:
@@ -103,12 +101,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def unfinished(remove: Callable[[], object]) -> Iterator[None]:
-    """Scope in which files are written that are of no use until it ends.
-
-    Args:
-        remove: deletes what is there of them; called if the scope ends in an error, or if the
-            process is stopped in it.
-    """
+    """Scope in which files are written that are of no use until it ends; `remove` deletes them if
+    it ends in an error, or if the process is stopped in it."""
     _unfinished.append(remove)
     try:
         yield

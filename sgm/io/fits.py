@@ -5,10 +5,19 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sgm.io.diagnosis import family
 from sgm.io.names import UNET, VAE
 from sgm.io.sources import Contents, Source
 from sgm.io.weights_file import DTYPES, CheckpointError
+
+# Tensors that only one family of models has, by a part of their names, in order of precedence.
+_FAMILIES = (
+    ("lora", "a LoRA, which is no whole model"),
+    ("cond_stage_model.", "Stable Diffusion 1 or 2"),
+    ("down_blocks.", "a diffusers UNet; name the folder that unet is in"),
+    ("conditioner.embedders.1.", "SDXL base or turbo"),
+    ("conditioner.embedders.0.model.", "the SDXL refiner"),
+    ("double_blocks.", "a Flux model"),
+)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -91,3 +100,11 @@ def _cause(contents: Contents, missing: Collection[str], wanted: Mapping[str, Te
     if found is None or found == expected:
         return f"check --model, --run_type and the {'folder' if contents.is_folder else 'file'}"
     return f"it looks like {found}" + (f", and {expected} is needed" if expected else "")
+
+
+def family(names: Collection[str]) -> str | None:
+    """What kind of model tensors of these names belong to; None if that is not known."""
+    for part, meaning in _FAMILIES:
+        if any(part in name for name in names):
+            return meaning
+    return None

@@ -6,7 +6,7 @@ Sizes are (height, width) in pixels everywhere. Notices go to the log, results a
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,24 +33,17 @@ DEEP, DEPTH = re.compile(r"[A-Za-z];16[BLN]?'"), "deep"
 
 
 def load_picture(path: str | Path) -> Image.Image:
-    """Read a picture as 8-bit RGB, upright.
-
-    EXIF rotation is applied; of an animation the first frame is taken (with a notice). Alpha is
-    dropped, not composited, as published: where a picture is transparent, the colours stored
-    there show.
-
-    Raises:
-        UserError: no such file, a folder, not a picture, truncated or too large to be safe.
-    """
+    """Read a picture as 8-bit RGB, upright. Alpha is dropped, not composited, as published: where a
+    picture is transparent, the colours stored there show. UserError as of `open_picture`."""
     return to_rgb(open_picture(path))
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture in its own mode: first frame, upright, fully decoded. `info["deep"]` says
-    whether the file has more than 8 bits per channel.
+    """Read a picture in its own mode: of an animation the first frame (with a notice), upright by
+    its EXIF data, fully decoded. `info["deep"]` says whether it has more than 8 bits per channel.
 
     Raises:
-        UserError: as for `load_picture`.
+        UserError: no such file, a folder, not a picture, truncated or too large to be safe.
     """
     path = Path(path)
     check_input_file(path)
@@ -107,13 +100,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def deep_to_uint8(image: Image.Image) -> np.ndarray:
     """Scale a one-channel picture of more than 8 bits (mode `I`, `F` or one of the `I;16` family)
-    to 8 bits, rounded: uint8 [H, W].
+    to 8 bits, rounded: uint8 [H, W]. UserError for NaN or infinity.
 
-    16-bit modes are scaled by 65535. For 32-bit integers and floats the file does not say where
-    white is: the smallest of 1 (floats only), 255, 65535 and 2**31 - 1 that holds every value.
-
-    Raises:
-        UserError: a float picture with NaN or infinity.
+    White is 65535 in 16-bit modes. For 32-bit integers and floats the file does not say: it is the
+    smallest of 1 (floats only), 255, 65535 and 2**31 - 1 that holds every value.
     """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
@@ -139,11 +129,7 @@ def to_bytes(image: Image.Image) -> Tensor:
 
 def to_uint8(picture: Tensor) -> Tensor:
     """Float [..., H, W] in [0, 1] on any device as uint8 of the same shape on the CPU, clamped and
-    rounded to the nearest (published: truncated).
-
-    Raises:
-        ValueError: values that are NaN; infinite ones are clamped.
-    """
+    rounded to the nearest (published: truncated). ValueError for NaN."""
     picture = picture.detach().to("cpu", torch.float32)
     if picture.isnan().any():
         raise ValueError("the picture holds NaN values")
@@ -166,35 +152,25 @@ def resize_picture(image: Image.Image, size: tuple[int, int], name: str = "Pictu
 
 
 def pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
-    """Pad [..., H, W] of any dtype at the bottom and the right by reflection to the next multiple
-    of so many pixels.
-
-    The edge itself is not repeated. A side shorter than its padding is reflected back and forth
-    as often as it takes; a side of 1 is repeated.
+    """Pad [..., H, W] of any dtype at the bottom and the right, to the next multiple of so many
+    pixels, by reflection (without the edge itself) as often as it takes; a side of 1 is repeated.
     """
     for axis in (-2, -1):
         length = x.shape[axis]
-        # Source positions 0, 1, ..., length-1, length-2, ..., 0, 1, ...
         positions = np.pad(np.arange(length), (0, -length % multiple), mode="reflect")
         x = x.index_select(axis, torch.from_numpy(positions).to(x.device))
     return x
 
 
-def crop_back(x: Tensor, size: tuple[int, int]) -> Tensor:
+def crop_back(x: Tensor, size: Sequence[int]) -> Tensor:
     """Undo `pad_to_multiple`: the top left (height, width) of [..., H, W]."""
     return x[..., : size[0], : size[1]]
 
 
 def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
-    """Write a picture; the file appears complete or not at all. Folders are created.
-
-    Args:
-        picture: float [3, H, W] in [0, 1], uint8 [3, H, W], or an RGB or RGBA picture.
-        path: the extension decides the format, see `files.PICTURE_SUFFIXES`.
-
-    Raises:
-        UserError: unknown extension, or the file cannot be written.
-    """
+    """Write a picture (float [3, H, W] in [0, 1], uint8 [3, H, W], RGB or RGBA) complete or not at
+    all, in the format of the extension. UserError if that is unknown, or the file cannot be
+    written."""
     path = Path(path)
     check_output_path(path)
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)

@@ -55,13 +55,8 @@ _BEGINNINGS = {
 
 @dataclass(frozen=True)
 class Target:
-    """The weight that a LoRA's module changes.
-
-    Attributes:
-        name: of the weight.
-        part, parts: which of so many equal ranges of its rows.
-        transposed: whether the module's own weight has the two axes exchanged.
-    """
+    """The weight that a LoRA's module changes, or one (`part`) of so many equal ranges (`parts`) of
+    its rows; `transposed` if the module's own weight has the two axes exchanged."""
 
     name: str
     part: int = 0
@@ -74,7 +69,6 @@ class Change:
     """What a LoRA adds to a weight.
 
     Attributes:
-        target: where.
         up: [out, rank] or [out, rank, 1, 1].
         down: [rank, in] or [rank, in, h, w]; with `mid` [rank, in, 1, 1].
         mid: [rank, rank, h, w], or None.
@@ -115,11 +109,8 @@ def is_lora(names: Sequence[str]) -> bool:
 
 def read_loras(loras: Sequence[Lora], wanted: Mapping[str, Tensor]) -> dict[str, list[Change]]:
     """What some LoRAs change of a network (its tensors by name), by the names of its weights.
-
-    Raises:
-        CheckpointError: a file cannot be read, is no LoRA of a kind that is merged here, or is for
-            another model.
-    """
+    CheckpointError for a file that cannot be read, is of a kind that is not merged here, or is for
+    another model."""
     targets = targets_of(wanted) if loras else {}
     changes: dict[str, list[Change]] = {}
     # In one order, however they are given: sums of three depend on it in the last bit.
@@ -227,10 +218,7 @@ def _refuse_others(path: Path, names: Sequence[str]) -> None:
 
 def _adapters(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
     """peft's configurations by component: of diffusers in the metadata, of peft in a file beside.
-
-    Raises:
-        CheckpointError: they cannot be read, or are for a kind that is not merged here.
-    """
+    CheckpointError if they cannot be read, or are for a kind that is not merged here."""
     beside = path.with_name("adapter_config.json")
     try:
         if "lora_adapter_metadata" in metadata:
@@ -256,10 +244,7 @@ def _adapters(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, ob
 
 
 def _scale(
-    module: str,
-    alpha: Tensor | None,
-    rank: int,
-    adapters: Mapping[str, Mapping[str, object]],
+    module: str, alpha: Tensor | None, rank: int, adapters: Mapping[str, Mapping[str, object]]
 ) -> float:
     """alpha / rank; alpha is the rank where nothing is said of it."""
     if alpha is not None:

@@ -34,28 +34,20 @@ _HEADERS = {
 
 
 def load_mask(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """A mask without its softness: see `load_levels`.
-
-    Returns:
-        bool [H, W] on the CPU, True where the picture is repainted.
-    """
+    """A mask as `load_levels` reads it, without its softness: bool [H, W], True to repaint."""
     return load_levels(path, size) > 0.5
 
 
 def load_levels(path: str | Path, size: tuple[int, int], invert: bool = False) -> Tensor:
-    """Read a mask and bring it to the picture's size.
+    """Read a mask: float32 [H, W] in [0, 1] on the CPU, 1 where the picture is repainted.
 
     Arrays (`.npy`, `.npz`; never unpickled) hold bool, any two values, grey levels up to 255, or
     floats in [0, 1]. Pictures hold two values, of which the brighter is repainted, or a soft black
     and white; see `masklevels` for those with transparency.
 
     Args:
-        path: the file.
-        size: (height, width) of the picture in pixels; another size is resized to it with a notice.
+        size: (height, width) of the picture in pixels, to which another is resized with a notice.
         invert: repaint what the mask leaves alone.
-
-    Returns:
-        float32 [H, W] in [0, 1] on the CPU: 1 where the picture is repainted.
 
     Raises:
         UserError: the file cannot be read, its shape or values are no mask, or its sides are

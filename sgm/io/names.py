@@ -16,13 +16,9 @@ COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True)
 class Place:
-    """Where one of our tensors stands in a diffusers folder.
-
-    Attributes:
-        component: the subfolder, one of `COMPONENTS`.
-        names: of the tensors there; several are joined along the first axis.
-        transposed: whether it is stored with its two axes exchanged.
-    """
+    """Where one of our tensors stands in a diffusers folder: the subfolder, one of `COMPONENTS`,
+    and the names of the tensors there, of which several are joined along the first axis;
+    `transposed` if it is stored with its two axes exchanged."""
 
     component: str
     names: tuple[str, ...]
@@ -85,14 +81,8 @@ def _renamed(name: str, table: dict[str, str]) -> str:
 
 
 def diffusers_places(names: Collection[str]) -> dict[str, Place]:
-    """Where each tensor of a network stands in a diffusers folder.
-
-    Args:
-        names: all tensors of a network, under its published names.
-
-    Returns:
-        By name. Left out are tensors that diffusers has no use for (`logit_scale`).
-    """
+    """Where each tensor of a network stands in a diffusers folder, by its published name; without
+    those that diffusers has no use for (`logit_scale`)."""
     downs = _numbers(names, r"input_blocks\.(\d+)\.0\.op\.weight")
     ups = _numbers(names, r"output_blocks\.(\d+)\.\d+\.conv\.weight")
     levels = 1 + max(_numbers(names, r"decoder\.up\.(\d+)\..*"), default=0)

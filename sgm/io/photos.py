@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
-from sgm.io.colour import Profile, rgb_profile, to_srgb
 from sgm.io.files import check_output_path, write_atomically
 from sgm.io.imageio import DEPTH, open_picture, resize_picture, to_rgb, write_picture
 
@@ -22,29 +21,78 @@ ORIENTATION = 0x0112  # the EXIF tag; it is applied when a picture is read
 WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")
 WITHOUT_TEXT = (".bmp",)  # no profile, EXIF
 LOSSY = (".jpg", ".jpeg")
+# How colours are converted to sRGB, which the networks know, and back.
+INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
+ALIKE = 2  # largest difference, of 255, of colours in a profile that is as good as sRGB
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """A colour space of RGB pictures, and the ways between it and sRGB; None for both where it is
+    as good as sRGB."""
+
+    data: bytes  # the ICC profile as files carry it
+    to_srgb: ImageCms.ImageCmsTransform | None
+    from_srgb: ImageCms.ImageCmsTransform | None
+
+    def shown(self, picture: Image.Image) -> Image.Image:
+        """An RGB picture in these colours as one in sRGB."""
+        return _applied(picture, self.to_srgb)
+
+    def own(self, picture: Image.Image) -> Image.Image:
+        """An RGB picture in sRGB as one in these colours."""
+        return _applied(picture, self.from_srgb)
+
+
+def _applied(picture: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
+    if transform is None:
+        return picture
+    converted = ImageCms.applyTransform(picture, transform)
+    assert converted is not None  # only None with inPlace=True
+    return converted
+
+
+def rgb_profile(data: bytes, name: str) -> Profile | None:
+    """The profile of an RGB picture, from ICC data; None, with a notice that names the picture, if
+    it is damaged."""
+    try:
+        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(data)), ImageCms.createProfile("sRGB")
+        there = ImageCms.buildTransform(own, srgb, "RGB", "RGB", INTENT, FLAGS)
+        back = ImageCms.buildTransform(srgb, own, "RGB", "RGB", INTENT, FLAGS)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        logger.warning("The colour profile of %s is damaged; its colours are taken as sRGB.", name)
+        return None
+    steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), -1).reshape(1, -1, 3)
+    probe = Image.fromarray(steps.astype(np.uint8))
+    difference = np.abs(np.asarray(_applied(probe, there)).astype(int) - steps)
+    return Profile(data, None, None) if difference.max() <= ALIKE else Profile(data, there, back)
+
+
+def to_srgb(image: Image.Image, data: bytes, name: str) -> Image.Image:
+    """A grey, CMYK or LAB picture with a profile as RGB in sRGB; as Pillow converts it, with a
+    notice, if the profile does not fit."""
+    try:
+        srgb, own = ImageCms.createProfile("sRGB"), io.BytesIO(data)
+        converted = ImageCms.profileToProfile(image, own, srgb, INTENT, "RGB", flags=FLAGS)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        logger.warning("The colour profile of %s is damaged; it is left out.", name)
+        return image.convert("RGB")
+    assert converted is not None  # only None with inPlace=True
+    return converted
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture as it was read.
-
-    Attributes:
-        path: its file.
-        image: RGB with 8 bits in sRGB, upright: what a network sees.
-        own: the same in the colours of the file; the very same object where these are sRGB.
-        profile: of `own`; None for sRGB.
-        alpha: its transparency, mode L; None if it has none.
-        exif: without the orientation; empty if there is none.
-        dpi: pixels per inch in both directions; None if the file does not say.
-    """
+    """A picture as it was read; None for what its file does not say."""
 
     path: Path
-    image: Image.Image
-    own: Image.Image
-    profile: Profile | None = None
-    alpha: Image.Image | None = None
-    exif: bytes = b""
-    dpi: tuple[float, float] | None = None
+    image: Image.Image  # RGB with 8 bits in sRGB, upright: what a network sees
+    own: Image.Image  # the same in the colours of the file; the very same object where it is sRGB
+    profile: Profile | None = None  # of `own`; None for sRGB
+    alpha: Image.Image | None = None  # its transparency, mode L
+    exif: bytes = b""  # without the orientation
+    dpi: tuple[float, float] | None = None  # pixels per inch in both directions
 
     @property
     def size(self) -> tuple[int, int]:
@@ -68,7 +116,7 @@ class Photo:
 
         Args:
             result: RGB in sRGB, of the same size.
-            touched: bool [H, W], where the edit is; None if that is not known. If most of it was
+            touched: bool [H, W], where the edit is, if that is known; if most of it was
                 transparent, it is to be seen now.
             blended: whether the bytes of the file stand elsewhere.
         """
@@ -88,11 +136,8 @@ class Photo:
         return own
 
     def save(self, picture: Image.Image, path: Path, text: str | None = None) -> None:
-        """Write a result of `with_edit` as `written` makes it.
-
-        Raises:
-            UserError: unknown extension, or the file cannot be written.
-        """
+        """Write a result of `with_edit` as `written` makes it. UserError for an unknown extension,
+        or if it cannot be written."""
         check_output_path(path)
         write_atomically(path, lambda file: file.write(self.written(picture, path, text)))
 
@@ -123,13 +168,8 @@ class Photo:
 
 
 def load_photo(path: Path) -> Photo:
-    """Read a picture with what its file says; notices where a result cannot hold it.
-
-    Alpha is dropped for the network, not composited: the colours stored there show.
-
-    Raises:
-        UserError: see `imageio.open_picture`.
-    """
+    """Read a picture with what its file says; notices where a result cannot hold it. Alpha is
+    dropped for the network, not composited. UserError as of `imageio.open_picture`."""
     opened = open_picture(path)
     if opened.info.get(DEPTH):
         logger.warning("%s has more than 8 bits per channel; the result has 8.", path)

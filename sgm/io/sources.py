@@ -33,12 +33,8 @@ _FILE_NAME = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of a network as it is stored.
-
-    Attributes:
-        parts: joined along the first axis.
-        transposed: the two axes are exchanged afterwards.
-    """
+    """A tensor of a network as it is stored: its parts are joined along the first axis, and then
+    the two axes are exchanged if it is `transposed`."""
 
     parts: tuple[Part, ...]
     transposed: bool = False
@@ -50,7 +46,7 @@ class Source:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the joined and transposed tensor; empty where the parts do not fit each other."""
+        """Of the whole; empty where the parts do not fit each other."""
         first, *others = (part.shape for part in self.parts)
         if not others:
             return first[::-1] if self.transposed else first
@@ -60,21 +56,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files of a model hold.
+    """What the files of a model hold."""
 
-    Attributes:
-        path: the checkpoint, a file or a folder.
-        parts: the tensors by component and name; one file is the component `""`.
-        vae: those of another autoencoder's file; None without one.
-        metadata: of a single file.
-        scheduler: a folder's `scheduler_config.json`.
-    """
-
-    path: Path
-    parts: Mapping[str, Mapping[str, Part]]
-    vae: Mapping[str, Part] | None
-    metadata: Mapping[str, str]
-    scheduler: Mapping[str, object]
+    path: Path  # of the checkpoint, a file or a folder
+    parts: Mapping[str, Mapping[str, Part]]  # by component and name; a file's component is ""
+    vae: Mapping[str, Part] | None  # of another autoencoder's file
+    metadata: Mapping[str, str]  # of a single file
+    scheduler: Mapping[str, object]  # a folder's `scheduler_config.json`
 
     @property
     def is_folder(self) -> bool:
@@ -97,11 +85,8 @@ class Contents:
 class Kind:
     """What the files say about the network that belongs to them.
 
-    Attributes:
-        prediction: what it predicts.
-        zero_terminal_snr: whether it was trained on a schedule that ends in noise alone.
-        reads_mask: whether it is for inpainting, and gets the mask and the masked picture as
-            further input channels.
+    It may have been trained on a schedule that ends in noise alone, or be for inpainting, and read
+    the mask and the masked picture as further input channels.
     """
 
     prediction: Prediction = Prediction.EPSILON
@@ -182,8 +167,8 @@ def _scheduler(path: Path) -> dict[str, object]:
 
 
 def kind_of(contents: Contents, prediction: Prediction | None = None) -> Kind:
-    """What the files say about their network, by marks, metadata or a scheduler's configuration;
-    a prediction that a person says stands above the files."""
+    """What the files say about their network, by marks, metadata or a scheduler's configuration; a
+    `prediction` that a person names stands above them."""
     single = contents.parts.get("", {})
     metadata, scheduler = contents.metadata, contents.scheduler
     stated = {

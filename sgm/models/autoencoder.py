@@ -21,12 +21,8 @@ class DiagonalGaussian:
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """mean + deviation * noise, float32.
-
-        Args:
-            noise: standard normal, shape of the mean; by default one draw from the global CPU
-                generator, on any device, so that seeds are portable.
-        """
+        """mean + deviation * noise, float32; by default the noise is one draw from the global CPU
+        generator, on any device, so that seeds are portable."""
         noise = torch.randn(self.mean.shape) if noise is None else noise
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
 

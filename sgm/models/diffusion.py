@@ -10,32 +10,21 @@ from sgm.config import instantiate_from_config
 
 
 class OpenAIWrapper(nn.Module):
-    """Hands the parts of a conditioning to a UNet under the names its forward uses.
-
-    It exists for its attribute name too: checkpoints store the UNet as `model.diffusion_model.*`.
-
-    Args:
-        diffusion_model: the UNet, called as `(x, timesteps=, context=, y=)`.
-    """
+    """Hands the parts of a conditioning to a UNet under the names its forward uses. Checkpoints
+    store the UNet as `model.diffusion_model.*`."""
 
     def __init__(self, diffusion_model: nn.Module) -> None:
         super().__init__()
         self.diffusion_model = diffusion_model
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The network's prediction.
+        """The network's prediction [B, C, h, w].
 
         Args:
-            x: scaled latents, shape [B, C, h, w].
-            t: timesteps, shape [B], int64.
-            cond: `crossattn` of shape [B, tokens, features] and `vector` of shape [B, features];
-                and `concat` [B, n, h, w], further input channels, for a network that has them.
-
-        Returns:
-            Shape [B, C, h, w].
-
-        Raises:
-            KeyError: `cond` lacks one of the first two.
+            x: scaled latents [B, C, h, w].
+            t: timesteps [B], int64.
+            cond: `crossattn` [B, tokens, features] and `vector` [B, features]; and `concat`
+                [B, n, h, w], further input channels, for a network that has them.
         """
         if "concat" in cond:
             x = torch.cat([x, cond["concat"].to(x)], dim=1)

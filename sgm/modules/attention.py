@@ -10,17 +10,9 @@ from torch import Tensor, nn
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """Multi-head scaled dot-product attention (Vaswani et al., 2017).
-
-    Args:
-        q: [B, N, heads * d].
-        k, v: [B, M, heads * d], same dtype as q.
-        heads: number of heads.
-        causal: whether a token sees only itself and those before it.
-
-    Returns:
-        [B, N, heads * d].
-    """
+    """Multi-head scaled dot-product attention (Vaswani et al., 2017): from q [B, N, heads * d] and
+    k, v [B, M, heads * d] of one dtype to [B, N, heads * d]. In a causal one a token sees only
+    itself and those before it."""
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, N, d]
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out.transpose(1, 2).flatten(2)

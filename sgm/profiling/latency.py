@@ -64,16 +64,8 @@ def time_once(call: Call, device: torch.device) -> float:
 def measure(
     calls: Mapping[str, Call], device: torch.device, runs: int | None = None
 ) -> dict[str, Latency]:
-    """Time some calls in turns, so that whatever else the machine does meets all of them.
-
-    Args:
-        calls: by name; each runs on the device and returns when its work is queued or done.
-        device: where they run.
-        runs: of each call; by default 3 to 50, as many as take 10 s for the slowest.
-
-    Returns:
-        Latencies by the names of the calls.
-    """
+    """Time some calls in turns, so that whatever else the machine does meets all of them. Of each
+    are made so many runs, by default 3 to 50, as many as take 10 s for the slowest."""
     slowest = 0.0
     for call in calls.values():
         for _ in range(WARM_UP.get(device.type, 1)):

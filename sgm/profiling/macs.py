@@ -92,13 +92,8 @@ class _Functions(TorchFunctionMode):
 
 def count_macs(module: nn.Module | Callable[..., Any], *args: Any) -> Macs:
     """Count the multiply-accumulates of `module(*args)`, a network or any function, which is run
-    once; tensors of the meta device do.
-
-    A sparse network is counted in the mode that it is in: inside its `sparse` scope that is a
-    sparse pass. Active sets that are built on the way cost nothing. Kernels outside of PyTorch
-    cannot be seen, so the sparse operators must be those of the `torch` backend; the counts are
-    the same for all.
-    """
+    once; tensors of the meta device do. Kernels outside of PyTorch cannot be seen, so the sparse
+    operators must be those of the `torch` backend; the counts are the same for all."""
     flops = FlopCounterMode(display=False)
     functions = _Functions(flops)
     with torch.no_grad(), flops, functions:

@@ -34,19 +34,12 @@ def call(network: nn.Module, inputs: Inputs) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """A call of a network.
-
-    Attributes:
-        network: the UNet, the encoder or the decoder.
-        inputs: what it is called with.
-        recorded: the inputs of the full pass that records for it; None in a dense run.
-        masks: where the sparse pass computes; None in a dense run.
-    """
+    """A call of a network: the UNet, the encoder or the decoder."""
 
     network: nn.Module
     inputs: Inputs
-    recorded: Inputs | None = None
-    masks: MaskPyramid | None = None
+    recorded: Inputs | None = None  # of the full pass that records for it; None in a dense run
+    masks: MaskPyramid | None = None  # where the sparse pass computes; None in a dense run
 
     def on_mask(self, masks: MaskPyramid) -> "Pass":
         """The sparse pass on other masks, recorded on the inputs of this pass."""
@@ -110,11 +103,8 @@ class _Caught(Exception):
 
 
 def catch(network: nn.Module, run: Callable[[], object]) -> Pass:
-    """Start `run` and stop it at the first call of `network` that does not record.
-
-    Raises:
-        ValueError: the run ended without one.
-    """
+    """Start `run` and stop it at the first call of `network` that does not record; ValueError if it
+    ends without one."""
     caught: dict[str, Any] = {}
 
     def watch(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:

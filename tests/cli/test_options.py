@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from sgm import specs
 from sgm.cli import checks, report
 from sgm.cli import main as cli
 from sgm.cli.generate import backend_of
@@ -188,7 +189,7 @@ def test_a_negative_prompt_that_does_nothing_is_named(
 def test_default_folders_are_found_beside_the_program(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "SHIPPED", folder)
+    monkeypatch.setattr(specs, "SHIPPED", folder)
     (folder / "elsewhere" / "pretrained").mkdir(parents=True)
     monkeypatch.chdir(folder / "elsewhere")
     argv = ["--prompt", "x", "--init_img", "../init.png", "--mask_path", "../mask.npy"]

@@ -12,7 +12,7 @@ from sgm.cli import main as cli
 from sgm.cli.inputs import read_inputs, request
 from sgm.errors import UserError
 from sgm.inference.crop import Cropped
-from sgm.photo import Blend, PhotoOptions
+from sgm.specs import Blend, PhotoOptions
 from tests.cli.test_cli import EMPTY, INPAINT, PAIR, SDEDIT, FakePipeline, picture, pipeline
 
 __all__ = ["pipeline"]

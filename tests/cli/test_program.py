@@ -19,8 +19,7 @@ from PIL import Image
 
 from sgm.cli import main as cli
 from sgm.cli import report
-from sgm.cli.memory import memory_scope
-from sgm.cli.program import run_program
+from sgm.cli.program import memory_scope, run_program
 from sgm.errors import UserError
 from sgm.io import files, imageio
 from sgm.words import RunType

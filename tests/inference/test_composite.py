@@ -12,7 +12,7 @@ from sgm.inference.composite import (
     opacity,
     opacity_of_drawing,
 )
-from sgm.photo import Blend
+from sgm.specs import Blend
 
 
 def test_distance_is_to_the_nearest_pixel_of_the_mask():

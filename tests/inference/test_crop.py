@@ -5,7 +5,7 @@ import torch
 
 from sgm.inference.crop import Window, crop_inpainting, crop_sdedit, is_larger, window_around
 from sgm.inference.presets import FAST
-from sgm.photo import Blend
+from sgm.specs import Blend
 
 TRAINED = (256, 512)
 

@@ -18,8 +18,8 @@ from sgm.inference.networks import Networks, recording, sparse
 from sgm.inference.noise import NamedNoise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.io.checkpoint import build_model
-from sgm.modules.diffusionmodules.sampling import DPMPP2M
-from sgm.modules.diffusionmodules.schedules import PublishedSteps
+from sgm.modules.diffusionmodules.sampling import Solver
+from sgm.modules.diffusionmodules.schedules import published_steps
 from sgm.sparse.active import CONV1X1, CONV3X3, UNET_DOWN, VAE_DOWN, Geometry, block_active_set
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.network import SparseModule, SparseRoot
@@ -155,7 +155,7 @@ def test_a_full_mask_run_that_records_itself_follows_the_dense_run(
 ) -> None:
     """The loop of an inpainting run, but recorded on x itself: the norms then are its own, and
     nothing is left in which a sparse step with everything active differs from a dense one."""
-    solver, masks = DPMPP2M(PublishedSteps(4)), inpainting_pyramid(full(size))
+    solver, masks = Solver(published_steps(4)), inpainting_pyramid(full(size))
     finals = []
     for pipe in (dense, sige):
         networks = pipe.networks

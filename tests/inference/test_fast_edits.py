@@ -15,11 +15,10 @@ from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST, Recorded
 from sgm.io.checkpoint import build_model
 from sgm.io.imageio import to_bytes, to_picture
-from sgm.photo import Blend
 from sgm.sparse.masks import difference_mask, dilate
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
-from sgm.specs import MODELS
+from sgm.specs import MODELS, Blend
 from sgm.words import Backend, Precision, Preset, RunType, Task
 from tests.conftest import ROOT, tiny_weights
 from tests.edits_here import inpaint_with, sdedit_with

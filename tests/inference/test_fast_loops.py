@@ -18,10 +18,9 @@ from sgm.inference.presets import FAST
 from sgm.inference.progress import NanCheck
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore
-from sgm.photo import Blend
 from sgm.sparse.masks import downsample_mask
 from sgm.sparse.recording import Recording
-from sgm.specs import SamplingParams
+from sgm.specs import Blend, SamplingParams
 from sgm.words import Precision
 from tests.conftest import max_error
 from tests.edits_here import inpaint_with, sdedit_with

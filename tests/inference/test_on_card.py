@@ -16,9 +16,8 @@ from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
 from sgm.inference.progress import NanCheck, Stopwatch
 from sgm.inference.session import EditSession
-from sgm.photo import Blend
 from sgm.sparse.sparsify import handle_of
-from sgm.specs import MODELS, SamplingParams
+from sgm.specs import MODELS, Blend, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType
 from tests.conftest import ROOT, max_error
 from tests.edits_here import inpaint_with, sdedit_with

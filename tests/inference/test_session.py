@@ -19,12 +19,11 @@ from sgm.inference.prefetch import Prefetch
 from sgm.inference.presets import FAST
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore, DiskStore
-from sgm.photo import Blend
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording, tensors_of
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
-from sgm.specs import RecordingSettings, SamplingParams
+from sgm.specs import Blend, RecordingSettings, SamplingParams
 from sgm.words import Precision, RecordingMemory, RecordingPrecision, Task
 from tests.conftest import max_error
 from tests.edits_here import inpaint_with

@@ -121,23 +121,6 @@ def test_open_clip_equals_golden(golden):
     assert max_error(pooled, case["open_clip_pooled"]) < TOLERANCE
 
 
-def test_other_layers_are_consistent():
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
-    sizes["num_attention_heads"] = 2
-    last = FrozenCLIPEmbedder(layer="last", tower=sizes)
-    hidden = FrozenCLIPEmbedder(layer="hidden", layer_idx=2, tower=sizes)
-    hidden.load_state_dict(last.state_dict())
-    norm = last.transformer["text_model"].final_layer_norm
-    assert torch.equal(last(["a horse"]), norm(hidden(["a horse"])))
-
-    sizes = {"width": 8, "heads": 2, "layers": 2, "embed_dim": 6}
-    last = FrozenOpenCLIPEmbedder2(layer="last", always_return_pooled=False, tower=sizes)
-    before = FrozenOpenCLIPEmbedder2(always_return_pooled=False, tower=sizes)
-    before.load_state_dict(last.state_dict())
-    final_block = last.model.transformer["resblocks"][-1]
-    assert torch.equal(last(["a horse"]), final_block(before(["a horse"])))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_towers_run_in_the_dtype_of_their_weights(dtype):
     conditioner = GeneralConditioner(tiny_entries()).to(dtype)
@@ -151,11 +134,11 @@ def test_towers_run_in_the_dtype_of_their_weights(dtype):
     [
         (lambda: FrozenCLIPEmbedder(layer="pooled"), "layer must be one of"),
         (lambda: FrozenCLIPEmbedder(layer_idx=13), r"0\.\.12 for this tower, got 13"),
-        (lambda: FrozenCLIPEmbedder(max_length=78), r"3\.\.77, got 78"),
         (lambda: FrozenCLIPEmbedder(tower={"width": 8}), r"\['width'\]; known are"),
         (lambda: FrozenCLIPEmbedder(tower={"hidden_size": 0}), "positive integer, got 0"),
         (lambda: FrozenOpenCLIPEmbedder2(arch="ViT-H"), "arch must be one of .*bigG.* got 'ViT-H'"),
         (lambda: FrozenOpenCLIPEmbedder2(layer="first"), "layer must be one of"),
+        (lambda: FrozenOpenCLIPEmbedder2(always_return_pooled=False), r"\[True\], got False"),
         (lambda: FrozenOpenCLIPEmbedder2(legacy=True), "Stable Diffusion 2"),
         (lambda: FrozenOpenCLIPEmbedder2(tower={"width": 9, "heads": 2}), "2 .*heads .* 9"),
         (lambda: ConcatTimestepEmbedderND(0), "outdim must be positive"),
@@ -289,9 +272,6 @@ def test_trainable_decides_gradients():
         ".encoder.layers.1." in name or "final_layer_norm" in name or "logit_scale" in name
         for name in without
     )
-    assert FrozenCLIPEmbedder(freeze=False, tower=entries[0]["params"]["tower"], layer_idx=0)(
-        [""]
-    ).requires_grad
 
 
 def test_future_tokens_have_no_effect():

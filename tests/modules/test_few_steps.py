@@ -4,6 +4,7 @@ Every step is compared with that of diffusers' scheduler, from its latents. The 
 our table of the noise levels, which is in float64; theirs is a product of 1000 numbers in float32.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,19 @@ from sgm.inference.noise import NamedNoise, by_level
 from sgm.inference.pipeline import Pipeline
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser
 from sgm.modules.diffusionmodules.discretizer import LegacyDDPMDiscretization
-from sgm.modules.diffusionmodules.guiders import IdentityGuider, VanillaCFG, guider_of
-from sgm.modules.diffusionmodules.sampling import DPMPP2M, LCM, Euler, Solver
-from sgm.modules.diffusionmodules.schedules import LCMSteps, PublishedSteps, TrailingSteps
+from sgm.modules.diffusionmodules.sampling import (
+    Solver,
+    dpmpp_2m_step,
+    euler_step,
+    guidance_batch,
+    lcm_step,
+)
+from sgm.modules.diffusionmodules.schedules import (
+    Schedule,
+    lcm_steps,
+    published_steps,
+    trailing_steps,
+)
 from sgm.specs import MODELS, SamplingParams
 from sgm.words import Precision, Preset, RunType, Sampler, Spacing
 from tests.conftest import ROOT, max_error
@@ -64,7 +75,7 @@ def scheduler_of(name: str, v: bool, zero: bool, denoiser: DiscreteDenoiser) -> 
     return scheduler
 
 
-SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "dpmpp2m": DPMPP2M}
+MOVES = {"euler": euler_step, "dpmpp2m": dpmpp_2m_step}
 CASES = [
     (name, steps, v, zero)
     for name in ("euler", "dpmpp2m", "lcm")
@@ -80,9 +91,9 @@ def test_every_step_is_that_of_diffusers(name: str, steps: int, v: bool, zero: b
     scheduler.set_timesteps(steps)
     draw = by_level(NAMED)
     if name == "lcm":
-        solver: Solver = LCM(LCMSteps(steps), draw)
+        solver = Solver(lcm_steps(steps), lcm_step(draw))
     else:
-        solver = SOLVERS[name](TrailingSteps(steps))
+        solver = Solver(trailing_steps(steps), MOVES[name])
     sigmas = solver.sigmas(denoiser.discretization)
     levels = denoiser.sigma_to_idx(sigmas[:-1]).tolist()
     assert [int(t) for t in scheduler.timesteps] == levels
@@ -99,7 +110,7 @@ def test_every_step_is_that_of_diffusers(name: str, steps: int, v: bool, zero: b
         output = network(theirs, torch.tensor([int(t)]))
         if name == "lcm":
             noise = draw(float(sigmas[i + 1]), x) if i + 1 < steps else None
-            previous = lcm_step(scheduler, output, t, x * unit[i], noise)
+            previous = diffusers_lcm_step(scheduler, output, t, x * unit[i], noise)
         else:
             previous = scheduler.step(output, t, x * unit[i]).prev_sample
         ours, state = solver.step(denoise, x, i, sigmas, state)
@@ -109,7 +120,7 @@ def test_every_step_is_that_of_diffusers(name: str, steps: int, v: bool, zero: b
         x = ours
 
 
-def lcm_step(
+def diffusers_lcm_step(
     scheduler: object, output: Tensor, t: Tensor, x: Tensor, noise: Tensor | None
 ) -> Tensor:
     """A step of diffusers with a given noise, which it draws itself."""
@@ -136,7 +147,7 @@ def test_trailing_levels(steps: int) -> None:
     scheduler = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
     denoiser = denoiser_of(False, False)
-    sigmas = TrailingSteps(steps).sigmas(denoiser.discretization)
+    sigmas = trailing_steps(steps).sigmas(denoiser.discretization)
     assert denoiser.sigma_to_idx(sigmas[:-1]).tolist() == [int(t) for t in scheduler.timesteps]
     assert sigmas[-1] == 0 and len(sigmas) == steps + 1
 
@@ -152,19 +163,19 @@ def test_trailing_levels(steps: int) -> None:
 )
 def test_lcm_levels(steps: int, levels: list[int]) -> None:
     denoiser = denoiser_of(False, False)
-    sigmas = LCMSteps(steps).sigmas(denoiser.discretization)
+    sigmas = lcm_steps(steps).sigmas(denoiser.discretization)
     assert denoiser.sigma_to_idx(sigmas[:-1]).tolist() == levels
 
 
-@pytest.mark.parametrize(("kind", "most"), [(TrailingSteps, 1000), (LCMSteps, 50)])
-def test_steps_out_of_range(kind: type[TrailingSteps | LCMSteps], most: int) -> None:
+@pytest.mark.parametrize(("kind", "most"), [(trailing_steps, 1000), (lcm_steps, 50)])
+def test_steps_out_of_range(kind: Callable[[int], Schedule], most: int) -> None:
     for steps in (0, most + 1):
         with pytest.raises(ValueError, match=f"1 to {most}, not {steps}"):
             kind(steps).sigmas(LegacyDDPMDiscretization())
 
 
-@pytest.mark.parametrize("kind", [TrailingSteps, LCMSteps, PublishedSteps])
-def test_strength_cuts_every_schedule(kind: type) -> None:
+@pytest.mark.parametrize("kind", [trailing_steps, lcm_steps, published_steps])
+def test_strength_cuts_every_schedule(kind: Callable[[int], Schedule]) -> None:
     whole, part = (kind(8).sigmas(LegacyDDPMDiscretization(), s) for s in (1.0, 0.5))
     assert torch.equal(part, whole[-4:])
 
@@ -180,9 +191,10 @@ def test_a_level_has_one_noise() -> None:
 
 
 def test_guidance_up_to_1_is_none() -> None:
+    c, uc = {"vector": torch.ones(1)}, {"vector": torch.zeros(1)}
     for scale in (0.0, 0.5, 1.0):
-        assert guider_of(scale) == IdentityGuider()
-    assert guider_of(1.01) == VanillaCFG(1.01)
+        assert guidance_batch(c, uc, scale) == c
+    assert guidance_batch(c, uc, 1.01)["vector"].tolist() == [0, 1]
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,20 @@ from sgm.models.diffusion import OpenAIWrapper
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser
 from sgm.modules.diffusionmodules.denoiser_scaling import EpsScaling
 from sgm.modules.diffusionmodules.discretizer import LegacyDDPMDiscretization
-from sgm.modules.diffusionmodules.guiders import IdentityGuider, VanillaCFG
 from sgm.modules.diffusionmodules.sampling import (
-    DPMPP2M,
     Denoise,
     Solver,
     SolverState,
     dpmpp_2m_step,
+    guidance_batch,
     guided,
     per_sample,
 )
 from sgm.modules.diffusionmodules.schedules import (
-    PublishedSteps,
-    TurboSubstep,
     img2img_schedule,
+    published_steps,
     turbo_schedule,
+    turbo_steps,
 )
 from sgm.modules.diffusionmodules.util import timestep_embedding
 from tests.conftest import Golden, max_error
@@ -169,22 +168,29 @@ def test_denoiser_keeps_float32_around_a_half_network(denoiser: DiscreteDenoiser
 
 
 def test_cfg(data: Golden) -> None:
-    result = VanillaCFG(6.0)(data["cfg/pair"], torch.ones(2))
+    pair = data["cfg/pair"]
+    denoise = guided(lambda network, x, sigma, cond: pair, None, {}, 6.0)
+    result = denoise(torch.ones(len(pair) // 2, 1), torch.ones(len(pair) // 2))
     assert relative(result, data["cfg/guided"]) <= SCALING
 
 
-def test_guider_inputs() -> None:
+def test_what_guidance_puts_in_a_batch() -> None:
     x, sigma = torch.randn(2, 4, 3, 3), torch.tensor([1.0, 2.0])
     c, uc = {"vector": torch.ones(2, 5)}, {"vector": torch.zeros(2, 5)}
-    guider: IdentityGuider = VanillaCFG(6.0)
-    (batch, levels), cond = guider.batch(x, sigma), guider.conditioning(c, uc)
+    calls = []
+
+    def watched(network: None, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        calls.append((x, sigma, cond))
+        return x
+
+    for scale in (1.0, 6.0):
+        guided(watched, None, guidance_batch(c, uc, scale), scale)(x, sigma)
+    (alone, level, cond), (batch, levels, both) = calls
+    assert alone is x and level is sigma and cond == c
     assert torch.equal(batch, torch.cat([x, x])) and levels.tolist() == [1, 2, 1, 2]
-    assert cond["vector"][:, 0].tolist() == [0, 0, 1, 1]
-    guider = IdentityGuider()
-    (batch, levels), cond = guider.batch(x, sigma), guider.conditioning(c, uc)
-    assert batch is x and levels is sigma and cond == c
+    assert both["vector"][:, 0].tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="not vector and none"):
-        VanillaCFG(6.0).conditioning(c, {})
+        guidance_batch(c, {}, 6.0)
 
 
 def test_wrapper_names_and_keys() -> None:
@@ -241,31 +247,29 @@ def toy_denoiser(network: None, x: Tensor, sigma: Tensor, cond: Mapping[str, Ten
 
 def make_solver(data: Golden, name: str) -> Solver:
     steps = data.info["trajectory_steps"]
-    return DPMPP2M(PublishedSteps(steps)) if name == "dpmpp2m" else DPMPP2M(TurboSubstep())
+    return Solver(published_steps(steps) if name == "dpmpp2m" else turbo_steps())
 
 
-def make_denoise(data: Golden, name: str, guider: IdentityGuider, samples: int) -> Denoise:
+def make_denoise(data: Golden, name: str, scale: float, samples: int) -> Denoise:
     """The guided toy; the turbo sampler is given the conditional tensors on both halves."""
     c = {"vector": data["trajectory/cond_vector"][:samples]}
     uc = c if name == "turbo" else {"vector": data["trajectory/uc_vector"][:samples]}
-    return guided(toy_denoiser, None, guider, guider.conditioning(c, uc))
+    return guided(toy_denoiser, None, guidance_batch(c, uc, scale), scale)
 
 
 @pytest.mark.parametrize("name", ["dpmpp2m", "turbo"])
 @pytest.mark.parametrize(
-    ("run", "guider", "strength"),
+    ("run", "scale", "strength"),
     [
-        ("identity", IdentityGuider(), 1.0),
-        ("cfg6", VanillaCFG(6.0), 1.0),
-        ("cfg6_strength0.8", VanillaCFG(6.0), 0.8),
+        ("identity", 1.0, 1.0),
+        ("cfg6", 6.0, 1.0),
+        ("cfg6_strength0.8", 6.0, 0.8),
     ],
     ids=["identity", "cfg6", "cfg6-strength0.8"],
 )
-def test_trajectory(
-    data: Golden, name: str, run: str, guider: IdentityGuider, strength: float
-) -> None:
+def test_trajectory(data: Golden, name: str, run: str, scale: float, strength: float) -> None:
     key = f"trajectory/{name}_{run}"
-    solver, denoise = make_solver(data, name), make_denoise(data, name, guider, samples=2)
+    solver, denoise = make_solver(data, name), make_denoise(data, name, scale, samples=2)
     sigmas = solver.sigmas(LegacyDDPMDiscretization(), strength)
     assert_scaling(sigmas, data[f"{key}/sigmas"])
     x_init = data["trajectory/x_init"]
@@ -289,7 +293,7 @@ def test_inpainting_loop(data: Golden, name: str, kind: str) -> None:
     The product's recording pass needs no step: it drops the result. The golden data stepped it.
     """
     key, x0, keep = f"loops/inpaint_{name}_{kind}", data["loops/x0"], data["loops/keep_mask"]
-    solver, denoise = make_solver(data, name), make_denoise(data, name, VanillaCFG(6.0), samples=1)
+    solver, denoise = make_solver(data, name), make_denoise(data, name, 6.0, samples=1)
     sigmas = solver.sigmas(LegacyDDPMDiscretization())
     torch.manual_seed(data.info["loops"]["global_seed"])
     x, state, known_state = solver.start(torch.randn_like(x0), sigmas), None, None
@@ -315,7 +319,7 @@ def test_inpainting_loop(data: Golden, name: str, kind: str) -> None:
 def test_sdedit_loop(data: Golden, name: str) -> None:
     """Two latents side by side, one solver, two histories."""
     key = f"loops/sdedit_{name}"
-    solver, denoise = make_solver(data, name), make_denoise(data, name, VanillaCFG(6.0), samples=1)
+    solver, denoise = make_solver(data, name), make_denoise(data, name, 6.0, samples=1)
     sigmas = solver.sigmas(LegacyDDPMDiscretization(), strength=0.8)
     init, edited = (solver.start(data[f"{key}/{part}"], sigmas) for part in ("init", "edited"))
     init_state = edited_state = None
@@ -347,11 +351,11 @@ def test_second_order_converges_faster_than_first() -> None:
 
 def test_start_and_last_step() -> None:
     x, sigmas = torch.full((2, 1), 2.0), torch.tensor([3.0**0.5, 0.0])
-    assert DPMPP2M(PublishedSteps(1)).start(x, sigmas).flatten().tolist() == pytest.approx(
+    assert Solver(published_steps(1)).start(x, sigmas).flatten().tolist() == pytest.approx(
         [4.0, 4.0]
     )
     levels = []
-    result, state = DPMPP2M(PublishedSteps(1)).step(
+    result, state = Solver(published_steps(1)).step(
         lambda x, s: levels.append(s) or x - 1, x, 0, sigmas
     )
     assert torch.equal(result, x - 1) and state.sigma == pytest.approx(3.0**0.5)

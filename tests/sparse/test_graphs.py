@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sgm.inference.interpolate import Curve, Interpolated
 from sgm.inference.networks import table_of_preset
 from sgm.io.checkpoint import build_model
-from sgm.modules.diffusionmodules.guiders import VanillaCFG
-from sgm.modules.diffusionmodules.sampling import guided
+from sgm.modules.diffusionmodules.sampling import guidance_batch, guided
 from sgm.sparse.active import CONV3X3, OUTSIDE, block_active_set, bucket
 from sgm.sparse.backends.torch_ref import Prologue, TorchOps
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
@@ -258,8 +257,7 @@ def test_a_step_never_waits_for_the_device(network) -> None:
     run = Run(kind, unet)
     x, edited, named = run.inputs(1)
     c = {"crossattn": named["context"][:1], "vector": named["y"][:1]}
-    guider = VanillaCFG(5.0)
-    denoise = guided(engine.denoiser, engine.model, guider, guider.conditioning(c, c))
+    denoise = guided(engine.denoiser, engine.model, guidance_batch(c, c, 5.0), 5.0)
     sigma = torch.full((1,), 3.0)
     with fresh(unet):
         masks = FIRST if kind == "fast" else None

@@ -12,16 +12,13 @@ Network = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 class DiscreteDenoiser(nn.Module):
-    """A denoiser for a network trained on `num_idx` noise levels, which it knows by number.
+    """A denoiser for a network trained on `num_idx` noise levels, which it knows by number: every
+    sigma is first moved to the nearest of them.
 
-    Every sigma is first moved to the nearest trained level.
-
-    The table is an ordinary attribute, not a buffer, and each device gets its copy at first use.
-    So no checkpoint has to hold it, building or emptying the model on another device cannot lose
-    its values, and casting the model to half precision cannot round them.
+    The table is no buffer: no checkpoint has to hold it, and neither building the model on another
+    device nor casting it to half precision changes its values.
 
     Args:
-        num_idx: number of trained levels.
         scaling_config: entry of a scaling, such as `EpsScaling`.
         discretization_config: entry of a schedule, such as `LegacyDDPMDiscretization`.
     """
@@ -57,17 +54,13 @@ class DiscreteDenoiser(nn.Module):
     def forward(
         self, network: Network, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]
     ) -> Tensor:
-        """The denoised estimate.
+        """The denoised estimate, of the shape of `x`.
 
         Args:
             network: called as `network(scaled x, level numbers [B] int64, cond)`.
-            x: noisy latents, shape [B, ...]; in float32 the result is too, whatever the
-                network's own precision.
-            sigma: noise level per sample, shape [B], on the device of `x`.
-            cond: conditioning tensors, passed on.
-
-        Returns:
-            The estimate, of the shape of `x`.
+            x: noisy latents [B, ...]; in float32 the result is too, whatever the network's own
+                precision.
+            sigma: noise level of each sample [B], on the device of `x`.
         """
         index = self.sigma_to_idx(sigma)  # [B]
         level = self.idx_to_sigma(index)  # [B]

@@ -12,8 +12,7 @@ class LegacyDDPMDiscretization:
     """The schedule of Stable Diffusion: betas linear in their square roots (Rombach et al., 2022).
 
     Args:
-        linear_start: beta of the first training step.
-        linear_end: beta of the last training step.
+        linear_start, linear_end: betas of the first and the last training step.
         num_timesteps: number of training steps.
         zero_terminal_snr: move and stretch the schedule so that its last step is noise alone (Lin
             et al., 2023, algorithm 1). `LAST_ALPHA` is left of the picture, as sigma would be
@@ -30,13 +29,8 @@ class LegacyDDPMDiscretization:
         self.num_timesteps = num_timesteps
         # In float64, as published: float32 would shift the table that sigmas are matched against.
         # The device is given because the model around this object may be built on "meta".
-        roots = torch.linspace(
-            linear_start**0.5,
-            linear_end**0.5,
-            num_timesteps,
-            dtype=torch.float64,
-            device="cpu",
-        )
+        ends = linear_start**0.5, linear_end**0.5
+        roots = torch.linspace(*ends, num_timesteps, dtype=torch.float64, device="cpu")
         self._alphas_cumprod = torch.cumprod(1.0 - roots**2, dim=0)  # [num_timesteps], falling
         if zero_terminal_snr:
             signal = self._alphas_cumprod.sqrt()
@@ -44,18 +38,12 @@ class LegacyDDPMDiscretization:
             self._alphas_cumprod = (signal**2).clamp(min=LAST_ALPHA)
 
     def __call__(self, steps: int, append_zero: bool = True) -> Tensor:
-        """The sigmas of a run.
+        """The sigmas of a run: float32 [steps (+ 1)] on the CPU, descending.
 
         Args:
-            steps: how many, 1 to `num_timesteps`. Fewer than all are spread evenly over the
-                training steps, always starting from the last.
+            steps: how many, 1 to `num_timesteps` (else ValueError), spread evenly over the training
+                steps from the last on.
             append_zero: whether the list ends in the noise-free 0.
-
-        Returns:
-            float32 on the CPU, shape [steps (+ 1)], descending.
-
-        Raises:
-            ValueError: `steps` is out of range.
         """
         last = self.num_timesteps - 1
         if not 1 <= steps <= self.num_timesteps:

@@ -121,11 +121,8 @@ class UNetModel(nn.Module):
                 "expected 'softmax' or 'softmax-xformers'"
             )
         levels = len(channel_mult)
-        depth = (
-            [transformer_depth] * levels
-            if isinstance(transformer_depth, int)
-            else list(transformer_depth)
-        )
+        whole = isinstance(transformer_depth, int)
+        depth = [transformer_depth] * levels if whole else list(transformer_depth)
         if len(depth) != levels:
             raise ValueError(f"transformer_depth has {len(depth)} entries for {levels} levels")
         self.model_channels = model_channels
@@ -211,16 +208,13 @@ class UNetModel(nn.Module):
                 channels = width
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor) -> Tensor:
-        """Predict the noise; floating inputs are cast to the dtype of the weights.
+        """Predict the noise [B, out_channels, H, W]; inputs are cast to the dtype of the weights.
 
         Args:
             x: scaled latents [B, in_channels, H, W].
             timesteps: [B], indices of the 1000-step schedule.
             context: text tokens [B, T, context_dim].
             y: pooled conditioning [B, adm_in_channels].
-
-        Returns:
-            [B, out_channels, H, W].
         """
         dtype = self.time_embed[0].weight.dtype
         x, context = x.to(dtype), context.to(dtype)

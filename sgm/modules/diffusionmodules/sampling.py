@@ -1,56 +1,71 @@
-"""Solvers: how a sampling run is started and moved on by one step, along a schedule.
+"""Guidance, and solvers: how a sampling run is started and moved on by one step.
 
-There is no loop here. A caller makes `sigmas`, scales its noise with `start`, and for every `i`
-below `len(sigmas) - 1` calls `step`; between the steps it may do as it likes (bring back the known
-region, call `denoise(other, per_sample(float(sigmas[i]), other))` to record another latent at the
-same level, step a second latent along):
+The loop is the caller's, who may do between the steps as he likes:
 
     sigmas = solver.sigmas(discretization, strength)
     x, state = solver.start(noise, sigmas), None
     for i in range(len(sigmas) - 1):
         x, state = solver.step(denoise, x, i, sigmas, state)
 
-Solvers and states are immutable and hold nothing else: two latents need two states, not two
-solvers. Noise levels are kept on the CPU, where reading one makes no GPU wait; multiplying a GPU
-tensor by `sigmas[i]` is fine.
+Solvers and states are immutable: two latents need two states, not two solvers. Noise levels are
+kept on the CPU, where reading one makes no GPU wait.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sgm.modules.diffusionmodules.denoiser import DiscreteDenoiser, Network
-from sgm.modules.diffusionmodules.guiders import Conditioning, IdentityGuider
 from sgm.modules.diffusionmodules.schedules import Discretization, Schedule, schedule_of
 from sgm.specs import SamplingParams, Turbo
 from sgm.words import Sampler
 
+Conditioning = Mapping[str, Tensor]
 # (x [B, ...], sigma [B] float32) -> guided denoised estimate [B, ...]
 Denoise = Callable[[Tensor, Tensor], Tensor]
+# (latents x, this step, next level, step before) -> latents at the next level, as `dpmpp_2m_step`
+Step = Callable[[Tensor, "SolverState", float, "SolverState | None"], Tensor]
 # (noise level, latents [B, ...]) -> standard normal noise like the latents, the same whenever it is
 # asked for the same level
 Draw = Callable[[float, Tensor], Tensor]
 
 
+def guidance_batch(c: Conditioning, uc: Conditioning, scale: float) -> dict[str, Tensor]:
+    """The conditioning of every step's batch: each tensor [2B, ...], the unconditional half first.
+    Of a scale up to 1 there is no guidance, and the batch is `c` [B, ...].
+
+    Raises:
+        ValueError: `c` and `uc` have different keys.
+    """
+    if scale <= 1:
+        return dict(c)
+    if c.keys() != uc.keys():
+        got = " and ".join(", ".join(sorted(cond)) or "none" for cond in (c, uc))
+        raise ValueError(f"Guidance needs the same keys with and without prompt, not {got}.")
+    return {key: torch.cat([uc[key], c[key]]) for key in c}
+
+
 def guided(
-    denoiser: DiscreteDenoiser, network: Network, guider: IdentityGuider, cond: Conditioning
+    denoiser: DiscreteDenoiser, network: Network, batch: Conditioning, scale: float
 ) -> Denoise:
-    """Join denoiser, network, guider and conditioning into what `Solver.step` calls.
+    """Classifier-free guidance (Ho and Salimans, 2021): u + scale * (c - u), both from one batch.
+    Of a scale up to 1 the prompt's estimate alone, at half the cost, which is what few-step models
+    were distilled for.
 
     Args:
-        denoiser: called as `denoiser(network, x, sigma, cond)`.
-        network: called by the denoiser as `network(scaled x, level numbers, cond)`.
-        guider: makes the batch and combines its predictions.
-        cond: tensors of its `conditioning`.
+        network: called by the denoiser as `network(scaled x, level numbers, batch)`.
+        batch: of `guidance_batch`.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        batch, levels = guider.batch(x, sigma)
-        return guider(denoiser(network, batch, levels, cond), sigma)
+        if scale <= 1:
+            return denoiser(network, x, sigma, batch)
+        pair = denoiser(network, torch.cat([x, x]), torch.cat([sigma, sigma]), batch)
+        unconditional, conditional = pair.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
 
     return denoise
 
@@ -73,19 +88,15 @@ def dpmpp_2m_step(
 ) -> Tensor:
     """One step of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), without noise.
 
-    The solution between two levels is an exponential integral of the denoised estimate in
-    lambda = -log(sigma). Without history the estimate is taken as constant (first order, the same
-    as DDIM and as Euler's method in sigma), with it as linear through the last two estimates.
-
     Args:
-        x: latents at the level now, shape [B, ...].
+        x: latents at the level now [B, ...].
         now: their estimate, and the level, above 0.
-        sigma_next: the level to go to, below that. At 0 lambda is infinite and the first-order
-            step ends in the estimate, which is what is returned, with history too.
-        before: the estimate and the level of the step before; None for a first-order step.
+        sigma_next: the level to go to, below that; at 0 the step ends in the estimate.
+        before: the estimate and the level of the step before; None for a first-order step, which is
+            DDIM's and Euler's in sigma.
 
     Returns:
-        Latents at `sigma_next`, shape [B, ...].
+        Latents at `sigma_next` [B, ...].
     """
     if sigma_next == 0:
         return now.denoised
@@ -98,11 +109,39 @@ def dpmpp_2m_step(
     return ratio * x + (1.0 - ratio) * slope
 
 
+def euler_step(
+    x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
+) -> Tensor:
+    """One step of Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
+    return dpmpp_2m_step(x, now, sigma_next, None)
+
+
+def lcm_step(draw: Draw) -> Step:
+    """Steps of a latent consistency model (Luo et al., 2023): every one jumps to the picture and
+    adds new noise of the next level, from `draw`. The boundary term of the paper, which mixes in
+    less than 1e-5 of the latents, is left out."""
+
+    def step(x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None) -> Tensor:
+        return now.denoised + sigma_next * draw(sigma_next, x) if sigma_next else now.denoised
+
+    return step
+
+
 @dataclass(frozen=True)
-class Solver(ABC):
-    """Steps of one kind along a schedule."""
+class Solver:
+    """Steps of one kind along a schedule.
+
+    The published turbo sampler makes steps of DPM++ 2M along its own schedule: its recorded
+    trajectories follow them to 1e-6 relative. Euler's method misses single steps by 2e-3 to 8e-3,
+    and no noise is drawn, so it is not the ancestral sampler that the distilled model came with.
+
+    Attributes:
+        schedule: the levels of a run.
+        move: a step between two of them.
+    """
 
     schedule: Schedule
+    move: Step = dpmpp_2m_step
 
     def sigmas(self, discretization: Discretization, strength: float = 1.0) -> Tensor:
         """The levels of a run; see `Schedule.sigmas`."""
@@ -113,86 +152,24 @@ class Solver(ABC):
         return x * torch.sqrt(1.0 + sigmas[0] ** 2)
 
     def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        i: int,
-        sigmas: Tensor,
-        state: SolverState | None = None,
+        self, denoise: Denoise, x: Tensor, i: int, sigmas: Tensor, state: SolverState | None = None
     ) -> tuple[Tensor, SolverState]:
         """Move latents from `sigmas[i]` to `sigmas[i + 1]`, with one call of `denoise`.
 
         Args:
-            denoise: `(x, sigma [B] float32) -> estimate`, guidance included.
-            x: latents at `sigmas[i]`, shape [B, ...]. Not changed.
-            i: number of the step, 0 to len(sigmas) - 2.
-            sigmas: as returned by `sigmas`.
-            state: as returned by the step before of the same latents; None for the first.
+            x: latents at `sigmas[i]` [B, ...]; not changed.
+            state: of the step before of the same latents; None for the first.
 
         Returns:
-            Latents at `sigmas[i + 1]`, shape [B, ...], and the state for the next step.
+            Latents at `sigmas[i + 1]` [B, ...], and the state for the next step.
         """
         sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-        denoised = denoise(x, per_sample(sigma, x))
-        now = SolverState(denoised, sigma)
-        return self._move(x, now, sigma_next, state), now
-
-    @abstractmethod
-    def _move(
-        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
-    ) -> Tensor:
-        """Latents [B, ...] at `sigma_next`, from those of this step, x, and what is known of it and
-        of the step before."""
-
-
-class DPMPP2M(Solver):
-    """DPM++ 2M, second order; see `dpmpp_2m_step`.
-
-    The published turbo sampler makes such steps along its own schedule: its recorded trajectories
-    follow DPM++ 2M to 1e-6 relative. Euler's method misses single steps by 2e-3 to 8e-3, and no
-    noise is drawn, so it is not the ancestral sampler that the distilled model came with.
-    """
-
-    def _move(
-        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
-    ) -> Tensor:
-        return dpmpp_2m_step(x, now, sigma_next, before)
-
-
-class Euler(Solver):
-    """Euler's method in sigma, which is DDIM without noise (Song et al., 2021)."""
-
-    def _move(
-        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
-    ) -> Tensor:
-        return dpmpp_2m_step(x, now, sigma_next, None)
-
-
-@dataclass(frozen=True)
-class LCM(Solver):
-    """Steps of a latent consistency model (Luo et al., 2023): every one jumps to the picture and
-    adds new noise of the next level. The boundary term of the paper, which mixes in less than 1e-5
-    of the latents, is left out.
-
-    Attributes:
-        draw: source of that noise.
-    """
-
-    draw: Draw
-
-    def _move(
-        self, x: Tensor, now: SolverState, sigma_next: float, before: SolverState | None
-    ) -> Tensor:
-        return now.denoised + sigma_next * self.draw(sigma_next, x) if sigma_next else now.denoised
+        now = SolverState(denoise(x, per_sample(sigma, x)), sigma)
+        return self.move(x, now, sigma_next, state), now
 
 
 def solver_of(params: SamplingParams, turbo: Turbo | None, draw: Draw) -> Solver:
-    """The solver that a run asks for, along its schedule; `draw` is for one that draws.
-
-    Raises:
-        ValueError: see `schedule_of`.
-    """
-    schedule = schedule_of(params, turbo)
-    if params.sampler is Sampler.LCM:
-        return LCM(schedule, draw)
-    return (Euler if params.sampler is Sampler.EULER else DPMPP2M)(schedule)
+    """The solver that a run asks for, along its schedule; `draw` is for one that draws. ValueError
+    for a turbo run of more steps than its model has levels."""
+    steps = {Sampler.DPMPP2M: dpmpp_2m_step, Sampler.EULER: euler_step, Sampler.LCM: lcm_step(draw)}
+    return Solver(schedule_of(params, turbo), steps[params.sampler])

@@ -9,15 +9,8 @@ LONGEST = 10000.0  # wavelength
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of (possibly fractional) timesteps, cosines first (Ho et al., 2020).
-
-    Args:
-        timesteps: shape [N], any real dtype.
-        dim: width of the embedding; an odd width ends in a zero column.
-
-    Returns:
-        float32 of shape [N, dim].
-    """
+    """Sinusoidal embedding of (possibly fractional) timesteps [N], cosines first (Ho et al., 2020):
+    float32 [N, dim]; an odd width ends in a zero column."""
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     # Multiplied before divided: the published order, which the networks were trained with.

@@ -51,18 +51,16 @@ class GeneralConditioner(nn.Module):
         Args:
             batch: by input key, B prompts or numbers [B] or [B, n] (sizes as height, width), the
                 latter on the device of the text towers. Entries no embedder reads are ignored.
-            force_zero_embeddings: input keys whose embeddings are replaced by zeros; SDXL's base
-                model uses ["txt"] for the unconditional branch of guidance, in which the negative
-                prompt then has no effect.
+            force_zero_embeddings: input keys whose embeddings are replaced by zeros, as SDXL's base
+                model does with "txt" in the unconditional branch of guidance.
 
         Returns:
             `crossattn` [B, 77 n, C], text states of n chunks joined along channels;
-            `vector` [B, V], pooled text and embedded numbers. Each has the widest dtype among its
-            parts: with half-precision towers `vector` is float32, because embedded numbers are.
+            `vector` [B, V], pooled text and embedded numbers, float32 as these are.
 
         Raises:
-            ValueError: the batch lacks an input key, its entries differ in B, or
-                `force_zero_embeddings` names a key that no embedder reads.
+            ValueError: the batch lacks an input key, its entries differ in B, or a key to be zeroed
+                is read by no embedder.
         """
         unknown = [key for key in force_zero_embeddings if key not in self.input_keys]
         if unknown:

@@ -25,20 +25,13 @@ Prompts = Sequence[str] | Sequence[WeightedPrompt] | Tensor
 # From token ids [B, L] to states [B, L, C], and whatever else a tower returns for each row.
 States = Callable[[Tensor], tuple[Tensor, ...]]
 
-OPEN_CLIP_TOWERS = {"ViT-bigG-14": OpenClipTowerConfig()}
 
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+def _check_choice(name: str, value: object, known: Sequence[object]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
 
 
-def _check_max_length(max_length: int) -> None:
-    if not 2 < max_length <= CONTEXT_LENGTH:
-        raise ValueError(f"max_length must be in 3..{CONTEXT_LENGTH}, got {max_length}")
-
-
-def embedded(states: States, texts: Prompts, pad_token: int, length: int) -> tuple[Tensor, ...]:
+def embedded(states: States, texts: Prompts, pad_token: int) -> tuple[Tensor, ...]:
     """What a text tower makes of prompts: chunks are read one by one, weighted, and joined.
 
     A token's state moves away from what it is in an empty prompt, or towards it, by the token's
@@ -47,31 +40,30 @@ def embedded(states: States, texts: Prompts, pad_token: int, length: int) -> tup
     Args:
         states: the tower.
         texts: B strings, cut where they are too long; B weighted prompts of equally many chunks; or
-            token ids [B, length] with marks, below 0 where padding is to be.
+            token ids [B, 77] with marks, below 0 where padding is to be.
         pad_token: id after the end mark.
-        length: tokens of a row, marks included.
 
     Returns:
-        States [B, n * L, C] for n chunks, and of what else the tower returns the first chunk's.
+        States [B, n * 77, C] for n chunks, and of what else the tower returns the first chunk's.
     """
     if isinstance(texts, Tensor):
         return states(texts.masked_fill(texts < 0, pad_token))
     prompts = [text for text in texts if isinstance(text, WeightedPrompt)]
     if not prompts:
-        return states(tokenize(texts, pad_token, length))
+        return states(tokenize(texts, pad_token))
     count = len(prompts[0].chunks)
-    rows = torch.full((len(prompts) * count, length), pad_token, dtype=torch.int64)
+    rows = torch.full((len(prompts) * count, CONTEXT_LENGTH), pad_token, dtype=torch.int64)
     weights = torch.ones(rows.shape)
-    chunks = [chunk[: length - 2] for prompt in prompts for chunk in prompt.chunks]
+    chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
     for row, weight, chunk in zip(rows, weights, chunks, strict=True):
         ids = [START_TOKEN, *(token for token, _ in chunk), END_TOKEN]
         row[: len(ids)] = torch.tensor(ids)
         weight[1 : len(chunk) + 1] = torch.tensor([value for _, value in chunk])
     hidden, *rest = states(rows)
     if not all(prompt.plain for prompt in prompts):
-        empty = states(tokenize([""], pad_token, length))[0]
+        empty = states(tokenize([""], pad_token))[0]
         hidden = empty + (hidden - empty) * weights[..., None].to(hidden)
-    joined = hidden.reshape(len(prompts), count * length, -1)
+    joined = hidden.reshape(len(prompts), count * CONTEXT_LENGTH, -1)
     return joined, *(one[::count] for one in rest)
 
 
@@ -79,121 +71,81 @@ class FrozenCLIPEmbedder(nn.Module):
     """Prompts to hidden states of CLIP's text tower.
 
     Args:
-        layer: "hidden", the state after `layer_idx` blocks without final norm (SDXL), or "last",
-            the state after all blocks with it.
-        layer_idx: blocks to run with layer "hidden", 0 to all.
-        max_length: tokens per prompt, at most 77.
-        freeze: parameters need no gradient. The name of the class is a published one: unfrozen,
-            it trains like any other module.
+        layer: "hidden", the state after some blocks, without final norm.
+        layer_idx: of how many blocks.
         tower: sizes of the tower; default CLIP ViT-L/14.
 
     Raises:
-        ValueError: unknown `layer`, or a number out of range.
+        ValueError: another `layer`, or a number out of range.
     """
 
+    TRAINING_ONLY = frozenset({"freeze"})
+
     def __init__(
-        self,
-        layer: str = "hidden",
-        layer_idx: int = 11,
-        max_length: int = CONTEXT_LENGTH,
-        freeze: bool = True,
-        tower: ClipTowerConfig | Mapping[str, int] | None = None,
+        self, layer: str = "hidden", layer_idx: int = 11, tower: Mapping[str, int] | None = None
     ) -> None:
         super().__init__()
         config = tower_config(ClipTowerConfig, tower)
+        _check_choice("layer", layer, ("hidden",))
         depth = config.num_hidden_layers
-        _check_choice("layer", layer, ("hidden", "last"))
-        _check_max_length(max_length)
-        if layer == "hidden" and not 0 <= layer_idx <= depth:
+        if not 0 <= layer_idx <= depth:
             raise ValueError(f"layer_idx must be in 0..{depth} for this tower, got {layer_idx}")
-        self.layer = layer
-        self.layers = layer_idx if layer == "hidden" else depth
-        self.max_length = max_length
+        self.layers = layer_idx
         self.transformer = nn.ModuleDict({"text_model": ClipTextTower(config)})
-        self.requires_grad_(not freeze)
 
     def forward(self, texts: Prompts) -> Tensor:
-        """B prompts -> [B, n * max_length, hidden_size] for n chunks (a string is one), device and
-        dtype of the weights."""
+        """B prompts -> [B, n * 77, hidden_size] for n chunks (a string is one), device and dtype of
+        the weights."""
         tower = self.transformer["text_model"]
         device = tower.final_layer_norm.weight.device
-
-        def states(tokens: Tensor) -> tuple[Tensor]:
-            hidden = tower(tokens.to(device), self.layers)
-            return (tower.final_layer_norm(hidden) if self.layer == "last" else hidden,)
-
-        return embedded(states, texts, END_TOKEN, self.max_length)[0]
+        return embedded(lambda ids: (tower(ids.to(device), self.layers),), texts, END_TOKEN)[0]
 
 
 class FrozenOpenCLIPEmbedder2(nn.Module):
-    """Prompts to hidden states and pooled text of OpenCLIP's text tower.
+    """Prompts to hidden states (before the last block, without final norm) and pooled text of
+    OpenCLIP's text tower. `version`, which weights these are, informs only: they come with the
+    checkpoint.
 
     Args:
-        arch: name of the architecture; gives the sizes when `tower` is absent.
-        version: which published weights these are. Informs only: weights come with the checkpoint.
-        max_length: tokens per prompt, at most 77.
-        freeze: parameters need no gradient.
-        layer: "penultimate" (SDXL), the state before the last block, or "last", after it; both
-            without final norm.
-        always_return_pooled: also return the pooled text, as SDXL needs it.
-        legacy: must be False; True is the arrangement of Stable Diffusion 2.
+        arch: name of the architecture, for its sizes.
+        layer, always_return_pooled, legacy: as published for SDXL; other values are of other
+            models.
         tower: sizes of the tower in place of those of `arch`.
 
     Raises:
-        ValueError: unknown `arch` or `layer`, `legacy` True, or a number out of range.
+        ValueError: one of these values is another.
     """
+
+    TRAINING_ONLY = frozenset({"freeze", "version"})
 
     def __init__(
         self,
         arch: str = "ViT-bigG-14",
-        version: str = "laion2b_s39b_b160k",
-        max_length: int = CONTEXT_LENGTH,
-        freeze: bool = True,
         layer: str = "penultimate",
         always_return_pooled: bool = True,
         legacy: bool = False,
-        tower: OpenClipTowerConfig | Mapping[str, int] | None = None,
+        tower: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         if tower is None:
-            _check_choice("arch", arch, tuple(OPEN_CLIP_TOWERS))
-            tower = OPEN_CLIP_TOWERS[arch]
-        _check_choice("layer", layer, ("penultimate", "last"))
-        _check_max_length(max_length)
+            _check_choice("arch", arch, ("ViT-bigG-14",))
+        _check_choice("layer", layer, ("penultimate",))
+        _check_choice("always_return_pooled", always_return_pooled, (True,))
         if legacy:
             raise ValueError("legacy=True (text of Stable Diffusion 2) is not supported")
-        self.version = version
-        self.layer = layer
-        self.max_length = max_length
-        self.return_pooled = always_return_pooled
         self.model = OpenClipTextTower(tower_config(OpenClipTowerConfig, tower))
-        self.requires_grad_(not freeze)
 
-    def forward(self, texts: Prompts) -> Tensor | tuple[Tensor, Tensor]:
-        """B prompts -> hidden [B, n * max_length, width] for n chunks (a string is one) and, if
-        asked for, pooled [B, embed_dim], of the first chunk.
-
-        Device and dtype are those of the weights.
-        """
+    def forward(self, texts: Prompts) -> tuple[Tensor, Tensor]:
+        """B prompts -> hidden [B, n * 77, width] for n chunks (a string is one) and pooled
+        [B, embed_dim], of the first chunk. Device and dtype are those of the weights."""
         device = self.model.positional_embedding.device
-
-        def states(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            penultimate, last, pooled = self.model(tokens.to(device))
-            return (penultimate if self.layer == "penultimate" else last), pooled
-
-        hidden, pooled = embedded(states, texts, 0, self.max_length)
-        return (hidden, pooled) if self.return_pooled else hidden
+        hidden, pooled = embedded(lambda ids: self.model(ids.to(device)), texts, 0)
+        return hidden, pooled
 
 
 class ConcatTimestepEmbedderND(nn.Module):
-    """Numbers (picture sizes, a score) as sinusoidal embeddings, each on its own, side by side.
-
-    Args:
-        outdim: width of the embedding of one number.
-
-    Raises:
-        ValueError: `outdim` is not positive.
-    """
+    """Numbers (picture sizes, a score) as sinusoidal embeddings, each on its own, side by side;
+    `outdim` is the width of one."""
 
     def __init__(self, outdim: int) -> None:
         super().__init__()
@@ -202,14 +154,8 @@ class ConcatTimestepEmbedderND(nn.Module):
         self.outdim = outdim
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B] or [B, n] of any real dtype -> float32 [B, n * outdim] on the same device.
-
-        Raises:
-            ValueError: `x` has another number of axes.
-        """
-        if x.ndim == 1:
-            x = x[:, None]
-        if x.ndim != 2:
+        """[B] or [B, n] of any real dtype -> float32 [B, n * outdim] on the same device."""
+        if x.ndim not in (1, 2):
             raise ValueError(f"expected shape [B] or [B, n], got {list(x.shape)}")
         embedding = timestep_embedding(x.flatten(), self.outdim)  # [B * n, outdim]
         return embedding.reshape(len(x), -1)

@@ -21,11 +21,8 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class WeightedPrompt:
-    """A prompt as the text towers read it.
-
-    Attributes:
-        chunks: at least one; each at most 75 pairs of a token id and its weight.
-    """
+    """A prompt as the text towers read it: at least one chunk, each of at most 75 pairs of a token
+    id and its weight."""
 
     chunks: tuple[tuple[tuple[int, float], ...], ...]
 

@@ -42,14 +42,9 @@ def _byte_symbols() -> dict[int, str]:
 
 
 class BytePairTokenizer:
-    """Text to token ids with a lower-cased byte-pair vocabulary (Sennrich et al., 2016).
-
-    Args:
-        path: gzipped text; after a header line, one merge ("left right") per line, best first.
-
-    Raises:
-        ValueError: the file has fewer merges than the vocabulary needs.
-    """
+    """Text to token ids with a lower-cased byte-pair vocabulary (Sennrich et al., 2016). Its file
+    is gzipped text: after a header line one merge ("left right") per line, best first; ValueError
+    if there are too few."""
 
     def __init__(self, path: Path) -> None:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
@@ -101,25 +96,15 @@ def load_tokenizer() -> BytePairTokenizer:
     return BytePairTokenizer(VOCABULARY)
 
 
-def tokenize(texts: Sequence[str], pad_token: int, max_length: int = CONTEXT_LENGTH) -> Tensor:
-    """Prompts as rows of token ids: start mark, text, end mark, padding.
-
-    Args:
-        texts: B prompts; the tokens of a long one that do not fit between the marks are dropped.
-        pad_token: id after the end mark: 0 for OpenCLIP, `END_TOKEN` for CLIP.
-        max_length: length of a row.
-
-    Returns:
-        int64 [B, max_length] on the CPU.
-
-    Raises:
-        TypeError: `texts` is one string, or holds something that is not a string.
-    """
+def tokenize(texts: Sequence[str], pad_token: int) -> Tensor:
+    """B prompts as rows of token ids, int64 [B, 77] on the CPU: start mark, text as far as it fits,
+    end mark, and padding (0 for OpenCLIP, `END_TOKEN` for CLIP). TypeError for one string alone, or
+    for a prompt that is no string."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a list of prompts (strings), got {texts!r:.80}")
     tokenizer = load_tokenizer()
-    rows = torch.full((len(texts), max_length), pad_token, dtype=torch.int64, device="cpu")
+    rows = torch.full((len(texts), CONTEXT_LENGTH), pad_token, dtype=torch.int64, device="cpu")
     for row, text in zip(rows, texts, strict=True):
-        ids = [START_TOKEN, *tokenizer.encode(text)[: max_length - 2], END_TOKEN]
+        ids = [START_TOKEN, *tokenizer.encode(text)[: CONTEXT_LENGTH - 2], END_TOKEN]
         row[: len(ids)] = torch.tensor(ids, device="cpu")
     return rows

@@ -47,14 +47,9 @@ class OpenClipTowerConfig:
 _Config = TypeVar("_Config", ClipTowerConfig, OpenClipTowerConfig)
 
 
-def tower_config(kind: type[_Config], sizes: _Config | Mapping[str, int] | None) -> _Config:
-    """The configuration that `sizes` describes: itself, a mapping from YAML, or the default.
-
-    Raises:
-        ValueError: a size has an unknown name, is not a positive integer, or heads do not divide.
-    """
-    if isinstance(sizes, kind):
-        return sizes
+def tower_config(kind: type[_Config], sizes: Mapping[str, int] | None) -> _Config:
+    """The configuration that a mapping from YAML describes; without one, the default. ValueError
+    for an unknown name, a size that is no positive integer, or heads that do not divide."""
     known = [field.name for field in fields(kind)]
     unknown = [name for name in sizes or {} if name not in known]
     if unknown:
@@ -114,15 +109,10 @@ class ClipBlock(nn.Module):
 
 
 class ClipTextTower(nn.Module):
-    """The text tower of CLIP; names as under `transformer.text_model` of the published files.
-
-    Args:
-        config: its sizes.
-    """
+    """The text tower of CLIP; names as under `transformer.text_model` of the published files."""
 
     def __init__(self, config: ClipTowerConfig) -> None:
         super().__init__()
-        self.config = config
         width = config.hidden_size
         self.embeddings = nn.ModuleDict(
             {
@@ -139,15 +129,8 @@ class ClipTextTower(nn.Module):
         self.register_load_state_dict_pre_hook(_drop_position_ids)
 
     def forward(self, tokens: Tensor, layers: int) -> Tensor:
-        """The hidden state after the first `layers` blocks, without the final norm.
-
-        Args:
-            tokens: int64 [B, N], N at most 77.
-            layers: how many blocks to run, 0 to all.
-
-        Returns:
-            [B, N, hidden_size] in the dtype of the weights.
-        """
+        """The hidden state [B, N, hidden_size] of tokens, int64 [B, N], N at most 77, after the
+        first `layers` blocks, without the final norm."""
         x = self.embeddings["token_embedding"](tokens)  # [B, N, width]
         x = x + self.embeddings["position_embedding"].weight[: tokens.shape[1]]
         for block in self.encoder["layers"][:layers]:
@@ -199,15 +182,10 @@ class OpenClipBlock(nn.Module):
 
 
 class OpenClipTextTower(nn.Module):
-    """The text tower of OpenCLIP; names as under `model` of the published files.
-
-    Args:
-        config: its sizes.
-    """
+    """The text tower of OpenCLIP; names as under `model` of the published files."""
 
     def __init__(self, config: OpenClipTowerConfig) -> None:
         super().__init__()
-        self.config = config
         width = config.width
         self.token_embedding = nn.Embedding(VOCABULARY_SIZE, width)
         self.positional_embedding = nn.Parameter(torch.empty(CONTEXT_LENGTH, width))
@@ -222,15 +200,14 @@ class OpenClipTextTower(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
         _init_tower(blocks, width, ("out_proj.weight", "c_proj.weight"))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The states around the last block and the pooled text.
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The states before the last block and the pooled text.
 
         Args:
             tokens: int64 [B, N], N at most 77; the end mark is the largest id of each row.
 
         Returns:
-            Before the last block [B, N, width] and after it [B, N, width], both without the final
-            norm; pooled text [B, embed_dim]. All in the dtype of the weights.
+            [B, N, width], without the final norm, and [B, embed_dim], in the dtype of the weights.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         *blocks, final_block = self.transformer["resblocks"]
@@ -239,4 +216,4 @@ class OpenClipTextTower(nn.Module):
         last = final_block(x)
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         ends = self.ln_final(last[rows, tokens.argmax(dim=-1)])  # [B, width]
-        return x, last, ends @ self.text_projection
+        return x, ends @ self.text_projection
