@@ -17,6 +17,7 @@ from sgm.sparse.recording import (
     Quantised,
     Recorded,
     narrowed,
+    quantise,
     tensors_of,
     widened,
 )
@@ -77,12 +78,10 @@ class Site:
         the scope asks for it."""
         state, place = self.state, (self.name, ROWS)
         if state.fills and place not in state.record.values:
-            pixels, positions = active.written
-            found = narrowed(
-                rows if positions is None else rows.index_select(1, positions), state.record.dtype
-            )
-            assert isinstance(found, Tensor | Quantised)
-            state.filled[place] = Part(found, pixels, math.prod(active.out_size))
+            (pixels, positions), dtype = active.written, state.record.dtype
+            found = rows if positions is None else rows.index_select(1, positions)
+            small = found if dtype is None else quantise(found, dtype)
+            state.filled[place] = Part(small, pixels, math.prod(active.out_size))
 
     def get(self, key: str, x: Tensor, kind: type[Kind]) -> Kind:
         """A recorded value of a kind, widened, for an input x of the sparse pass.

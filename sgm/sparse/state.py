@@ -90,9 +90,10 @@ class SparseState:
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
     ) -> Any:
-        """A pass of the network; a sparse one by its graph, where there are graphs."""
-        graphs = self.mode is Mode.SPARSE and not self.fills
-        if self.graphs is None or self.static is None or not graphs:
+        """A pass of the network; a sparse one by its graph, where there are graphs. What is filled
+        in lies in other memory each time, so that passes with it run as they are."""
+        ordinary = self.mode is not Mode.SPARSE or self.fills or self.filled
+        if self.graphs is None or self.static is None or ordinary:
             return forward(*args, **named)
         both, kinds = (self.static, self._memory.static), self._memory.kinds
         version, prepare = (lambda: sum(s.version for s in both)), self.ops.prepare
@@ -151,7 +152,7 @@ class SparseState:
                 read (blocks of preset `published` keep whole maps all the same).
             dtype: int8 or bfloat16, to keep rows and tokens in; None for the network's.
             largest: leave out the rows of maps with more pixels than this, for `fill` to compute
-                them anew; not for passes that run as graphs. None to keep all.
+                them anew; None to keep all.
 
         Raises:
             NotSparseError: a layer that came since the last one cannot be made sparse.
