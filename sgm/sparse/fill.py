@@ -60,7 +60,9 @@ def masks_to_fill(
         read = masks[size]
         for geometry in reads[size]:
             out = geometry.out_size(size)
-            outputs = masks[out] if out == size else masks[out] | filled(out)
+            outputs = masks[out]
+            if out in left_out and out != size:
+                outputs = outputs | filled(out)
             read = read | geometry.read(outputs, size)
         return grown(read, halo[size])
 
