@@ -40,7 +40,7 @@ from sgm.words import RecordingMemory
 logger = logging.getLogger(__name__)
 
 MANIFEST = "recording.json"
-VERSION = 5
+VERSION = 6
 
 
 def recipe_of(options: RunOptions) -> Recipe:

@@ -7,12 +7,13 @@ the unedited picture come from (`sgm.inference.unedited`), and which steps are r
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sgm.inference.interpolate import Curve, Interpolated
-from sgm.inference.networks import Networks, recording, sparse
+from sgm.inference.networks import Networks, recording, sparse, use_kept
 from sgm.inference.noise import Noise
 from sgm.inference.presets import EVERY_STEP, Recorded, StepMasks
 from sgm.inference.unedited import (
@@ -161,8 +162,11 @@ def steps_of(plan: Plan, networks: Networks, solver: Solver) -> int:
 def decode(plan: Plan, networks: Networks) -> Tensor:
     """Picture [3, H, W] in [0, 1], float32, of a plan with its result. A sparse run decodes
     sparsely from the recording of the unedited latents."""
-    if plan.kept is not None:
-        handle_of(networks.decoder).use(plan.kept.decoder)
+    kept = plan.kept
+    if kept is not None:
+        assert plan.decoder_masks is not None  # of every edit from kept recordings
+        unedited = partial(networks.decode, kept.z)
+        use_kept(networks.decoder, kept.decoder, plan.decoder_masks, unedited)
     elif plan.decoder_masks is not None:
         with recording(networks.decoder, plan.decoder_masks):
             networks.decode(plan.unedited)

@@ -1,7 +1,7 @@
 """The networks of a run behind three verbs: encode, denoise, decode, each dense or sparse."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from sgm import runtime
 from sgm.errors import UserError
 from sgm.inference.noise import Noise
+from sgm.models.autoencoder import DiagonalGaussian
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.sampling import Conditioning, Denoise, guidance_batch, guided
 from sgm.modules.encoders.prompts import CHUNK, WeightedPrompt, prompt_pair
@@ -33,11 +34,24 @@ LEAST_SHOWN = 60  # characters of the words that are not read, in a notice
 
 
 def recording(
-    network: torch.nn.Module, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
+    network: torch.nn.Module,
+    masks: MaskPyramid | None = None,
+    dtype: torch.dtype | None = None,
+    largest: int | None = None,
 ) -> AbstractContextManager[Recording]:
-    """Scope in which a sparse network runs in full and records, for these masks or for any; rows
-    and tokens in a dtype of fewer bytes where one is given."""
-    return handle_of(network).recording(masks, dtype)
+    """Scope in which a sparse network runs in full and records, for these masks or for any, and
+    perhaps in a dtype of fewer bytes, or without maps of more than `largest` pixels."""
+    return handle_of(network).recording(masks, dtype, largest)
+
+
+def use_kept(
+    network: torch.nn.Module, kept: Recording, masks: MaskPyramid, run: Callable[[], object]
+) -> None:
+    """Make a kept recording the present one, ready for sparse passes with these masks: what it has
+    left out is computed anew by `run`, a pass of the input that was recorded."""
+    handle = handle_of(network)
+    handle.use(kept)
+    handle.fill(masks, run)
 
 
 def sparse(network: torch.nn.Module, masks: MaskPyramid | None) -> AbstractContextManager[None]:
@@ -116,13 +130,17 @@ class Networks:
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
         """Scaled latents of a picture: one sample of the posterior, one draw called `name`.
         NonFiniteError if the autoencoder overflows."""
-        first_stage = self.engine.first_stage_model
-        dtype = first_stage.quant_conv.weight.dtype
-        x = picture[None].to(self.device, dtype, memory_format=self.layout)
-        posterior = first_stage.posterior(x)
+        posterior = self.posterior(picture)
         _check_finite(posterior.mean)
         draw = noise(f"posterior/{name}", posterior.mean.shape)
         return self.engine.scale_factor * posterior.sample(draw)
+
+    def posterior(self, picture: Tensor) -> DiagonalGaussian:
+        """What `encode` draws latents from, unscaled; by one pass of the encoder."""
+        first_stage = self.engine.first_stage_model
+        dtype = first_stage.quant_conv.weight.dtype
+        x = picture[None].to(self.device, dtype, memory_format=self.layout)
+        return first_stage.posterior(x)
 
     def masked(self, picture: Tensor, mask: Tensor, noise: Noise) -> Tensor:
         """What an inpainting network reads beside its latents, [1, 1 + C, h, w]: the mask (bool

@@ -1,5 +1,6 @@
 """What a preset computes: masks per network and task, and what becomes of the other pixels."""
 
+import math
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -54,6 +55,12 @@ class Recorded:
     def dtype(self) -> torch.dtype | None:
         """Of the rows and tokens that are kept; None for the network's."""
         return DTYPES[self.precision]
+
+    def largest(self, size: tuple[int, int]) -> int | None:
+        """Pixels of the largest maps that are kept of encoder and decoder, for a picture of `size`
+        (height, width): as int8 not those of their two highest levels, which are most of them and
+        are computed anew around an edit. None for all."""
+        return math.prod(size) // 16 if self.dtype is torch.int8 else None
 
     def changed(self, settings: RecordingSettings) -> "Recorded":
         """With what a person has set instead."""

@@ -1,7 +1,7 @@
 """A region of a picture that bounds where its later edits may be, so that less has to be kept."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -16,12 +16,14 @@ from sgm.inference.stores import Store
 from sgm.inference.track import DECODER, ENCODER
 from sgm.sparse.masks import MaskPyramid, Resolution, dilate, grown
 from sgm.sparse.pixels import DOUBLED, DOWN, DOWN_END, SAME
-from sgm.sparse.recording import Recorded, Recording, size_of, with_tensors
+from sgm.sparse.recording import ROWS, Recorded, Recording, size_of, with_tensors
 from sgm.words import RecordingMemory, Task
 
 REGION = "region"  # store key of its mask
 MASK = ("", "mask")  # in the recording of that name
-ROWS = "rows"  # the recorded values that are read by active pixels
+# How far a pass of the decoder reads that fills in its two highest levels, at the level before, in
+# its pixels: six of the second's convolutions, and half of seven of the highest's.
+FILL_REACH = 6
 
 
 class Region:
@@ -40,7 +42,7 @@ class Region:
         self._read: Mapping[str, MaskPyramid] = {
             "inpainting": read_by(_levels(limit, recipe)),
             "sdedit": read_by(_levels(grown(limit, wide), recipe)),
-            "autoencoder": read_by(_levels(self.drawn_limit, recipe)),
+            "autoencoder": _read_to_fill(_levels(self.drawn_limit, recipe), limit.shape),
         }
 
     @classmethod
@@ -171,6 +173,15 @@ def read_by(masks: MaskPyramid) -> MaskPyramid:
                 read = read | geometry.read(outputs, size)
         found[size] = read
     return found
+
+
+def _read_to_fill(masks: MaskPyramid, size: Sequence[int]) -> MaskPyramid:
+    """As `read_by`, for encoder and decoder of a picture of `size`: also by the passes that compute
+    what their recordings may have left out (`Recorded.largest`). These begin at a quarter of the
+    sides, and read farther there."""
+    begin = (size[0] // 4, size[1] // 4)
+    read = read_by(masks)
+    return {**read, begin: read[begin] | grown(masks[begin], FILL_REACH)}
 
 
 def bounded(recording: Recording, read: MaskPyramid) -> Recording:

@@ -1,7 +1,7 @@
 """SDEdit (Meng et al., 2022): noise a picture that was drawn on, and denoise it again."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -10,11 +10,10 @@ from sgm.inference.composite import blended, opacity_of_drawing
 from sgm.inference.drawing import where_drawn
 from sgm.inference.edit import Edit, check_sizes
 from sgm.inference.loop import Kept, Plan, Source
-from sgm.inference.networks import Networks, recording, sparse
+from sgm.inference.networks import Networks, recording, sparse, use_kept
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
 from sgm.sparse.masks import MaskPyramid, cover, dilate
-from sgm.sparse.sparsify import handle_of
 from sgm.specs import Blend
 
 
@@ -72,7 +71,8 @@ class SDEdit(Edit):
                 z = networks.encode(self.init, noise, "init")
         else:
             assert kept.encoder is not None  # of a track of SDEdit
-            handle_of(networks.encoder).use(kept.encoder)
+            unedited = partial(networks.posterior, self.init)
+            use_kept(networks.encoder, kept.encoder, masks, unedited)
             z = kept.z
         with sparse(networks.encoder, masks):
             edited = networks.encode(self.edited, noise, "edited")

@@ -1,11 +1,11 @@
 """Record a picture once, edit it many times: every edit runs sparse passes only."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgm import runtime
 from sgm.inference.choose_store import MakeStore
@@ -99,8 +99,7 @@ class EditSession:
                 else:  # no edit reads the encoder's
                     self.z = self.networks.encode(picture, self.noise, "init")
             with stage("record"):
-                dtype = pipeline.recipe.recorded.dtype
-                with recording(self.networks.decoder, dtype=dtype) as parts[DECODER]:
+                with self._recording(self.networks.decoder) as parts[DECODER]:
                     self.networks.decode(self.z)
                 track = self._track(task, params.strength)
                 rest = sum(size_kept(self.region, name, part) for name, part in parts.items())
@@ -150,9 +149,13 @@ class EditSession:
 
     def _recorded_encoding(self) -> tuple[Tensor, Recording]:
         """Latents of the picture, and the recording of the encoder; inside a scope."""
-        dtype = self.pipeline.recipe.recorded.dtype
-        with recording(self.networks.encoder, dtype=dtype) as encoder:
+        with self._recording(self.networks.encoder) as encoder:
             return self.networks.encode(self.picture, self.noise, "init"), encoder
+
+    def _recording(self, network: nn.Module) -> AbstractContextManager[Recording]:
+        """Scope in which the encoder or the decoder is recorded on the picture."""
+        recorded, (_, height, width) = self.pipeline.recipe.recorded, self.picture.shape
+        return recording(network, dtype=recorded.dtype, largest=recorded.largest((height, width)))
 
     @contextmanager
     def scope(self) -> Iterator[Stopwatch]:

@@ -76,8 +76,8 @@ def session_size(
     sigmas = pipeline.solver(params).sigmas(discretization, params.strength if sdedit else 1.0)
     track = Track(task, sigmas, recorded)
 
-    def kept(name: str, network: nn.Module, *inputs: Tensor) -> int:
-        with torch.inference_mode(), recording(network, dtype=recorded.dtype) as record:
+    def kept(name: str, network: nn.Module, *inputs: Tensor, largest: int | None = None) -> int:
+        with torch.inference_mode(), recording(network, None, recorded.dtype, largest) as record:
             network(*inputs)
         return size_kept(bound, name, record)
 
@@ -85,9 +85,10 @@ def session_size(
     dtype = next(networks.decoder.parameters()).dtype
     z = torch.empty(1, LATENT_CHANNELS, *latents, dtype=dtype, device="meta")
     picture = torch.empty(1, 3, *size, dtype=dtype, device="meta")
+    largest = recipe.recorded.largest(size)
     return SessionSize(
-        encoder=kept(ENCODER, networks.encoder, picture) if sdedit else 0,
-        decoder=kept(DECODER, networks.decoder, z),
+        encoder=kept(ENCODER, networks.encoder, picture, largest=largest) if sdedit else 0,
+        decoder=kept(DECODER, networks.decoder, z, largest=largest),
         step=kept(task, networks.unet, *unet_inputs(networks.unet, size, 1 + (params.scale > 1))),
         steps=len(track.made),
         prompt_steps=len(track.steps_of_prompt()),

@@ -212,6 +212,8 @@ def _unflat(tensors: dict[str, Tensor], sizes: dict[str, list[int]]) -> Recordin
         ordered = [found[number] for number in sorted(found)]
         value: Recorded = ordered[0] if kind == "tensor" else KINDS[kind](*ordered)
         recording.values[site, key] = value
+        if isinstance(value, Quantised):
+            recording.dtype = value.codes.dtype
     for name, (height, width) in sizes.items():
         site, key = name.split(SEPARATOR)
         recording.values[site, key] = (height, width)

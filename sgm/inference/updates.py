@@ -36,20 +36,28 @@ def bring_up_to_date(session: "EditSession", picture: Tensor, changed: Tensor) -
     def encode() -> Tensor:
         return networks.encode(picture, session.noise, "init")
 
-    def update(name: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+    def update(
+        name: str,
+        network: nn.Module,
+        run: Callable[[], Tensor],
+        unedited: Callable[[], object] | None = None,
+    ) -> Tensor:
         """Bring one kept recording up to date by a sparse pass that writes into it; what the pass
-        returns."""
+        returns. `unedited` is a pass of what was recorded, where something may be left out."""
         handle = handle_of(network)
         handle.use(store.get(name))
+        if unedited is not None:
+            handle.fill(masks, unedited)
         with handle.sparse(masks, update=True):
             out = run()
         store.put(name, narrow(handle.record, recipe.recorded.dtype))
         return out
 
-    z = update(ENCODER, networks.encoder, encode) if ENCODER in names else encode()
+    before = partial(networks.posterior, session.picture), partial(networks.decode, session.z)
+    z = update(ENCODER, networks.encoder, encode, before[0]) if ENCODER in names else encode()
     latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
     session.z = torch.where(latent_mask, z, session.z)
-    update(DECODER, networks.decoder, lambda: networks.decode(session.z))
+    update(DECODER, networks.decoder, partial(networks.decode, session.z), before[1])
     denoise = session.denoiser(session.params)
     updated = {ENCODER, DECODER, LATENTS, REGION}
     for track in session.tracks.values():

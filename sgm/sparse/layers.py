@@ -86,6 +86,7 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
         the norm records such, the rows around them: [B, n + m, C]."""
         site, size = self.site, self.site.size(rows)
         active = site.state.active(PIXELS, size, rows.device)
+        site.fill(active, rows)
         moments, old = site.get("moments", rows, Moments), site.tensor("rows", rows)
         recorded = RecordedRows(
             moments, size[0] * size[1], old, self._around(rows), not site.mask_specific
@@ -229,14 +230,16 @@ class ShortMap(SparseModule):
 
     def _sparse(self, x: Tensor) -> Tensor:
         site, rows = self.site, as_rows(x)
+        size = site.size(rows)
+        active = site.state.active(PIXELS, size, rows.device)
+        site.fill(active, rows)
         if site.mask_specific:
             around = site.tensor("around", rows)
         else:
-            pixels = pixel_set(site, self.geometry, site.size(rows), rows).around
+            pixels = pixel_set(site, self.geometry, size, rows).around
             around = site.tensor("rows", rows).index_select(1, pixels)
         short = rows_as_map(torch.cat([rows, around], dim=1))
-        if site.state.updates:
-            site.update(site.state.active(PIXELS, site.size(x), x.device), rows=rows)
+        site.update(active, rows=rows)
         return getattr(self, self.conv_name)(short)
 
 

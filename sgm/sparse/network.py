@@ -1,5 +1,6 @@
 """Layers with a sparse pass, and their named places in the state of their network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,16 @@ from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.torch_ref import TorchOps
 from sgm.sparse.mask_sets import AnyGeometry, SparseStateError
 from sgm.sparse.masks import Resolution
-from sgm.sparse.recording import Quantised, Recorded, narrowed, tensors_of, widened
+from sgm.sparse.recording import (
+    ROWS,
+    Part,
+    Quantised,
+    Recorded,
+    narrowed,
+    quantise,
+    tensors_of,
+    widened,
+)
 from sgm.sparse.state import Mode, SparseState
 
 Kind = TypeVar("Kind")
@@ -44,6 +54,8 @@ class Site:
         if state.records and record.mask_specific and name in state.layers:
             values = state.layers[name].cut(values)
         if state.records:
+            if ROWS in values and not record.keeps(values):
+                del values[ROWS]
             values = {key: narrowed(value, record.dtype) for key, value in values.items()}
         static = state.static_of(record)
         for key, value in values.items():
@@ -53,11 +65,23 @@ class Site:
             record.values[name, key] = value
 
     def update(self, active: ActiveSet, **rows: Tensor) -> None:
-        """Put rows [B, n, C] at the active outputs of recorded maps, if the scope asks for it."""
+        """Put rows [B, n, C] at the active outputs of recorded maps, if the scope asks for it; what
+        the recording has left out stays out."""
         if self.state.updates:
             for key, value in rows.items():
-                known = self.tensor(key, value)
-                self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
+                if (self.name, key) not in self.state.filled:
+                    known = self.tensor(key, value)
+                    self.put(**{key: self.ops.scatter(known, active, value, in_place=True)})
+
+    def fill(self, active: ActiveSet, rows: Tensor) -> None:
+        """Keep rows [B, n, C] at the active outputs of a map that the recording has left out, if
+        the scope asks for it."""
+        state, place = self.state, (self.name, ROWS)
+        if state.fills and place not in state.record.values:
+            (pixels, positions), dtype = active.written, state.record.dtype
+            found = rows if positions is None else rows.index_select(1, positions)
+            small = found if dtype is None else quantise(found, dtype)
+            state.filled[place] = Part(small, pixels, math.prod(active.out_size))
 
     def get(self, key: str, x: Tensor, kind: type[Kind]) -> Kind:
         """A recorded value of a kind, widened, for an input x of the sparse pass.
@@ -65,11 +89,13 @@ class Site:
         Raises:
             SparseStateError: it was not recorded, or for another batch, device or dtype.
         """
-        if (self.name, key) not in self.state.record.values:
+        place, state = (self.name, key), self.state
+        found = state.record.values.get(place, state.filled.get(place))
+        if found is None:
             raise SparseStateError(
                 f"Nothing is recorded for {self.name}.{key}; record with the same network first."
             )
-        value = widened(self.state.record.values[self.name, key])
+        value = widened(found)
         assert isinstance(value, kind)
         for tensor in tensors_of(value):  # a size has none
             same_type = not isinstance(value, Tensor) or tensor.dtype == x.dtype

@@ -1,5 +1,6 @@
 """What a full pass leaves for sparse ones."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,7 +34,29 @@ class Quantised:
         total.addcmul_(self.codes, self.scale, value=weight)
 
 
-Recorded = Tensor | Quantised | Affine | Moments | Resolution
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a map; the others are not known, and read as zeros.
+
+    Attributes:
+        rows: [B, n, C], perhaps in fewer bytes.
+        pixels: int64 [n], where they belong.
+        count: number of pixels of the map.
+    """
+
+    rows: Tensor | Quantised
+    pixels: Tensor
+    count: int
+
+    def widen(self) -> Tensor:
+        """The map [B, P, C], in memory of its own."""
+        rows = self.rows.widen() if isinstance(self.rows, Quantised) else self.rows
+        whole = rows.new_zeros(rows.shape[0], self.count, rows.shape[2])
+        return whole.index_copy_(1, self.pixels, rows)
+
+
+Recorded = Tensor | Quantised | Part | Affine | Moments | Resolution
+ROWS = "rows"  # the name of a layer's recorded rows of a whole map
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> Tensor | Quantised:
@@ -103,8 +126,8 @@ def by_dtype(*lists: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
 
 
 def widened(value: Recorded) -> Recorded:
-    """A recorded value as it is read; of a quantised one a copy."""
-    return value.widen() if isinstance(value, Quantised) else value
+    """A recorded value as it is read; of a quantised one, or of a part of a map, a copy."""
+    return value.widen() if isinstance(value, Quantised | Part) else value
 
 
 @dataclass(eq=False)
@@ -116,11 +139,18 @@ class Recording:
             serves any.
         dtype: of the rows and tokens in it (see `quantise`); None for the network's.
         values: by the names of a layer and of a value of it.
+        largest: pixels of the largest maps whose rows are kept (see `SparseState.fill`); None for
+            no limit.
     """
 
     masks: MaskPyramid | None = None
     dtype: torch.dtype | None = None
     values: dict[tuple[str, str], Recorded] = field(default_factory=dict)
+    largest: int | None = None
+
+    def keeps(self, values: Mapping[str, Recorded]) -> bool:
+        """Whether the rows among the values of a layer are kept."""
+        return self.largest is None or math.prod(size_of(values)) <= self.largest
 
     @property
     def mask_specific(self) -> bool:

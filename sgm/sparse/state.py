@@ -13,11 +13,13 @@ from torch import Tensor
 
 from sgm.sparse.active import ActiveSet
 from sgm.sparse.backends.torch_ref import TorchOps
+from sgm.sparse.fill import masks_to_fill
 from sgm.sparse.graphs import Capture, MaskMemory, StepGraphs
 from sgm.sparse.mask_sets import AnyGeometry, MaskSets, SetKey, SparseStateError
 from sgm.sparse.masks import MaskPyramid, Resolution
 from sgm.sparse.ops import select_ops
 from sgm.sparse.recording import (
+    Part,
     Recorded,
     Recording,
     each_tensor,
@@ -61,8 +63,9 @@ class SparseState:
     def __init__(self, ops: TorchOps | None = None) -> None:
         self.ops = ops or select_ops()
         self.mode = Mode.DENSE
-        self.updates = False
+        self.updates = self.fills = False
         self.record = Recording()
+        self.filled: dict[tuple[str, str], Part] = {}  # of what the recording has left out
         self.layers: dict[str, Layer] = {}
         self.text: dict[str, tuple[Tensor, Tensor]] = {}
         self.masks: MaskPyramid | None = None  # of the current or last sparse scope
@@ -87,8 +90,10 @@ class SparseState:
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
     ) -> Any:
-        """A pass of the network; a sparse one by its graph, where there are graphs."""
-        if self.graphs is None or self.static is None or self.mode is not Mode.SPARSE:
+        """A pass of the network; a sparse one by its graph, where there are graphs. What is filled
+        in lies in other memory each time, so that passes with it run as they are."""
+        ordinary = self.mode is not Mode.SPARSE or self.fills or self.filled
+        if self.graphs is None or self.static is None or ordinary:
             return forward(*args, **named)
         both, kinds = (self.static, self._memory.static), self._memory.kinds
         version, prepare = (lambda: sum(s.version for s in both)), self.ops.prepare
@@ -134,7 +139,10 @@ class SparseState:
 
     @contextmanager
     def recording(
-        self, masks: MaskPyramid | None = None, dtype: torch.dtype | None = None
+        self,
+        masks: MaskPyramid | None = None,
+        dtype: torch.dtype | None = None,
+        largest: int | None = None,
     ) -> Iterator[Recording]:
         """Scope in which forward passes are dense and make a new recording, which replaces the
         present one.
@@ -143,6 +151,8 @@ class SparseState:
             masks: make it serve sparse passes with these masks only, and keep no more than they
                 read (blocks of preset `published` keep whole maps all the same).
             dtype: int8 or bfloat16, to keep rows and tokens in; None for the network's.
+            largest: leave out the rows of maps with more pixels than this, for `fill` to compute
+                them anew; None to keep all.
 
         Raises:
             NotSparseError: a layer that came since the last one cannot be made sparse.
@@ -151,7 +161,7 @@ class SparseState:
         if masks is not None:
             self._use_masks(masks)
         with self._in_mode(Mode.RECORD):
-            self.record = Recording(masks, dtype)
+            self.record, self.filled = Recording(masks, dtype, largest=largest), {}
             yield self.record
 
     def kept(self) -> Recording:
@@ -162,7 +172,7 @@ class SparseState:
     def use(self, recording: Recording) -> None:
         """Make a recording that was kept the present one; one in the memory of `room` is not
         copied."""
-        static = self.static_of(recording)
+        static, self.filled = self.static_of(recording), {}
         if static is None or recording is static.room:
             self.record = recording
             return
@@ -247,10 +257,30 @@ class SparseState:
             finally:
                 self.updates = False
 
+    def fill(self, masks: MaskPyramid, run: Callable[[], object]) -> None:
+        """Compute the rows that the present recording has left out, as far as sparse passes with
+        `masks` read them; they are there until another recording is used.
+
+        Args:
+            masks: of the passes to come.
+            run: a pass of the input that was recorded, or of one that differs where nothing was
+                left out.
+        """
+        geometries = {name: layer.geometries for name, layer in self.layers.items()}
+        wide = masks_to_fill(self.record, geometries, masks)
+        if wide is None:
+            return
+        self.filled, self.fills = {}, True
+        try:
+            with self.sparse(wide):
+                run()
+        finally:
+            self.fills = False
+
     def clear(self) -> None:
         """Forget recording, masks and text, and free their memory."""
         self.record, self.masks, self._active, self.text = Recording(), None, {}, {}
-        self._sets = []
+        self._sets, self.filled = [], {}
 
     def active(self, geometry: AnyGeometry, size: Resolution, device: torch.device) -> ActiveSet:
         """The active set of a convolution at an input resolution; built once per mask.

@@ -1,5 +1,8 @@
 """Sessions that keep what edits within a region read, with random tiny engines."""
 
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,13 +10,19 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
-from sgm.inference.region import REGION, Region, read_by
+from sgm.inference.region import REGION, Region, _levels, read_by
 from sgm.inference.session import EditSession
 from sgm.inference.stores import DeviceStore
-from sgm.inference.track import ENCODER
+from sgm.inference.track import DECODER, ENCODER
+from sgm.io.checkpoint import build_model
+from sgm.sparse.fill import masks_to_fill
 from sgm.sparse.masks import cover
-from sgm.specs import RecordingSettings, SamplingParams
-from sgm.words import Precision, RecordingPrecision, Task
+from sgm.sparse.pixels import DOUBLED
+from sgm.sparse.recording import Recording
+from sgm.sparse.sparsify import sparsify
+from sgm.specs import MODELS, RecordingSettings, SamplingParams
+from sgm.words import Precision, Preset, RecordingPrecision, RunType, Task
+from tests.conftest import ROOT
 from tests.inference.test_edits import drawn_on, networks_of, picture
 
 SIZE = (128, 256)
@@ -122,6 +131,32 @@ def test_the_encoder_is_recorded_when_a_drawing_comes(pipe: Pipeline) -> None:
     first = EditSession(pipe, picture(SIZE), params, Task.SDEDIT)
     assert ENCODER in first.store.names()
     assert torch.equal(first.sdedit("a sun", drawn_on(first.picture, CORNER), 0.7).image, late)
+
+
+@cache
+def left_out(size: tuple[int, int]) -> tuple[Recording, dict[str, Any]]:
+    """What an int8 recording of the real decoder keeps, on shapes, and how its layers read."""
+    config = ROOT / "configs" / MODELS["sdxl"].config_file(RunType.SIGE, preset=Preset.FAST)
+    decoder = build_model(config).eval().first_stage_model.decoder
+    handle, latents = sparsify(decoder, graphs=False), (size[0] // 8, size[1] // 8)
+    with handle.recording(dtype=torch.int8, largest=size[0] * size[1] // 16) as recording:
+        decoder(torch.empty(1, 4, *latents, device="meta"))
+    return recording, {name: layer.geometries for name, layer in handle.layers.items()}
+
+
+@pytest.mark.parametrize("size", [(128, 256), (192, 320)])
+def test_what_is_computed_anew_reads_no_more_than_is_kept(size: tuple[int, int]) -> None:
+    """For masks as wide as any edit's at every level, wherever they begin."""
+    start = (size[0] // 4, size[1] // 4)
+    for begin in range(8):
+        limit = torch.zeros(size, dtype=torch.bool)
+        limit[40 + begin : 60, 50 + begin : 110] = True
+        region = Region(limit, FAST)
+        masks = _levels(region.drawn_limit, FAST)
+        wide = masks_to_fill(*left_out(size), masks)
+        assert wide is not None
+        read = DOUBLED.read(wide[size[0] // 2, size[1] // 2], start)
+        assert not (read & ~region.read(DECODER)[start]).any()
 
 
 @pytest.mark.parametrize("size", [(128, 256), (192, 320)])

@@ -40,3 +40,15 @@ def test_shapes_tell_what_a_session_takes(task: Task, bounded: bool) -> None:
     kept = sum(size for name, size in sizes.items() if name != "region" and "latents" not in name)
     assert kept == told.recorded
     assert sizes.get("encoder", 0) == told.encoder and sizes["decoder"] == told.decoder
+
+
+@pytest.mark.parametrize("task", Task)
+def test_an_int8_session_of_the_real_model_fits_in_3_5_gb(task: Task) -> None:
+    """50 steps at 512x1024; its encoder and decoder leave out their largest maps."""
+    config = ROOT / "configs" / MODELS["sdxl"].config_file(RunType.SIGE, preset=Preset.FAST)
+    recipe = FAST.with_recordings(RecordingSettings(precision=RecordingPrecision.INT8))
+    params = SamplingParams("", steps=50)
+    told = session_size(shapes_of(config, Precision.FP32, recipe), (512, 1024), params, task)
+    assert told.recorded < 3.5e9
+    assert recipe.recorded.largest((512, 1024)) == 128 * 256
+    assert FAST.recorded.largest((512, 1024)) is None
