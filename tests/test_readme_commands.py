@@ -51,8 +51,8 @@ NOT_RUN = {
     "python -m benchmarks.": "measures real sizes; tests/benchmarks has the small ones",
 }
 # dB between dense and sparse, away from the edit, at the least. Three steps make rough pictures:
-# found are 16.4 to 23.6, far below what 50 steps give. Another scene is at 10.7 at most, but for the
-# two drawings, whose scenes are alike.
+# found are 16.4 to 23.6, far below what 50 steps give. Another scene is at 10.7 at most; only the
+# scenes of the two drawings are alike.
 AGREEMENT = 14.0
 
 
