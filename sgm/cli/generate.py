@@ -17,9 +17,10 @@ from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, request
 from sgm.cli.record import edits_recorded, recipe_of, record
 from sgm.inference.crop import Cropped, advise_on_size
 from sgm.inference.edit import Edit
-from sgm.inference.networks import backend_name, unread
+from sgm.inference.networks import backend_name
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import RECIPES
+from sgm.inference.prompts import unread
 from sgm.inference.refined import refined_edit
 from sgm.io import files, imageio
 from sgm.io.photos import Photo

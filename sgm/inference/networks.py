@@ -1,6 +1,5 @@
 """The networks of a run behind three verbs: encode, denoise, decode, each dense or sparse."""
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,8 +13,7 @@ from sgm.inference.noise import Noise
 from sgm.models.autoencoder import DiagonalGaussian
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.diffusionmodules.sampling import Conditioning, Denoise, guidance_batch, guided
-from sgm.modules.encoders.prompts import CHUNK, WeightedPrompt, prompt_pair
-from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, load_tokenizer
+from sgm.modules.encoders.prompts import WeightedPrompt, prompt_pair
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.network import is_sparse
 from sgm.sparse.ops import select_ops
@@ -27,10 +25,6 @@ from sgm.words import Backend, Preset
 # What the published runs tell the network, whatever the picture.
 ORIGINAL_SIZE = (1024, 1024)
 AESTHETIC_SCORE = 5.0  # the refiner's; published: on both branches
-# What other tools read in a prompt, and text is here, or without `--prompt_syntax weighted`.
-_LORA = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")
-_WEIGHT = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\(\([^()]*\)\)|\bBREAK\b")
-LEAST_SHOWN = 60  # characters of the words that are not read, in a notice
 
 
 def recording(
@@ -207,34 +201,3 @@ def _check_finite(x: Tensor) -> None:
         raise NonFiniteError(
             f"The autoencoder overflowed in {x.dtype}; check the weights or use --precision fp32."
         )
-
-
-def unread(text: str, weighted: bool) -> list[str]:
-    """Notices about what of a prompt is not read as it may have been meant, one sentence each. A
-    `weighted` one is read with weights and at any length."""
-    found = [f"{one!r} is read as text; name files with --lora." for one in _LORA.findall(text)]
-    if weighted:
-        return found
-    emphasis = _WEIGHT.search(text)
-    if emphasis:
-        found.append(f"{emphasis[0]!r} is read as text; --prompt_syntax weighted weighs words.")
-    lost = words_beyond(text)
-    if lost:
-        shown = lost if len(lost) <= LEAST_SHOWN else f"{lost[:LEAST_SHOWN]}..."
-        found.append(
-            f"The words from {shown!r} on are beyond the {CONTEXT_LENGTH} tokens that are read; "
-            "shorten the prompt, or use --prompt_syntax weighted."
-        )
-    return found
-
-
-def words_beyond(text: str) -> str:
-    """The words of a prompt that do not fit into one chunk, the one that is cut through included;
-    empty if all do."""
-    encode, words = load_tokenizer().encode, text.split()
-    if len(encode(text)) <= CHUNK:
-        return ""
-    fitting = 0
-    while len(encode(" ".join(words[: fitting + 1]))) <= CHUNK:
-        fitting += 1
-    return " ".join(words[fitting:])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgm.inference.networks import unread, words_beyond
+from sgm.inference.prompts import unread, words_beyond
 from sgm.modules import GeneralConditioner
 from sgm.modules.encoders.prompts import prompt_pair, weighted_parts, weighted_prompt
 from sgm.modules.encoders.tokenizer import load_tokenizer
