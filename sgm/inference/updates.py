@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.inference.interpolate import combine
-from sgm.inference.networks import recording
+from sgm.inference.networks import recording, use_kept
 from sgm.inference.progress import NanCheck, each
 from sgm.inference.region import REGION
 from sgm.inference.track import DECODER, ENCODER, LATENTS, Track
@@ -36,38 +36,36 @@ def bring_up_to_date(session: "EditSession", picture: Tensor, changed: Tensor) -
     def encode() -> Tensor:
         return networks.encode(picture, session.noise, "init")
 
-    def update(
-        name: str,
-        network: nn.Module,
-        run: Callable[[], Tensor],
-        unedited: Callable[[], object] | None = None,
-    ) -> Tensor:
-        """Bring one kept recording up to date by a sparse pass that writes into it; what the pass
-        returns. `unedited` is a pass of what was recorded, where something may be left out."""
+    def update(name: str, network: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+        """Bring the recording in use up to date by a sparse pass that writes into it, and keep it;
+        what the pass returns."""
         handle = handle_of(network)
-        handle.use(store.get(name))
-        if unedited is not None:
-            handle.fill(masks, unedited)
         with handle.sparse(masks, update=True):
             out = run()
         store.put(name, narrow(handle.record, recipe.recorded.dtype))
         return out
 
-    before = partial(networks.posterior, session.picture), partial(networks.decode, session.z)
-    z = update(ENCODER, networks.encoder, encode, before[0]) if ENCODER in names else encode()
+    if ENCODER in names:
+        unedited = partial(networks.posterior, session.picture)
+        use_kept(networks.encoder, store.get(ENCODER), masks, unedited)
+        z = update(ENCODER, networks.encoder, encode)
+    else:
+        z = encode()
+    use_kept(networks.decoder, store.get(DECODER), masks, partial(networks.decode, session.z))
     latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
     session.z = torch.where(latent_mask, z, session.z)
-    update(DECODER, networks.decoder, partial(networks.decode, session.z), before[1])
+    update(DECODER, networks.decoder, partial(networks.decode, session.z))
     denoise = session.denoiser(session.params)
     updated = {ENCODER, DECODER, LATENTS, REGION}
     for track in session.tracks.values():
         if region is not None and not region.holds(changed, track.name):
             continue
         updated |= {track.name_of_latents, *map(track.name_of, track.made)}
-        unedited = track.unedited(session.z, session.noise, denoise, session.solver)
+        along = track.unedited(session.z, session.noise, denoise, session.solver)
         for step in each(track.made, "updating", session.progress):
-            update(track.name_of(step), networks.unet, partial(unedited.full_pass, step))
-        store.put(track.name_of_latents, track.kept_latents(unedited))
+            handle_of(networks.unet).use(store.get(track.name_of(step)))
+            update(track.name_of(step), networks.unet, partial(along.full_pass, step))
+        store.put(track.name_of_latents, track.kept_latents(along))
     session.put_latents()
     for name in names - updated:
         store.forget(name)
