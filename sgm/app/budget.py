@@ -106,12 +106,14 @@ class Budget:
             self._sessions.popitem(last=False)
         session = self._sessions.get(owner)
         if session is not None and self.size > self.limit:
-            for name in [name for name in session.store.names() if name.startswith(PROMPT)]:
-                session.store.forget(name)
+            store = session.recordings.store
+            for name in [name for name in store.names() if name.startswith(PROMPT)]:
+                store.forget(name)
             if self.size > self.limit:
                 self.drop(owner)
 
 
 def _size_of(session: EditSession) -> int:
-    assert isinstance(session.store, Metered)
-    return session.store.size
+    store = session.recordings.store
+    assert isinstance(store, Metered)
+    return store.size

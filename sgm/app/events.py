@@ -90,7 +90,7 @@ class Previews:
         self.count = 0  # of sampling steps
         self._recording = recording_told(job)
         self._colours: LatentColours | None = None
-        self._session, self._last = session, time.perf_counter()
+        self._kept, self._last = session.recordings, time.perf_counter()
 
     def __call__(self, step: Step) -> None:
         if step.stage != "sampling":
@@ -103,7 +103,7 @@ class Previews:
             return
         self._last = now
         if self._colours is None:
-            self._colours = LatentColours(self._session.z, self._session.picture)
+            self._colours = LatentColours(self._kept.z, self._kept.picture)
         rough = imageio.crop_back(self._colours(step.estimate), tuple(self.marked.shape))
         shown = torch.where(self.marked, rough, imageio.to_bytes(self.picture) / 255)
         picture = imageio.to_picture(shown)

@@ -1,16 +1,13 @@
 """Recordings of one edit, each fetched from its store while the step before it runs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
-from sgm.inference.loop import Kept, KeptSteps
 from sgm.inference.stores import Store
-from sgm.inference.track import DECODER, ENCODER, Track
 from sgm.sparse.recording import Recording, tensors_of
 
 
@@ -66,22 +63,3 @@ class Prefetch:
         """End the thread; what it was fetching is dropped."""
         self._coming = None
         self._thread.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def kept_of(
-    z: Tensor, track: Track, of_prompt: dict[int, str], store: Store, device: torch.device
-) -> Iterator[Kept]:
-    """The recordings of a track as an edit reads them, with what its prompt changes (names by
-    step); z are the scaled latents of the picture [1, C, h, w]."""
-    of_base = {step: track.name_of(step) for step in track.made}
-    latents = track.latents_of(store.get(track.name_of_latents))
-    with ExitStack() as stack:
-
-        def steps_of(names: dict[int, str]) -> KeptSteps:
-            ahead = stack.enter_context(Prefetch(store, names.values(), device))
-            return KeptSteps(lambda step: ahead.get(names[step]), list(names))
-
-        unet = tuple(steps_of(names) for names in (of_base, of_prompt) if names)
-        encoder = store.get(ENCODER) if track.stepped else None
-        yield Kept(z, unet, latents, encoder, store.get(DECODER))

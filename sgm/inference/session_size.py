@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sgm import runtime
-from sgm.inference.networks import Networks, recording, table_of_preset
+from sgm.inference.networks import Networks, table_of_preset
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import Recipe
+from sgm.inference.recordings import Recordings
 from sgm.inference.region import Region, size_kept
-from sgm.inference.track import DECODER, ENCODER, Track
+from sgm.inference.track import DECODER, ENCODER
 from sgm.io.checkpoint import build_model
 from sgm.specs import LATENT_CHANNELS, LATENT_FACTOR, SamplingParams, Turbo
 from sgm.words import Precision, Preset, Task
@@ -68,27 +69,23 @@ def session_size(
         pipeline: sparse, with preset `fast`; its networks on the meta device.
         size: (height, width) of the picture, multiples of 64.
     """
-    networks, recipe = pipeline.networks, pipeline.recipe
-    bound = None if region is None else Region.around(region, recipe)
-    sdedit = task is Task.SDEDIT
-    recorded = recipe.sdedit_recorded if sdedit else recipe.recorded
-    discretization = networks.engine.denoiser.discretization
-    sigmas = pipeline.solver(params).sigmas(discretization, params.strength if sdedit else 1.0)
-    track = Track(task, sigmas, recorded)
+    networks, sdedit = pipeline.networks, task is Task.SDEDIT
+    bound = None if region is None else Region.around(region, pipeline.recipe)
+    dtype = next(networks.decoder.parameters()).dtype
+    picture = torch.empty(3, *size, dtype=dtype, device="meta")
+    latents = tuple(side // LATENT_FACTOR for side in size)
+    z = torch.empty(1, LATENT_CHANNELS, *latents, dtype=dtype, device="meta")
+    recordings = Recordings(pipeline, picture, params, None)
+    track = recordings.track(task, params.strength)
 
-    def kept(name: str, network: nn.Module, *inputs: Tensor, largest: int | None = None) -> int:
-        with torch.inference_mode(), recording(network, None, recorded.dtype, largest) as record:
+    def kept(name: str, network: nn.Module, *inputs: Tensor) -> int:
+        with torch.inference_mode(), recordings.recording(network, track) as record:
             network(*inputs)
         return size_kept(bound, name, record)
 
-    latents = tuple(side // LATENT_FACTOR for side in size)
-    dtype = next(networks.decoder.parameters()).dtype
-    z = torch.empty(1, LATENT_CHANNELS, *latents, dtype=dtype, device="meta")
-    picture = torch.empty(1, 3, *size, dtype=dtype, device="meta")
-    largest = recipe.recorded.largest(size)
     return SessionSize(
-        encoder=kept(ENCODER, networks.encoder, picture, largest=largest) if sdedit else 0,
-        decoder=kept(DECODER, networks.decoder, z, largest=largest),
+        encoder=kept(ENCODER, networks.encoder, picture[None]) if sdedit else 0,
+        decoder=kept(DECODER, networks.decoder, z),
         step=kept(task, networks.unet, *unet_inputs(networks.unet, size, 1 + (params.scale > 1))),
         steps=len(track.made),
         prompt_steps=len(track.steps_of_prompt()),

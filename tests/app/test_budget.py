@@ -24,7 +24,7 @@ def session(**sizes: int) -> EditSession:
     store = Metered(DeviceStore())
     for name, size in sizes.items():
         store.put(name.replace("_", "-"), recording(size))
-    return cast(EditSession, SimpleNamespace(store=store))
+    return cast(EditSession, SimpleNamespace(recordings=SimpleNamespace(store=store)))
 
 
 def test_a_store_counts_its_bytes() -> None:
@@ -55,9 +55,9 @@ def test_a_session_that_has_grown_takes_from_others_and_then_from_itself() -> No
     budget.put("other", session(x=50))
     budget.put("own", own)
     assert budget.owners() == ["own"] and budget.size == 100
-    own.store.put("y", recording(30))
+    own.recordings.store.put("y", recording(30))
     budget.settle("own")
-    assert own.store.names() == {"x", "y"} and budget.owners() == ["own"]
-    own.store.put("z", recording(30))
+    assert own.recordings.store.names() == {"x", "y"} and budget.owners() == ["own"]
+    own.recordings.store.put("z", recording(30))
     budget.settle("own")
     assert budget.owners() == [] and budget.size == 0

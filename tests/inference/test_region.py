@@ -124,12 +124,12 @@ def test_an_edit_outside_is_refused(pipe: Pipeline, mask: Tensor) -> None:
 def test_the_encoder_is_recorded_when_a_drawing_comes(pipe: Pipeline) -> None:
     session = EditSession(pipe, picture(SIZE), PARAMS)
     session.inpaint("a horse", CORNER)
-    assert ENCODER not in session.store.names()
+    assert ENCODER not in session.recordings.store.names()
     late = session.sdedit("a sun", drawn_on(session.picture, CORNER), 0.7).image
-    assert ENCODER in session.store.names()
+    assert ENCODER in session.recordings.store.names()
     params = SamplingParams("", seed=3, steps=3, strength=0.7)
     first = EditSession(pipe, picture(SIZE), params, Task.SDEDIT)
-    assert ENCODER in first.store.names()
+    assert ENCODER in first.recordings.store.names()
     assert torch.equal(first.sdedit("a sun", drawn_on(first.picture, CORNER), 0.7).image, late)
 
 

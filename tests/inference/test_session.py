@@ -116,9 +116,9 @@ def test_accepting_an_edit_of_everything_is_recording_anew(pipe: Pipeline) -> No
     session.accept(result)
     fresh = EditSession(pipe, result.image * 2 - 1, PARAMS, Task.SDEDIT)
     fresh.inpaint("a horse", rectangle(SIZE))
-    assert max_error(session.z, fresh.z) < 1e-4
+    assert max_error(session.recordings.z, fresh.recordings.z) < 1e-4
     for name in ("inpainting-0000", "inpainting-0002", "encoder", "decoder"):
-        updated, recorded = session.store.get(name), fresh.store.get(name)
+        updated, recorded = session.recordings.store.get(name), fresh.recordings.store.get(name)
         assert updated.values.keys() == recorded.values.keys()
         for key, value in recorded.values.items():
             for a, b in zip(tensors_of(updated.values[key]), tensors_of(value), strict=True):
@@ -132,13 +132,13 @@ def test_every_strength_is_recorded_when_it_is_first_asked_for(pipe: Pipeline) -
     assert not session.is_recorded(Task.SDEDIT, 0.9)
     assert not session.is_recorded(Task.INPAINTING, 1.0)
     drawing = drawn_on(session.picture, corner())
-    before = session.store.names()
+    before = session.recordings.store.names()
     session.sdedit("", drawing, 0.6)
-    assert session.store.names() == before
+    assert session.recordings.store.names() == before
     session.sdedit("a sun", drawing, 0.9)
     assert session.is_recorded(Task.SDEDIT, 0.9)
     session.inpaint("a horse", rectangle(SIZE))
-    assert {"inpainting-0000", "inpainting-latents"} <= session.store.names()
+    assert {"inpainting-0000", "inpainting-latents"} <= session.recordings.store.names()
 
 
 def test_a_strength_of_no_step_is_refused(session: EditSession) -> None:
@@ -184,7 +184,7 @@ def test_what_a_prompt_changes_is_made_once_and_forgotten_when_the_picture_chang
     assert full_passes(partial(session.inpaint, "a horse", corner(), "blurry")) == 3
     session.sdedit("a sun", drawn_on(session.picture, corner()), 0.7)
     session.accept(horse())
-    assert not any(name.startswith("prompt-") for name in session.store.names())
+    assert not any(name.startswith("prompt-") for name in session.recordings.store.names())
     assert full_passes(horse) == 3 and full_passes(house) == 3
 
 
@@ -237,7 +237,7 @@ def test_recordings_on_disk_give_the_same_edit(
     expected = session.inpaint("a horse", rectangle(SIZE)).image
     assert torch.equal(stored.inpaint("a horse", rectangle(SIZE)).image, expected)
     later = DiskStore(tmp_path, CPU)
-    later.checksums = stored.store.checksums
+    later.checksums = stored.recordings.store.checksums
     resumed = EditSession.resume(pipe, picture(SIZE), PARAMS, later)
     assert torch.equal(resumed.inpaint("a horse", rectangle(SIZE)).image, expected)
     drawing = drawn_on(session.picture, corner())

@@ -92,10 +92,10 @@ def test_a_recording_serves_the_edits_that_are_asked_of_it(weights):
     for edit in demo.shipped_edits()[:2]:
         session, seconds = ways.record(fast[Way.FAST], edit, demo.base_prompt(edit), 5)
         assert seconds > 0 and session.is_recorded(edit.task, edit.strength)
-        names = set(session.store.names())
+        names = set(session.recordings.store.names())
         assert ways.edit_in(session, edit).image.shape == edit.image.shape
         # What the edit's own prompt changes is kept beside the recordings.
-        assert {n for n in session.store.names() if not n.startswith("prompt-")} == names
+        assert {n for n in session.recordings.store.names() if not n.startswith("prompt-")} == names
 
 
 def test_figures_are_drawn(weights, tmp_path, capsys):
