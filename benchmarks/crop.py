@@ -31,10 +31,11 @@ from benchmarks.common import RESULTS, ROOT, cell, commit, machine, summary, wri
 from benchmarks.quality import SPEC, judged, make_edit
 from sgm import runtime
 from sgm.cli.program import start
-from sgm.inference.crop import Cropped, Window, crop_inpainting, crop_sdedit, window_around
+from sgm.inference.crop import Cropped, EditRequest
 from sgm.inference.noise import NamedNoise, fixed_noise
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
+from sgm.inference.window import Window, window_around
 from sgm.io.files import check_writable
 from sgm.specs import SamplingParams
 from sgm.words import Precision, Task
@@ -94,11 +95,8 @@ def window_of(mask: Tensor, crop: str) -> Window:
 
 def cropped(edit: Edit, window: Window) -> Cropped:
     """An edit as its window's."""
-    assert FAST.blend is not None  # it has a ring
-    if edit.edited is None:
-        return crop_inpainting(edit.image, edit.mask, window, FAST.blend)
     pictures = (edit.image, edit.edited, edit.mask)
-    return crop_sdedit(*pictures, window, FAST.blend, edit.strength)
+    return EditRequest(*pictures, edit.strength, FAST.blend).within(window)
 
 
 def edited_in_crop(dense: Pipeline, edit: Edit, crop: str, steps: int) -> Made:

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
-from sgm.inference.crop import Cropped, advise_on_size, edit_for
+from sgm.inference.crop import Cropped, EditRequest
 from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
+from sgm.inference.window import advise_on_size
 from sgm.io import imageio, maskio
 from sgm.specs import (
     AUTO,
@@ -147,7 +148,8 @@ class Editor:
             raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
         else:
             blend = blend or Blend(match_border=False)
-        edit = edit_for(self.spec, crop, before, drawn, marked, params.strength, blend)
+        asked = EditRequest(before, drawn, marked, params.strength, blend)
+        edit = asked.edit(self.spec, crop)
         size = (before if drawn is None else drawn).shape[1:]
         if not isinstance(edit, Cropped):
             advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"

@@ -18,7 +18,7 @@ from sgm.batch.results import Outcome
 from sgm.batch.rows import Job
 from sgm.cli import outputs
 from sgm.cli.generate import finished, load_pipeline, touched_by
-from sgm.cli.inputs import dense_if_everywhere, nothing_marked, read_inputs, request
+from sgm.cli.inputs import dense_if_everywhere, edit_of_run, nothing_marked, read_inputs
 from sgm.cli.main import less_memory
 from sgm.cli.program import memory_scope
 from sgm.cli.record import edit_in
@@ -90,7 +90,7 @@ class Worker:
                     edited = EditResult(imageio.to_tensor(photo.image) / 2 + 0.5, {}, 0.0)
                     touched = inputs.mask
                 else:
-                    wanted = request(options, inputs)
+                    wanted = edit_of_run(options, inputs)
                     edited = self._edit(replace(job, options=options), wanted, pipeline)
                     touched = touched_by(options, inputs, wanted)
                 picture = finished(options, photo, touched, edited)

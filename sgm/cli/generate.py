@@ -13,15 +13,16 @@ from torch import Tensor
 from sgm import runtime
 from sgm.cli import outputs, report
 from sgm.cli.checks import SHEET, numbered
-from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, request
+from sgm.cli.inputs import Inputs, dense_if_everywhere, edit_of_run, nothing_marked
 from sgm.cli.record import edits_recorded, recipe_of, record
-from sgm.inference.crop import Cropped, advise_on_size
+from sgm.inference.crop import Cropped
 from sgm.inference.edit import Edit
 from sgm.inference.networks import backend_name
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import RECIPES
 from sgm.inference.prompts import unread
 from sgm.inference.refined import refined_edit
+from sgm.inference.window import advise_on_size
 from sgm.io import files, imageio
 from sgm.io.photos import Photo
 from sgm.specs import RunOptions
@@ -44,7 +45,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     for flag in ("prompt", "negative_prompt"):
         for notice in unread(getattr(params, flag), params.weighted):
             logger.warning("--%s: %s", flag, notice)
-    wanted = request(options, inputs)
+    wanted = edit_of_run(options, inputs)
     if not isinstance(wanted, Cropped):
         height, width = options.spec.trained_size
         advice = f"--H {height} --W {width} will look better, or --padding_mask_crop auto"

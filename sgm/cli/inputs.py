@@ -9,15 +9,13 @@ from torch import Tensor
 
 from sgm.errors import UserError
 from sgm.inference.composite import distance
-from sgm.inference.crop import edit_for, whole_edit
+from sgm.inference.crop import EditRequest
 from sgm.inference.drawing import where_drawn
 from sgm.inference.edit import Edit
-from sgm.inference.inpainting import Inpainting
-from sgm.inference.sdedit import SDEdit
 from sgm.io.imageio import to_tensor
 from sgm.io.maskio import load_levels
 from sgm.io.photos import Photo, load_photo
-from sgm.specs import Blend, RunOptions
+from sgm.specs import RunOptions
 from sgm.words import Task
 
 logger = logging.getLogger(__name__)
@@ -111,20 +109,14 @@ def dense_if_everywhere(options: RunOptions, inputs: Inputs) -> RunOptions:
     return replace(options, run_type=dense)
 
 
-def request(options: RunOptions, inputs: Inputs) -> Edit:
+def request(options: RunOptions, inputs: Inputs) -> EditRequest:
+    """The edit that a run asks for."""
+    init, edited = (x and to_tensor(x.image) for x in (inputs.init_photo, inputs.edited_photo))
+    blend = options.photo.blend
+    return EditRequest(init, edited, inputs.levels, options.sampling.strength, blend)
+
+
+def edit_of_run(options: RunOptions, inputs: Inputs) -> Edit:
     """The edit of a run: of a crop where one was asked for, or where the picture is larger than
     the model's size."""
-    return edit_for(options.spec, options.photo.padding_mask_crop, *_parts(options, inputs))
-
-
-def edit_of(options: RunOptions, inputs: Inputs) -> Inpainting | SDEdit:
-    """The edit of the whole picture."""
-    return whole_edit(*_parts(options, inputs))
-
-
-def _parts(
-    options: RunOptions, inputs: Inputs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, float, Blend | None]:
-    """The arguments of `whole_edit`."""
-    init, edited = (x and to_tensor(x.image) for x in (inputs.init_photo, inputs.edited_photo))
-    return init, edited, inputs.levels, options.sampling.strength, options.photo.blend
+    return request(options, inputs).edit(options.spec, options.photo.padding_mask_crop)

@@ -9,7 +9,7 @@ import torch
 from sgm import runtime
 from sgm.cli import report
 from sgm.cli.generate import load_pipeline
-from sgm.cli.inputs import Inputs, dense_if_everywhere, edit_of, nothing_marked
+from sgm.cli.inputs import Inputs, dense_if_everywhere, nothing_marked, request
 from sgm.errors import UserError
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.networks import Networks, table_of_preset
@@ -58,7 +58,7 @@ def profile(options: RunOptions, inputs: Inputs) -> None:
     options = dense_if_everywhere(options, inputs)
     graphs = runtime.wants_graphs(options.graphs, torch.device(options.device), options.backend)
     measured = measure(options, inputs, graphs)
-    ratio = edit_of(options, inputs).ratio
+    ratio = request(options, inputs).whole().ratio
     figures = _figures(options, measured, ratio)
     report.publish(figures, _text(options, measured, ratio), options.json_path)
 
@@ -140,7 +140,7 @@ def caught_pass(options: RunOptions, inputs: Inputs, pipeline: Pipeline) -> Pass
     picture instead; here that profile is the encoder on the mask.
     """
     params = replace(options.sampling, steps=1, strength=1.0)
-    edit = edit_of(replace(options, sampling=params), inputs)
+    edit = request(replace(options, sampling=params), inputs).whole()
     # The decoder's pass is that of an edit from a recording; others may decode in full.
     pipeline = pipeline.with_recipe(replace(pipeline.recipe, sparse_decode=True))
     network = getattr(pipeline.networks, options.mode.network)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgm.cli import report
-from sgm.cli.inputs import Inputs, edit_of
+from sgm.cli.inputs import Inputs, request
 from sgm.config import load_config
 from sgm.errors import UserError
 from sgm.inference.choose_store import make_store
@@ -149,7 +149,7 @@ def edits_recorded(
     image = inputs.init_photo.image
     on_disk, seed = open_recording(options, image)
     recipe = recipe_of(options)
-    wanted = edit_of(options, inputs)
+    wanted = request(options, inputs).whole()
     check_within(region_in(on_disk, recipe), wanted, recipe)
     if options.recording_memory in (RecordingMemory.DEVICE, RecordingMemory.HOST):
         make_store(on_disk.size_in_bytes(), on_disk.device, options.recording_memory)

@@ -90,7 +90,7 @@ class Recordings:
                 else:  # no edit reads the encoder's
                     self.z = self.networks.encode(self.picture, self.noise, "init")
             with stage("record"):
-                with self.recording(self.networks.decoder, track) as parts[DECODER]:
+                with self.recording_of(self.networks.decoder, track) as parts[DECODER]:
                     self.networks.decode(self.z)
                 rest = sum(size_kept(self.region, name, part) for name, part in parts.items())
                 first = self._record(track, progress, lambda size: make_store(size + rest))
@@ -113,7 +113,7 @@ class Recordings:
         with runtime.seeded(self.params.seed), self.pipeline.scope():
             yield Stopwatch(self.networks.device)
 
-    def recording(self, network: nn.Module, track: Track) -> AbstractContextManager[Recording]:
+    def recording_of(self, network: nn.Module, track: Track) -> AbstractContextManager[Recording]:
         """Scope in which a network is recorded on the picture, as edits of a track read it: of the
         encoder and the decoder perhaps without their largest maps."""
         largest = None if network is self.networks.unet else track.recorded.largest(self.size)
@@ -178,7 +178,7 @@ class Recordings:
 
     def _recorded_encoding(self, track: Track) -> tuple[Tensor, Recording]:
         """Latents of the picture, and the recording of the encoder; inside a scope."""
-        with self.recording(self.networks.encoder, track) as encoder:
+        with self.recording_of(self.networks.encoder, track) as encoder:
             return self.networks.encode(self.picture, self.noise, "init"), encoder
 
     def _record(self, track: Track, progress: Progress, make_store: MakeStore | None = None) -> int:
@@ -191,7 +191,7 @@ class Recordings:
         unedited = track.unedited(self.z, self.noise, self.denoiser(self.params), self.solver)
         watch = NanCheck(self.networks.device)
         for step in each(track.made, "recording", progress):
-            with self.recording(self.networks.unet, track) as record:
+            with self.recording_of(self.networks.unet, track) as record:
                 watch(step, unedited.full_pass(step))
             if not size:
                 size = size_kept(self.region, track.name_of(step), record)

@@ -79,7 +79,7 @@ def session_size(
     track = recordings.track(task, params.strength)
 
     def kept(name: str, network: nn.Module, *inputs: Tensor) -> int:
-        with torch.inference_mode(), recordings.recording(network, track) as record:
+        with torch.inference_mode(), recordings.recording_of(network, track) as record:
             network(*inputs)
         return size_kept(bound, name, record)
 

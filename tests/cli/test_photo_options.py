@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sgm.cli import main as cli
-from sgm.cli.inputs import read_inputs, request
+from sgm.cli.inputs import edit_of_run, read_inputs
 from sgm.errors import UserError
 from sgm.inference.crop import Cropped
 from sgm.specs import Blend, PhotoOptions
@@ -145,7 +145,7 @@ def test_a_picture_larger_than_the_models_size_is_cropped(
     words: list[str], size: tuple[int, int], folder: Path
 ) -> None:
     chosen = cli.parse([*INPAINT, "--model", "tiny", "--H", "600", "--W", "1500", *words])
-    edit = request(chosen, read_inputs(chosen))
+    edit = edit_of_run(chosen, read_inputs(chosen))
     assert edit.size == size and isinstance(edit, Cropped) is (size == (256, 448))
 
 

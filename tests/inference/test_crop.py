@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sgm.inference.crop import Window, crop_inpainting, crop_sdedit, is_larger, window_around
+from sgm.inference.crop import EditRequest
 from sgm.inference.presets import FAST
+from sgm.inference.window import Window, is_larger, window_around
 from sgm.specs import Blend
 
 TRAINED = (256, 512)
@@ -66,11 +67,11 @@ def test_the_result_is_put_back_and_the_rest_stays(task: str) -> None:
     mask = rectangle(size, 120, 300, 240, 250)
     mask[100, 320] = True  # nothing marked gets lost
     window, blend = window_around(mask, TRAINED), Blend(5, match_border=False)
-    if task == "inpainting":
-        edit = crop_inpainting(image, mask, window, blend)
+    edited = None if task == "inpainting" else -image
+    edit = EditRequest(image, edited, mask, 0.7, blend).within(window)
+    if edited is None:
         assert edit.inner.mask.sum() > 0 and edit.inner.image.shape[1:] == window.size
     else:
-        edit = crop_sdedit(image, -image, mask, window, blend, 0.7)
         assert edit.inner.strength == 0.7 and edit.inner.drawing.any()
     assert edit.ratio == mask.float().mean() and edit.size == window.size
     touched = edit.touched(FAST)
@@ -87,10 +88,8 @@ def test_colours_and_grain_are_those_of_the_whole_picture(task: str) -> None:
     smooth = torch.linspace(0.3, 0.7, size[1]).expand(3, *size)
     image, mask = (smooth + grain) * 2 - 1, rectangle(size, 120, 300, 240, 350)
     window, blend = window_around(mask, TRAINED), Blend()
-    if task == "inpainting":
-        edit = crop_inpainting(image, mask, window, blend)
-    else:
-        edit = crop_sdedit(image, -image, mask, window, blend, 0.7)
+    edited = None if task == "inpainting" else -image
+    edit = EditRequest(image, edited, mask, 0.7, blend).within(window)
     result = edit.finish(window.seen(smooth) + 0.08, FAST)
     found = (result - smooth)[:, mask] * 255
     assert found.mean().abs() < 1 and found.std() == pytest.approx(6, rel=0.1)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sgm.inference import loop
-from sgm.inference.crop import crop_inpainting, crop_sdedit, window_around
+from sgm.inference.crop import EditRequest
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import FAST
 from sgm.inference.progress import NanCheck, Stopwatch
 from sgm.inference.session import EditSession
+from sgm.inference.window import window_around
 from sgm.sparse.sparsify import handle_of
 from sgm.specs import MODELS, Blend, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType
@@ -159,10 +160,8 @@ def test_an_edit_of_a_crop_is_finished_on_the_card(card: PretendCuda, task: str)
     image, drawing = grain.clamp(-1, 1), torch.zeros(100, 150, dtype=torch.bool)
     drawing[40:60, 50:90] = True
     window = window_around(drawing, (HEIGHT, WIDTH))
-    if task == "inpainting":
-        edit = crop_inpainting(image, drawing, window, Blend())
-    else:
-        edit = crop_sdedit(image, image + 0.5 * drawing, drawing, window, Blend(), 0.5)
+    edited = None if task == "inpainting" else image + 0.5 * drawing
+    edit = EditRequest(image, edited, drawing, 0.5, Blend()).within(window)
     made = torch.rand(3, *edit.size, generator=torch.Generator().manual_seed(2))
     expected = edit.finish(made, FAST)
     moved = edit.on(torch.device("cuda"))
