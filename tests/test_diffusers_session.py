@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sgm.errors import UserError
 from sgm.inference.presets import FAST
 from sgm.sparse import NotSparseError, SparseStateError
 from sgm.sparse.masks import MaskPyramid, cover, difference_mask, downsample_mask
@@ -480,7 +481,7 @@ def test_mistakes_are_named() -> None:
     session = session_of(pipe)
     with pytest.raises(ValueError, match=r"64x64 pixels, expected 128x64"):
         session.img2img(PROMPT, picture((64, 64)))
-    with pytest.raises(ValueError, match="too small for a single step"):
+    with pytest.raises(UserError, match="leaves no step"):
         session.img2img(PROMPT, drawn_on(session.image), strength=0.01)
     with pytest.raises(ValueError, match="expected \\(128, 64\\)"):
         session.accept(picture((64, 64)))

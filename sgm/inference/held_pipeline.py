@@ -10,6 +10,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from sgm.errors import UserError
 from sgm.sparse.ops import select_ops
 from sgm.sparse.sparsify import Pass, Sparse, sparsify
 from sgm.sparse.swap import NotSparseError
@@ -116,12 +117,12 @@ class HeldPipeline:
         return out.images[0].float().cpu()
 
     def levels(self, strength: float) -> Tensor:
-        """Time steps of a call [n], from the first (ValueError if there are none); the scheduler is
+        """Time steps of a call [n], from the first (UserError if there are none); the scheduler is
         set to it."""
         self.pipe.scheduler.set_timesteps(self.num_inference_steps, device=self.device)
         levels, _ = self.pipe.get_timesteps(self.num_inference_steps, strength, self.device)
         if not len(levels):
-            raise ValueError(f"Strength {strength} is too small for a single step.")
+            raise UserError(f"Strength {strength} leaves no step; take a larger one or more steps.")
         return levels
 
     def generator(self) -> torch.Generator:

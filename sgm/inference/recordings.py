@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm import runtime
+from sgm.errors import UserError
 from sgm.inference.choose_store import MakeStore
 from sgm.inference.edit import check_sizes
 from sgm.inference.loop import Kept, KeptSteps
@@ -131,14 +132,14 @@ class Recordings:
         """The levels of a task, and which of them are recorded.
 
         Raises:
-            ValueError: the strength is too small for a single step.
+            UserError: the strength leaves no step.
         """
         discretization, recipe = self.networks.engine.denoiser.discretization, self.pipeline.recipe
         if task is Task.INPAINTING:
             return Track("inpainting", self.solver.sigmas(discretization), recipe.recorded)
         sigmas = self.solver.sigmas(discretization, strength)
         if len(sigmas) < 2:
-            raise ValueError(f"Strength {strength} is too small for a single step.")
+            raise UserError(f"Strength {strength} leaves no step; take a larger one or more steps.")
         return Track(f"sdedit-{strength}", sigmas, recipe.sdedit_recorded, stepped=True)
 
     def ready(self, task: Task, strength: float, progress: Progress) -> Track:

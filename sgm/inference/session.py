@@ -40,8 +40,9 @@ class EditSession:
 
     Raises:
         ValueError: the pipeline is not sparse with preset `fast`, the picture's or the region's
-            size is wrong, the region is empty, or the strength is too small for a step.
-        UserError: the recordings cannot be kept, or the networks' values are no numbers.
+            size is wrong, or the region is empty.
+        UserError: the recordings cannot be kept, the strength leaves no step, or the networks'
+            values are no numbers.
     """
 
     def __init__(
@@ -120,7 +121,8 @@ class EditSession:
             seed: as for `inpaint`.
 
         Raises:
-            ValueError: nothing was drawn, the size differs, or the strength makes no step.
+            ValueError: nothing was drawn, or the size differs.
+            UserError: the strength leaves no step.
         """
         edit = SDEdit(self.picture, edited, strength, drawing, self.pipeline.recipe.blend)
         return self._edit(edit, Task.SDEDIT, strength, (prompt, negative_prompt), seed)

@@ -195,6 +195,14 @@ def test_an_interrupted_or_damaged_recording_is_none(folder: Path) -> None:
         edit(folder, "refused.png", "--recording", "damaged")
 
 
+def test_a_strength_without_a_step_is_refused(folder: Path) -> None:
+    sdedit = ["--task", "sdedit", "--prompt", "", "--strength", "0.1"]
+    for words in (("--record", "none"), ("--recording", "recording", "--edited_img", "edited.png")):
+        with pytest.raises(UserError, match=r"Strength 0\.1 leaves no step"):
+            run(folder, *sdedit, *words)
+    assert not (folder / "none").exists()
+
+
 def test_a_refreshed_edit(folder: Path) -> None:
     """Of three steps the one between is recorded, or lies between."""
     steps = ("--steps", "3")

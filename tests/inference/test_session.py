@@ -142,7 +142,7 @@ def test_every_strength_is_recorded_when_it_is_first_asked_for(pipe: Pipeline) -
 
 
 def test_a_strength_of_no_step_is_refused(session: EditSession) -> None:
-    with pytest.raises(ValueError, match=r"Strength 0\.1 is too small for a single step"):
+    with pytest.raises(UserError, match=r"Strength 0\.1 leaves no step; take a larger one"):
         session.sdedit("a sun", drawn_on(session.picture, corner()), 0.1)
 
 
