@@ -10,17 +10,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
+from sgm.errors import UserError
 from sgm.inference.crop import Cropped, advise_on_size, edit_for
 from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.session import EditSession
-from sgm.io import imageio, maskio
+from sgm.io import imageio
+from sgm.io.given import Mask, Picture, padded, to_drawing, to_levels, to_tensor
 from sgm.specs import (
     AUTO,
     WHOLE,
@@ -33,12 +33,6 @@ from sgm.specs import (
     model_spec,
 )
 from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
-
-# A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor
-# [3, H, W] in [0, 1].
-Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
-# A path, a PIL picture, or an array or tensor [H, W] of bool, 0/1, 0/255 or [0, 1]; white: repaint.
-Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 
 
 class EditedImage(Image.Image):
@@ -94,8 +88,8 @@ class Editor:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
         source, params = to_tensor(image), _params(prompt, settings)
-        marked = to_mask(mask, source.shape[1:])
-        return self._edited(source, None, marked, params, padding_mask_crop, progress)
+        levels = to_levels(mask, source.shape[1:])
+        return self._edited(source, None, levels, params, padding_mask_crop, progress)
 
     def sdedit(
         self,
@@ -120,19 +114,21 @@ class Editor:
         """
         before = None if image is None else to_tensor(image)
         edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])
-        marked = None
+        levels = None
         if mask is not None:
-            marked = to_mask(mask, edited.shape[1:])
+            levels = (to_levels(mask, edited.shape[1:]) > 0.5).float()
         elif before is not None:
-            marked = where_drawn(before, edited, self.pipeline.recipe.blend is not None)
+            levels = where_drawn(before, edited, self.pipeline.recipe.blend is not None).float()
+            if self.pipeline.sparse:  # a dense one does not look at it
+                _check_drawn(levels)
         params = _params(prompt, settings)
-        return self._edited(before, edited, marked, params, padding_mask_crop, progress)
+        return self._edited(before, edited, levels, params, padding_mask_crop, progress)
 
     def _edited(
         self,
         before: Tensor | None,
         drawn: Tensor | None,
-        marked: Tensor | None,
+        levels: Tensor | None,
         params: SamplingParams,
         crop: int | str | None,
         progress: bool,
@@ -147,12 +143,12 @@ class Editor:
             raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
         else:
             blend = blend or Blend(match_border=False)
-        edit = edit_for(self.spec, crop, before, drawn, marked, params.strength, blend)
+        edit = edit_for(self.spec, crop, before, drawn, levels, params.strength, blend)
         size = (before if drawn is None else drawn).shape[1:]
         if not isinstance(edit, Cropped):
             advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
             advise_on_size(size, self.spec, advice)
-        return to_image(self.pipeline.edit(edit, params, progress=progress), size)
+        return to_image(self.pipeline.edit(edit, params, progress=progress), size, levels)
 
     def session(
         self,
@@ -186,10 +182,13 @@ class Session:
         self.edits, self.size = session, size
         self._last: EditResult | None = None
 
-    def inpaint(self, mask: Mask, prompt: str, negative_prompt: str = "") -> EditedImage:
-        """Repaint the masked part of the picture."""
-        marked = imageio.pad_to_multiple(to_mask(mask, self.size))
-        return self._kept(self.edits.inpaint(prompt, marked, negative_prompt))
+    def inpaint(
+        self, mask: Mask, prompt: str, negative_prompt: str = "", seed: int | None = None
+    ) -> EditedImage:
+        """Repaint the masked part of the picture; another seed gives another result."""
+        levels = to_levels(mask, self.size)
+        marked = imageio.pad_to_multiple(levels)
+        return self._kept(self.edits.inpaint(prompt, marked, negative_prompt, seed), levels)
 
     def sdedit(
         self,
@@ -198,12 +197,20 @@ class Session:
         strength: float = 0.8,
         negative_prompt: str = "",
         mask: Mask | None = None,
+        seed: int | None = None,
     ) -> EditedImage:
         """Turn what was drawn on the picture into something in the manner of the model; without a
-        mask it is looked for."""
-        region = None if mask is None else imageio.pad_to_multiple(to_mask(mask, self.size))
-        edited = imageio.pad_to_multiple(to_drawing(drawn, self.size))
-        return self._kept(self.edits.sdedit(prompt, edited, strength, negative_prompt, region))
+        mask it is looked for, and another seed gives another result."""
+        edited = to_drawing(drawn, self.size)
+        if mask is None:
+            before = imageio.crop_back(self.edits.picture, self.size)
+            levels = where_drawn(before, edited, True).float()
+            _check_drawn(levels)
+        else:
+            levels = to_levels(mask, self.size)
+        edited, marked = map(imageio.pad_to_multiple, (edited, levels > 0.5))
+        words = (strength, negative_prompt, marked, seed)
+        return self._kept(self.edits.sdedit(prompt, edited, *words), levels)
 
     def accept(self) -> None:
         """Make the last edit the picture that further ones start from; ValueError if there is
@@ -213,9 +220,9 @@ class Session:
         self.edits.accept(self._last)
         self._last = None
 
-    def _kept(self, result: EditResult) -> EditedImage:
+    def _kept(self, result: EditResult, levels: Tensor) -> EditedImage:
         self._last = result
-        return to_image(result, self.size)
+        return to_image(result, self.size, levels)
 
 
 def load_editor(
@@ -252,76 +259,23 @@ def load_editor(
     return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs), spec)
 
 
-def to_tensor(picture: Picture) -> Tensor:
-    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU. UserError for a
-    file that is no picture, ValueError for an array or a tensor of another shape or range."""
-    if isinstance(picture, str | PathLike):
-        return imageio.to_tensor(imageio.load_picture(picture))
-    if isinstance(picture, Image.Image):
-        return imageio.to_tensor(imageio.to_rgb(picture))
-    if isinstance(picture, np.ndarray):
-        scaled = picture / 255 if picture.dtype == np.uint8 else picture
-        picture = torch.from_numpy(np.ascontiguousarray(scaled)).permute(2, 0, 1)
-    fits = picture.ndim == 3 and picture.shape[0] == 3
-    if not fits or not 0 <= float(picture.min()) <= float(picture.max()) <= 1:
-        raise ValueError(
-            f"The picture is an array of shape {tuple(picture.shape)} from {picture.min():g} to "
-            f"{picture.max():g}; expected a tensor [3, H, W] in [0, 1] or an array [H, W, 3], "
-            "uint8 or in [0, 1]."
-        )
-    return picture.float().cpu() * 2 - 1
-
-
-def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
-    """A picture that was drawn on, as `to_tensor` gives it; ValueError unless it has the `size`
-    (height, width) of the one before."""
-    drawn = to_tensor(picture)
-    if drawn.shape[1:] != (size[0], size[1]):
-        raise ValueError(
-            f"The drawing has {drawn.shape[2]}x{drawn.shape[1]} pixels, expected {size[1]}x"
-            f"{size[0]} as the picture; draw on the picture, or resize."
-        )
-    return drawn
-
-
-def to_mask(mask: Mask, size: Sequence[int]) -> Tensor:
-    """A mask for a picture of `size` (height, width): bool [H, W], True where to repaint.
-
-    Raises:
-        UserError: a file that is no mask.
-        ValueError: an array or a tensor of another shape.
-    """
-    size = (size[0], size[1])
-    if isinstance(mask, str | PathLike):
-        return maskio.load_mask(mask, size)
-    if isinstance(mask, Image.Image):
-        grey = mask.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(grey) > 127)
-    level = torch.as_tensor(mask)
-    if tuple(level.shape) != size:
-        raise ValueError(
-            f"The mask has shape {tuple(level.shape)} and the picture is {size} (height, width); "
-            "give a mask of the picture's size."
-        )
-    return level if level.dtype is torch.bool else level.float() > level.float().max() / 2
-
-
-def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as `to_tensor` gives it, padded to multiples of 64, and its size before."""
-    source = to_tensor(picture)
-    return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])
-
-
 def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
     """Settings with a prompt; TypeError for an unknown one."""
     params = SamplingParams(prompt, **settings)
     return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
 
 
-def to_image(result: EditResult, size: Sequence[int]) -> EditedImage:
-    """A result as a PIL picture of a size (height, width)."""
+def _check_drawn(levels: Tensor) -> None:
+    """UserError where two pictures [H, W] do not differ."""
+    if not levels.any():
+        raise UserError("The two pictures are the same; draw on one of them, or give a mask.")
+
+
+def to_image(result: EditResult, size: Sequence[int], levels: Tensor | None) -> EditedImage:
+    """A result as a PIL picture of a size (height, width); `levels` of it say where the edit is."""
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     picture.__class__ = EditedImage
     assert isinstance(picture, EditedImage)
-    picture.seconds, picture.edit_ratio = result.seconds, result.edit_ratio
+    picture.seconds = result.seconds
+    picture.edit_ratio = None if levels is None else (levels > 0.5).float().mean().item()
     return picture
