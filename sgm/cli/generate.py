@@ -55,7 +55,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     for one, result, load_seconds in results(options, inputs, wanted):
         picture = finished(one, photo, touched, result)
         photo.save(picture, one.output_path, outputs.parameters(one, picture.size))
-        ratio = result.edit_ratio
+        ratio = inputs.ratio
         what = "the picture" if ratio is None else f"{100 * ratio:.1f}% of the picture"
         logger.info("Edited %s in %.1f s.", what, sum(result.seconds.values()))
         seconds = {"load": load_seconds, **result.seconds}
