@@ -4,7 +4,7 @@ editor = sgm.load("tiny", preset="fast")
 editor.inpaint("photo.jpg", "mask.png", "a horse").save("out.png")
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -18,8 +18,9 @@ from sgm.errors import UserError
 from sgm.inference.crop import Cropped, advise_on_size, edit_for
 from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.prompts import say_unread
 from sgm.inference.session import EditSession
-from sgm.io import imageio
+from sgm.io import files, imageio
 from sgm.io.given import Mask, Picture, padded, to_drawing, to_levels, to_tensor
 from sgm.specs import (
     AUTO,
@@ -32,7 +33,17 @@ from sgm.specs import (
     folder_with,
     model_spec,
 )
-from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
+from sgm.words import (
+    Backend,
+    Precision,
+    Prediction,
+    Preset,
+    RunType,
+    Sampler,
+    Spacing,
+    Task,
+    chosen,
+)
 
 
 class EditedImage(Image.Image):
@@ -87,7 +98,7 @@ class Editor:
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
-        source, params = to_tensor(image), _params(prompt, settings)
+        source, params = to_tensor(image), self._params(prompt, settings)
         levels = to_levels(mask, source.shape[1:])
         return self._edited(source, None, levels, params, padding_mask_crop, progress)
 
@@ -121,7 +132,7 @@ class Editor:
             levels = where_drawn(before, edited, self.pipeline.recipe.blend is not None).float()
             if self.pipeline.sparse:  # a dense one does not look at it
                 _check_drawn(levels)
-        params = _params(prompt, settings)
+        params = self._params(prompt, settings)
         return self._edited(before, edited, levels, params, padding_mask_crop, progress)
 
     def _edited(
@@ -139,7 +150,7 @@ class Editor:
             crop = WHOLE if blend is None else AUTO
         if crop == WHOLE:
             crop = None
-        elif crop != AUTO and not (isinstance(crop, int) and crop >= 0):
+        elif crop != AUTO and (type(crop) is not int or crop < 0):
             raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
         else:
             blend = blend or Blend(match_border=False)
@@ -149,6 +160,22 @@ class Editor:
             advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
             advise_on_size(size, self.spec, advice)
         return to_image(self.pipeline.edit(edit, params, progress=progress), size, levels)
+
+    def _params(self, prompt: str, settings: dict[str, Any]) -> SamplingParams:
+        """Settings with a prompt, whose syntax is that of the preset as on the command line.
+
+        Raises:
+            TypeError: an unknown setting.
+            UserError: a value outside of its range.
+        """
+        params = SamplingParams(prompt, **{"weighted": self.pipeline.recipe.hold, **settings})
+        params.check()
+        say_unread(params)
+        return replace(
+            params,
+            sampler=chosen(Sampler, params.sampler),
+            spacing=chosen(Spacing, params.spacing),
+        )
 
     def session(
         self,
@@ -171,7 +198,7 @@ class Editor:
         """
         source, size = padded(image)
         advise_on_size(size, self.spec, "a smaller one will look better")
-        what = (source, _params(prompt, settings), Task(task))
+        what = (source, self._params(prompt, settings), chosen(Task, task))
         return Session(EditSession(self.pipeline, *what, progress=progress), size)
 
 
@@ -186,6 +213,7 @@ class Session:
         self, mask: Mask, prompt: str, negative_prompt: str = "", seed: int | None = None
     ) -> EditedImage:
         """Repaint the masked part of the picture; another seed gives another result."""
+        self._check(prompt, negative_prompt, seed, self.edits.params.strength)
         levels = to_levels(mask, self.size)
         marked = imageio.pad_to_multiple(levels)
         return self._kept(self.edits.inpaint(prompt, marked, negative_prompt, seed), levels)
@@ -201,6 +229,7 @@ class Session:
     ) -> EditedImage:
         """Turn what was drawn on the picture into something in the manner of the model; without a
         mask it is looked for, and another seed gives another result."""
+        self._check(prompt, negative_prompt, seed, strength)
         edited = to_drawing(drawn, self.size)
         if mask is None:
             before = imageio.crop_back(self.edits.picture, self.size)
@@ -219,6 +248,14 @@ class Session:
             raise ValueError("There is no edit to accept; call inpaint or sdedit first.")
         self.edits.accept(self._last)
         self._last = None
+
+    def _check(self, prompt: str, negative_prompt: str, seed: int | None, strength: float) -> None:
+        """UserError for a value outside of its range; says what of the prompts is not read."""
+        own = self.edits.params
+        words = {"prompt": prompt, "negative_prompt": negative_prompt, "strength": strength}
+        params = replace(own, seed=own.seed if seed is None else seed, **words)
+        params.check()
+        say_unread(params)
 
     def _kept(self, result: EditResult, levels: Tensor) -> EditedImage:
         self._last = result
@@ -243,26 +280,28 @@ def load_editor(
     progress: bool = False,
 ) -> Editor:
     """Load a model; see `sgm.load`, which this is."""
-    spec, kind, chosen = model_spec(model), RunType(run_type), Preset(preset)
+    spec, kind, how = model_spec(model), chosen(RunType, run_type), chosen(Preset, preset)
     where = runtime.pick_device(device)
-    exact = runtime.best_precision(chosen, where) if precision is None else Precision(precision)
+    best = runtime.best_precision(how, where)
+    exact = best if precision is None else chosen(Precision, precision)
     runtime.check_precision(exact, where)
     folder = folder_with(spec.weights, weight_path)
     configs = folder_with(spec.configs, config_path)
+    if not isinstance(loras or {}, Mapping):
+        raise UserError(f"loras is {loras!r}; give a dict of paths and their weights.")
     weights = Weights(
         Path(checkpoint or folder / spec.weights[spec.weight_role(kind)]),
         None if vae is None else Path(vae),
         tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
-        None if prediction is None else Prediction(prediction),
+        None if prediction is None else chosen(Prediction, prediction),
     )
-    what = (spec, kind, configs, folder, where, exact, Backend(backend), chosen)
+    if checkpoint is None:
+        files.check_own_weights(weights.checkpoint, spec, spec.weight_role(kind))
+    for path in weights.files[checkpoint is None :]:
+        if not path.is_dir():
+            files.check_weights_file(path)
+    what = (spec, kind, configs, folder, where, exact, chosen(Backend, backend), how)
     return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs), spec)
-
-
-def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
-    """Settings with a prompt; TypeError for an unknown one."""
-    params = SamplingParams(prompt, **settings)
-    return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
 
 
 def _check_drawn(levels: Tensor) -> None:

@@ -340,3 +340,66 @@ def test_nothing_to_edit_is_told(editor: Editor, pixels, marked) -> None:
             edit(pixels, pixels, "a sun")
     with pytest.raises(ValueError, match="needs the unedited picture"):
         editor.sdedit(None, pixels, "a sun", marked, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps is 0; give a whole number from 1 to 1000"),
+        ({"steps": 2.5}, "steps is 2.5; give a whole number"),
+        ({"steps": "5"}, "steps is '5'"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0 to 18446744073709551615"),
+        ({"scale": float("nan")}, "scale is nan; give a number from 0 to 1000"),
+        ({"strength": 2}, "strength is 2; give a number from 0 to 1"),
+        ({"sampler": "eular"}, r"'eular' is not a sampler; choose one of .*did you mean euler\?"),
+        ({"spacing": "even"}, "'even' is not a spacing"),
+        ({"prompt": None}, "prompt is None; give a text"),
+        ({"negative_prompt": 3}, "negative_prompt is 3; give a text"),
+        ({"padding_mask_crop": True}, "padding_mask_crop is True; give pixels"),
+    ],
+)
+def test_values_out_of_range_are_told(editor: Editor, pixels, marked, settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        editor.inpaint(pixels, marked, **{"prompt": "a sky", "steps": 2, **settings})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    SamplingParams("", seed=np.int64(3), steps=np.uint8(4), scale=np.float32(3)).check()
+
+
+def test_values_of_a_session_are_checked(editor: Editor, pixels, marked) -> None:
+    session = editor.session(pixels, steps=2)
+    with pytest.raises(UserError, match="seed is -1"):
+        session.inpaint(marked, "a sky", seed=-1)
+    with pytest.raises(UserError, match="strength is 2"):
+        session.sdedit(pixels, "a sky", strength=2)
+    with pytest.raises(UserError, match="'inpaint' is not a task; choose one of inpainting"):
+        editor.session(pixels, task="inpaint")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "quick"}, "'quick' is not a preset; choose one of published, fast"),
+        ({"run_type": "turbos"}, r"'turbos' is not a run type; .*did you mean turbo\?"),
+        ({"loras": "style.safetensors"}, "give a dict of paths"),
+        ({"loras": {"style.safetensors": 1.0}}, "File style.safetensors does not exist"),
+        ({"checkpoint": "mine.safetensors"}, "File mine.safetensors does not exist; check"),
+        ({"vae": Path("README.ckpt")}, "File README.ckpt does not exist"),
+        ({"weight_path": "nowhere"}, r"Checkpoint nowhere.tiny_base.safetensors does not exist"),
+        ({"model": "sdxl", "weight_path": "nowhere"}, "download it from https.* --model tiny"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sgm.load(**{"model": "tiny", "device": "cpu", **options})
+
+
+def test_prompts_are_read_as_by_the_command_line(editor: Editor, pixels, marked, caplog) -> None:
+    def edit(prompt: str, **settings: object) -> np.ndarray:
+        return np.asarray(editor.inpaint(pixels, marked, prompt, steps=2, **settings))
+
+    assert np.array_equal(edit("a red sky"), edit("a red sky", weighted=False))
+    assert not caplog.text
+    assert not np.array_equal(edit("a (red:1.6) sky"), edit("a (red:1.6) sky", weighted=False))
+    assert "'(red:1.6)' is read as text" in caplog.text

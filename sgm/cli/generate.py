@@ -20,7 +20,7 @@ from sgm.inference.edit import Edit
 from sgm.inference.networks import backend_name
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import RECIPES
-from sgm.inference.prompts import unread
+from sgm.inference.prompts import say_unread
 from sgm.inference.refined import refined_edit
 from sgm.io import files, imageio
 from sgm.io.photos import Photo
@@ -40,10 +40,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
         _return_unchanged(options, inputs, why, started)
         return
     options = dense_if_everywhere(options, inputs)
-    params = options.sampling
-    for flag in ("prompt", "negative_prompt"):
-        for notice in unread(getattr(params, flag), params.weighted):
-            logger.warning("--%s: %s", flag, notice)
+    say_unread(options.sampling, "--")
     wanted = request(options, inputs)
     if not isinstance(wanted, Cropped):
         height, width = options.spec.trained_size
