@@ -108,9 +108,10 @@ def _check_photos(values: argparse.Namespace) -> None:
         raise UserError("--seeds makes pictures; leave it out of the profile modes.")
     if values.record is not None and values.seeds:
         raise UserError("--record makes one recording, and --seeds many results; leave one out.")
-    if values.recording is not None and isinstance(values.padding_mask_crop, int):
-        why = "shows the network another picture than --recording holds"
-        raise UserError(f"--padding_mask_crop {why}; leave one out.")
+    for flag in ("record", "recording"):
+        if getattr(values, flag) is not None and isinstance(values.padding_mask_crop, int):
+            why = f"shows the network another picture than --{flag} holds"
+            raise UserError(f"--padding_mask_crop {why}; leave one out.")
     if values.mask_path is None and values.invert_mask:
         raise UserError("--invert_mask needs --mask_path; name a mask.")
 

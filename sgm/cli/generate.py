@@ -34,6 +34,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     """Edit the picture and write it; an empty edit returns it, a full one runs dense. `started` is
     the `time.perf_counter()` when the command began."""
     if options.record is not None:
+        _advise(options, inputs)
         record(options, inputs, lambda: load_pipeline(options), started)
         return
     if why := nothing_marked(options, inputs):
@@ -43,9 +44,7 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     say_unread(options.sampling, "--")
     wanted = request(options, inputs)
     if not isinstance(wanted, Cropped):
-        height, width = options.spec.trained_size
-        advice = f"--H {height} --W {width} will look better, or --padding_mask_crop auto"
-        advise_on_size(inputs.source(False).size, options.spec, advice)
+        _advise(options, inputs)
     photo = inputs.source(options.photo.blend is not None)
     touched = touched_by(options, inputs, wanted)
     written: dict[int, tuple[dict[str, object], Image.Image]] = {}
@@ -59,6 +58,15 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
         figures = _figures(one, photo, touched, seconds, ratio, started)
         written[one.sampling.seed] = (figures, picture)
     _publish(options, written)
+
+
+def _advise(options: RunOptions, inputs: Inputs) -> None:
+    """Warn where the network sees the whole of a picture that is far larger than its own size."""
+    height, width = options.spec.trained_size
+    advice = f"--H {height} --W {width} will look better"
+    if options.record is None and options.recording is None:
+        advice += ", or --padding_mask_crop auto"
+    advise_on_size(inputs.source(False).size, options.spec, advice)
 
 
 def results(
