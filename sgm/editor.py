@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 from torch import Tensor
@@ -21,7 +21,7 @@ from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prompts import say_unread
 from sgm.inference.session import EditSession
 from sgm.io import files, imageio
-from sgm.io.given import Mask, Picture, padded, to_drawing, to_levels, to_tensor
+from sgm.io.given import Mask, Picture, padded, profile_of, to_drawing, to_levels, to_tensor
 from sgm.specs import (
     AUTO,
     WHOLE,
@@ -57,8 +57,17 @@ class EditedImage(Image.Image):
     seconds: dict[str, float]
     edit_ratio: float | None
 
+    def tagged(self, profile: bytes | None) -> Self:
+        """Itself, with an ICC profile if there is one."""
+        if profile is not None:
+            self.info["icc_profile"] = profile
+        return self
+
     def save(self, fp: Any, *args: Any, **options: Any) -> None:
-        """As PIL saves a picture; a folder that is not there yet is made."""
+        """As PIL saves a picture, with the colour profile of the one that was edited; a folder that
+        is not there yet is made."""
+        if "icc_profile" in self.info:
+            options.setdefault("icc_profile", self.info["icc_profile"])
         if isinstance(fp, str | PathLike):
             Path(fp).parent.mkdir(parents=True, exist_ok=True)
         super().save(fp, *args, **options)
@@ -100,7 +109,8 @@ class Editor:
         """
         source, params = to_tensor(image), self._params(prompt, settings)
         levels = to_levels(mask, source.shape[1:])
-        return self._edited(source, None, levels, params, padding_mask_crop, progress)
+        edited = self._edited(source, None, levels, params, padding_mask_crop, progress)
+        return edited.tagged(profile_of(image))
 
     def sdedit(
         self,
@@ -133,7 +143,8 @@ class Editor:
             if self.pipeline.sparse:  # a dense one does not look at it
                 _check_drawn(levels)
         params = self._params(prompt, settings)
-        return self._edited(before, edited, levels, params, padding_mask_crop, progress)
+        result = self._edited(before, edited, levels, params, padding_mask_crop, progress)
+        return result.tagged(profile_of(drawn if image is None else image))
 
     def _edited(
         self,
@@ -199,14 +210,17 @@ class Editor:
         source, size = padded(image)
         advise_on_size(size, self.spec, "a smaller one will look better")
         what = (source, self._params(prompt, settings), chosen(Task, task))
-        return Session(EditSession(self.pipeline, *what, progress=progress), size)
+        edits = EditSession(self.pipeline, *what, progress=progress)
+        return Session(edits, size, profile_of(image))
 
 
 class Session:
     """A picture that was recorded, and is edited by sparse passes alone."""
 
-    def __init__(self, session: EditSession, size: tuple[int, int]) -> None:
-        self.edits, self.size = session, size
+    def __init__(
+        self, session: EditSession, size: tuple[int, int], profile: bytes | None = None
+    ) -> None:
+        self.edits, self.size, self.profile = session, size, profile
         self._last: EditResult | None = None
 
     def inpaint(
@@ -259,7 +273,7 @@ class Session:
 
     def _kept(self, result: EditResult, levels: Tensor) -> EditedImage:
         self._last = result
-        return to_image(result, self.size, levels)
+        return to_image(result, self.size, levels).tagged(self.profile)
 
 
 def load_editor(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import sgm
 from sgm.editor import EditedImage, Editor
@@ -403,3 +403,23 @@ def test_prompts_are_read_as_by_the_command_line(editor: Editor, pixels, marked,
     assert not caplog.text
     assert not np.array_equal(edit("a (red:1.6) sky"), edit("a (red:1.6) sky", weighted=False))
     assert "'(red:1.6)' is read as text" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_result_is_in_the_colours_of_the_photo(
+    editor: Editor, pixels, marked, tmp_path: Path, suffix: str
+) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(tmp_path / "photo.png", icc_profile=profile)
+    session = editor.session(tmp_path / "photo.png", steps=1)
+    with Image.open(tmp_path / "photo.png") as photo:
+        results = [
+            editor.inpaint(photo, marked, "a sky", steps=1),
+            editor.inpaint(tmp_path / "photo.png", marked, "a sky", steps=1),
+            session.inpaint(marked, "a sky"),
+        ]
+    for result in results:
+        result.save(tmp_path / f"out.{suffix}")
+        with Image.open(tmp_path / f"out.{suffix}") as saved:
+            assert saved.info["icc_profile"] == profile
+    assert "icc_profile" not in editor.inpaint(pixels, marked, "a sky", steps=1).info

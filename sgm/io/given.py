@@ -49,6 +49,16 @@ def to_tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(whole * np.float32(2) - 1)
 
 
+def profile_of(picture: Picture) -> bytes | None:
+    """The ICC profile that the colours of a picture are in, which the networks see as they are;
+    None where there is none, or where they have been converted to RGB by `to_tensor`."""
+    if isinstance(picture, str | PathLike):
+        with Image.open(picture) as opened:
+            return profile_of(opened)
+    own = isinstance(picture, Image.Image) and picture.mode in ("RGB", "RGBA", "P")
+    return picture.info.get("icc_profile") if own else None
+
+
 def _channels_first(picture: object) -> np.ndarray:
     """Values [C, H, W] of an array or a tensor; UserError if it is no picture by its shape."""
     if isinstance(picture, Tensor):
