@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgm.editor import Mask, Picture, padded, to_drawing, to_mask
 from sgm.inference.choose_store import make_store
 from sgm.inference.edit import Edit
 from sgm.inference.held_pipeline import HeldPipeline, checked
@@ -30,6 +29,7 @@ from sgm.inference.presets import FAST, Recipe, StepMasks
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.io import imageio
+from sgm.io.given import Mask, Picture, padded, to_drawing, to_levels
 from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.sparsify import Pass
@@ -159,7 +159,7 @@ class EditSession:
         Raises:
             SparseStateError: adapters of the UNet came or went since the recording.
         """
-        mask = imageio.pad_to_multiple(to_mask(mask_image, self._size)).bool()
+        mask = imageio.pad_to_multiple(to_levels(mask_image, self._size) > 0.5)
         if not mask.any():
             return self.image
         edit = Inpainting(self.picture, mask, self.recipe.blend)

@@ -4,24 +4,25 @@ editor = sgm.load("tiny", preset="fast")
 editor.inpaint("photo.jpg", "mask.png", "a horse").save("out.png")
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
+from sgm.errors import UserError
 from sgm.inference.crop import Cropped, EditRequest
 from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
+from sgm.inference.prompts import say_unread
 from sgm.inference.session import EditSession
 from sgm.inference.window import advise_on_size
-from sgm.io import imageio, maskio
+from sgm.io import files, imageio
+from sgm.io.given import Mask, Picture, padded, profile_of, to_drawing, to_levels, to_tensor
 from sgm.specs import (
     AUTO,
     WHOLE,
@@ -33,13 +34,17 @@ from sgm.specs import (
     folder_with,
     model_spec,
 )
-from sgm.words import Backend, Precision, Prediction, Preset, RunType, Sampler, Spacing, Task
-
-# A path, a PIL picture, an array [H, W, 3] (uint8, or floating point in [0, 1]), or a tensor
-# [3, H, W] in [0, 1].
-Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
-# A path, a PIL picture, or an array or tensor [H, W] of bool, 0/1, 0/255 or [0, 1]; white: repaint.
-Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
+from sgm.words import (
+    Backend,
+    Precision,
+    Prediction,
+    Preset,
+    RunType,
+    Sampler,
+    Spacing,
+    Task,
+    chosen,
+)
 
 
 class EditedImage(Image.Image):
@@ -53,8 +58,17 @@ class EditedImage(Image.Image):
     seconds: dict[str, float]
     edit_ratio: float | None
 
+    def tagged(self, profile: bytes | None) -> Self:
+        """Itself, with an ICC profile if there is one."""
+        if profile is not None:
+            self.info["icc_profile"] = profile
+        return self
+
     def save(self, fp: Any, *args: Any, **options: Any) -> None:
-        """As PIL saves a picture; a folder that is not there yet is made."""
+        """As PIL saves a picture, with the colour profile of the one that was edited; a folder that
+        is not there yet is made."""
+        if "icc_profile" in self.info:
+            options.setdefault("icc_profile", self.info["icc_profile"])
         if isinstance(fp, str | PathLike):
             Path(fp).parent.mkdir(parents=True, exist_ok=True)
         super().save(fp, *args, **options)
@@ -94,9 +108,10 @@ class Editor:
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
-        source, params = to_tensor(image), _params(prompt, settings)
-        marked = to_mask(mask, source.shape[1:])
-        return self._edited(source, None, marked, params, padding_mask_crop, progress)
+        source, params = to_tensor(image), self._params(prompt, settings)
+        levels = to_levels(mask, source.shape[1:])
+        edited = self._edited(source, None, levels, params, padding_mask_crop, progress)
+        return edited.tagged(profile_of(image))
 
     def sdedit(
         self,
@@ -121,19 +136,22 @@ class Editor:
         """
         before = None if image is None else to_tensor(image)
         edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])
-        marked = None
+        levels = None
         if mask is not None:
-            marked = to_mask(mask, edited.shape[1:])
+            levels = (to_levels(mask, edited.shape[1:]) > 0.5).float()
         elif before is not None:
-            marked = where_drawn(before, edited, self.pipeline.recipe.blend is not None)
-        params = _params(prompt, settings)
-        return self._edited(before, edited, marked, params, padding_mask_crop, progress)
+            levels = where_drawn(before, edited, self.pipeline.recipe.blend is not None).float()
+            if self.pipeline.sparse:  # a dense one does not look at it
+                _check_drawn(levels)
+        params = self._params(prompt, settings)
+        result = self._edited(before, edited, levels, params, padding_mask_crop, progress)
+        return result.tagged(profile_of(drawn if image is None else image))
 
     def _edited(
         self,
         before: Tensor | None,
         drawn: Tensor | None,
-        marked: Tensor | None,
+        levels: Tensor | None,
         params: SamplingParams,
         crop: int | str | None,
         progress: bool,
@@ -144,17 +162,33 @@ class Editor:
             crop = WHOLE if blend is None else AUTO
         if crop == WHOLE:
             crop = None
-        elif crop != AUTO and not (isinstance(crop, int) and crop >= 0):
+        elif crop != AUTO and (type(crop) is not int or crop < 0):
             raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
         else:
             blend = blend or Blend(match_border=False)
-        asked = EditRequest(before, drawn, marked, params.strength, blend)
+        asked = EditRequest(before, drawn, levels, params.strength, blend)
         edit = asked.edit(self.spec, crop)
         size = (before if drawn is None else drawn).shape[1:]
         if not isinstance(edit, Cropped):
             advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
             advise_on_size(size, self.spec, advice)
-        return to_image(self.pipeline.edit(edit, params, progress=progress), size)
+        return to_image(self.pipeline.edit(edit, params, progress=progress), size, levels)
+
+    def _params(self, prompt: str, settings: dict[str, Any]) -> SamplingParams:
+        """Settings with a prompt, whose syntax is that of the preset as on the command line.
+
+        Raises:
+            TypeError: an unknown setting.
+            UserError: a value outside of its range.
+        """
+        params = SamplingParams(prompt, **{"weighted": self.pipeline.recipe.hold, **settings})
+        params.check()
+        say_unread(params)
+        return replace(
+            params,
+            sampler=chosen(Sampler, params.sampler),
+            spacing=chosen(Spacing, params.spacing),
+        )
 
     def session(
         self,
@@ -177,21 +211,28 @@ class Editor:
         """
         source, size = padded(image)
         advise_on_size(size, self.spec, "a smaller one will look better")
-        what = (source, _params(prompt, settings), Task(task))
-        return Session(EditSession(self.pipeline, *what, progress=progress), size)
+        what = (source, self._params(prompt, settings), chosen(Task, task))
+        edits = EditSession(self.pipeline, *what, progress=progress)
+        return Session(edits, size, profile_of(image))
 
 
 class Session:
     """A picture that was recorded, and is edited by sparse passes alone."""
 
-    def __init__(self, session: EditSession, size: tuple[int, int]) -> None:
-        self.edits, self.size = session, size
+    def __init__(
+        self, session: EditSession, size: tuple[int, int], profile: bytes | None = None
+    ) -> None:
+        self.edits, self.size, self.profile = session, size, profile
         self._last: EditResult | None = None
 
-    def inpaint(self, mask: Mask, prompt: str, negative_prompt: str = "") -> EditedImage:
-        """Repaint the masked part of the picture."""
-        marked = imageio.pad_to_multiple(to_mask(mask, self.size))
-        return self._kept(self.edits.inpaint(prompt, marked, negative_prompt))
+    def inpaint(
+        self, mask: Mask, prompt: str, negative_prompt: str = "", seed: int | None = None
+    ) -> EditedImage:
+        """Repaint the masked part of the picture; another seed gives another result."""
+        self._check(prompt, negative_prompt, seed, self.edits.params.strength)
+        levels = to_levels(mask, self.size)
+        marked = imageio.pad_to_multiple(levels)
+        return self._kept(self.edits.inpaint(prompt, marked, negative_prompt, seed), levels)
 
     def sdedit(
         self,
@@ -200,12 +241,21 @@ class Session:
         strength: float = 0.8,
         negative_prompt: str = "",
         mask: Mask | None = None,
+        seed: int | None = None,
     ) -> EditedImage:
         """Turn what was drawn on the picture into something in the manner of the model; without a
-        mask it is looked for."""
-        region = None if mask is None else imageio.pad_to_multiple(to_mask(mask, self.size))
-        edited = imageio.pad_to_multiple(to_drawing(drawn, self.size))
-        return self._kept(self.edits.sdedit(prompt, edited, strength, negative_prompt, region))
+        mask it is looked for, and another seed gives another result."""
+        self._check(prompt, negative_prompt, seed, strength)
+        edited = to_drawing(drawn, self.size)
+        if mask is None:
+            before = imageio.crop_back(self.edits.picture, self.size)
+            levels = where_drawn(before, edited, True).float()
+            _check_drawn(levels)
+        else:
+            levels = to_levels(mask, self.size)
+        edited, marked = map(imageio.pad_to_multiple, (edited, levels > 0.5))
+        words = (strength, negative_prompt, marked, seed)
+        return self._kept(self.edits.sdedit(prompt, edited, *words), levels)
 
     def accept(self) -> None:
         """Make the last edit the picture that further ones start from; ValueError if there is
@@ -215,9 +265,17 @@ class Session:
         self.edits.accept(self._last)
         self._last = None
 
-    def _kept(self, result: EditResult) -> EditedImage:
+    def _check(self, prompt: str, negative_prompt: str, seed: int | None, strength: float) -> None:
+        """UserError for a value outside of its range; says what of the prompts is not read."""
+        own = self.edits.params
+        words = {"prompt": prompt, "negative_prompt": negative_prompt, "strength": strength}
+        params = replace(own, seed=own.seed if seed is None else seed, **words)
+        params.check()
+        say_unread(params)
+
+    def _kept(self, result: EditResult, levels: Tensor) -> EditedImage:
         self._last = result
-        return to_image(result, self.size)
+        return to_image(result, self.size, levels).tagged(self.profile)
 
 
 def load_editor(
@@ -238,92 +296,41 @@ def load_editor(
     progress: bool = False,
 ) -> Editor:
     """Load a model; see `sgm.load`, which this is."""
-    spec, kind, chosen = model_spec(model), RunType(run_type), Preset(preset)
+    spec, kind, how = model_spec(model), chosen(RunType, run_type), chosen(Preset, preset)
     where = runtime.pick_device(device)
-    exact = runtime.best_precision(chosen, where) if precision is None else Precision(precision)
+    best = runtime.best_precision(how, where)
+    exact = best if precision is None else chosen(Precision, precision)
     runtime.check_precision(exact, where)
     folder = folder_with(spec.weights, weight_path)
     configs = folder_with(spec.configs, config_path)
+    if not isinstance(loras or {}, Mapping):
+        raise UserError(f"loras is {loras!r}; give a dict of paths and their weights.")
     weights = Weights(
         Path(checkpoint or folder / spec.weights[spec.weight_role(kind)]),
         None if vae is None else Path(vae),
         tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
-        None if prediction is None else Prediction(prediction),
+        None if prediction is None else chosen(Prediction, prediction),
     )
-    what = (spec, kind, configs, folder, where, exact, Backend(backend), chosen)
+    if checkpoint is None:
+        files.check_own_weights(weights.checkpoint, spec, spec.weight_role(kind))
+    for path in weights.files[checkpoint is None :]:
+        if not path.is_dir():
+            files.check_weights_file(path)
+    what = (spec, kind, configs, folder, where, exact, chosen(Backend, backend), how)
     return Editor(Pipeline.load(*what, progress=progress, weights=weights, graphs=graphs), spec)
 
 
-def to_tensor(picture: Picture) -> Tensor:
-    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU. UserError for a
-    file that is no picture, ValueError for an array or a tensor of another shape or range."""
-    if isinstance(picture, str | PathLike):
-        return imageio.to_tensor(imageio.load_picture(picture))
-    if isinstance(picture, Image.Image):
-        return imageio.to_tensor(imageio.to_rgb(picture))
-    if isinstance(picture, np.ndarray):
-        scaled = picture / 255 if picture.dtype == np.uint8 else picture
-        picture = torch.from_numpy(np.ascontiguousarray(scaled)).permute(2, 0, 1)
-    fits = picture.ndim == 3 and picture.shape[0] == 3
-    if not fits or not 0 <= float(picture.min()) <= float(picture.max()) <= 1:
-        raise ValueError(
-            f"The picture is an array of shape {tuple(picture.shape)} from {picture.min():g} to "
-            f"{picture.max():g}; expected a tensor [3, H, W] in [0, 1] or an array [H, W, 3], "
-            "uint8 or in [0, 1]."
-        )
-    return picture.float().cpu() * 2 - 1
+def _check_drawn(levels: Tensor) -> None:
+    """UserError where two pictures [H, W] do not differ."""
+    if not levels.any():
+        raise UserError("The two pictures are the same; draw on one of them, or give a mask.")
 
 
-def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
-    """A picture that was drawn on, as `to_tensor` gives it; ValueError unless it has the `size`
-    (height, width) of the one before."""
-    drawn = to_tensor(picture)
-    if drawn.shape[1:] != (size[0], size[1]):
-        raise ValueError(
-            f"The drawing has {drawn.shape[2]}x{drawn.shape[1]} pixels, expected {size[1]}x"
-            f"{size[0]} as the picture; draw on the picture, or resize."
-        )
-    return drawn
-
-
-def to_mask(mask: Mask, size: Sequence[int]) -> Tensor:
-    """A mask for a picture of `size` (height, width): bool [H, W], True where to repaint.
-
-    Raises:
-        UserError: a file that is no mask.
-        ValueError: an array or a tensor of another shape.
-    """
-    size = (size[0], size[1])
-    if isinstance(mask, str | PathLike):
-        return maskio.load_mask(mask, size)
-    if isinstance(mask, Image.Image):
-        grey = mask.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(grey) > 127)
-    level = torch.as_tensor(mask)
-    if tuple(level.shape) != size:
-        raise ValueError(
-            f"The mask has shape {tuple(level.shape)} and the picture is {size} (height, width); "
-            "give a mask of the picture's size."
-        )
-    return level if level.dtype is torch.bool else level.float() > level.float().max() / 2
-
-
-def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as `to_tensor` gives it, padded to multiples of 64, and its size before."""
-    source = to_tensor(picture)
-    return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])
-
-
-def _params(prompt: str, settings: dict[str, Any]) -> SamplingParams:
-    """Settings with a prompt; TypeError for an unknown one."""
-    params = SamplingParams(prompt, **settings)
-    return replace(params, sampler=Sampler(params.sampler), spacing=Spacing(params.spacing))
-
-
-def to_image(result: EditResult, size: Sequence[int]) -> EditedImage:
-    """A result as a PIL picture of a size (height, width)."""
+def to_image(result: EditResult, size: Sequence[int], levels: Tensor | None) -> EditedImage:
+    """A result as a PIL picture of a size (height, width); `levels` of it say where the edit is."""
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     picture.__class__ = EditedImage
     assert isinstance(picture, EditedImage)
-    picture.seconds, picture.edit_ratio = result.seconds, result.edit_ratio
+    picture.seconds = result.seconds
+    picture.edit_ratio = None if levels is None else (levels > 0.5).float().mean().item()
     return picture

@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help` and every refused option answer at 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +40,7 @@ SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 DEFAULT_STEPS, TURBO_STEPS = 50, 4
 # Published classifier-free guidance, and that of edits by the tiny model, which 6 overdoes.
 DEFAULT_SCALE, TINY_SCALE = 6.0, 3.0
+MAX_STEPS, MAX_SEED, MAX_SCALE = 1000, 2**64 - 1, 1000.0  # the first: of the whole schedule
 # Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
 DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
 # Pixels of the ring in which an edit fades out, and the longer side of the picture it is for.
@@ -152,6 +154,15 @@ def folder_with(names: Mapping[str, str], given: str | PathLike[str]) -> Path:
     return next(filter(holds_one, (Path(given), SHIPPED / given)), Path(given))
 
 
+def _check_number(
+    name: str, value: object, low: float, high: float, kind: type[Real] = Real
+) -> None:
+    """UserError unless a value is a number of a kind from low to high."""
+    if not (isinstance(value, kind) and low <= value <= high):
+        whole = "a whole number" if kind is Integral else "a number"
+        raise UserError(f"{name} is {value!r}; give {whole} from {low} to {high}.")
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """What decides the sampled picture, apart from the pictures that go in. Steps are 1 to 1000
@@ -166,6 +177,17 @@ class SamplingParams:
     sampler: Sampler = Sampler.DPMPP2M
     spacing: Spacing = Spacing.PUBLISHED  # which noise levels are visited; a turbo run has its own
     weighted: bool = False  # `(word:1.3)` weighs words, and prompts go on beyond 77 tokens
+
+    def check(self) -> None:
+        """UserError for a value outside of its range."""
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} is {getattr(self, name)!r}; give a text.")
+        if self.steps is not None:
+            _check_number("steps", self.steps, 1, MAX_STEPS, Integral)
+        _check_number("seed", self.seed, 0, MAX_SEED, Integral)
+        _check_number("scale", self.scale, 0, MAX_SCALE)
+        _check_number("strength", self.strength, 0, 1)
 
     def steps_of(self, run_type: RunType) -> int:
         """Sampler steps of a run: those asked for, else the published ones."""

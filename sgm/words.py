@@ -1,6 +1,24 @@
 """The words that the command line and the programs know: one enum for each choice."""
 
+import re
 from enum import StrEnum
+from typing import TypeVar
+
+from sgm.errors import UserError, suggestion
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def chosen(kind: type[Word], word: str) -> Word:
+    """A word as a member of its enum; UserError, with the nearest, if it is none."""
+    known = [str(member) for member in kind]
+    if word not in known:
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+        raise UserError(
+            f"{word!r} is not a {name}; choose one of {', '.join(known)}"
+            f"{suggestion(str(word), known)}."
+        )
+    return kind(word)
 
 
 class Task(StrEnum):

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import sgm
-from sgm.editor import EditedImage, Editor, to_mask, to_tensor
+from sgm.editor import EditedImage, Editor
+from sgm.errors import UserError
 from sgm.inference.crop import Cropped
 from sgm.inference.edit import Edit
 from sgm.inference.pipeline import EditResult
 from sgm.inference.presets import PUBLISHED
+from sgm.io.given import to_levels, to_tensor
 from sgm.specs import SamplingParams
 from tests.conftest import ROOT, max_error
 
@@ -74,7 +76,7 @@ def test_pictures_and_masks_of_every_kind_mean_the_same(editor: Editor, pixels, 
         Image.fromarray(marked),
     ]
     size = marked.shape
-    assert all(np.array_equal(to_mask(mask, size).numpy(), marked) for mask in masks)
+    assert all(np.array_equal(to_levels(mask, size).numpy(), marked) for mask in masks)
 
 
 def test_arrays_that_are_no_pictures_are_refused(pixels, marked) -> None:
@@ -83,7 +85,7 @@ def test_arrays_that_are_no_pictures_are_refused(pixels, marked) -> None:
     with pytest.raises(ValueError, match=r"shape \(69, 137\)"):
         to_tensor(torch.zeros(69, 137))
     with pytest.raises(ValueError, match="mask of the picture's size"):
-        to_mask(marked, (64, 64))
+        to_levels(marked, (64, 64))
 
 
 def test_a_session_edits_many_times(editor: Editor, pixels, marked) -> None:
@@ -214,3 +216,210 @@ def test_importing_the_package_loads_nothing_else() -> None:
     code = "import sys, sgm; print([m for m in sys.modules if m in ('torch', 'PIL', 'numpy')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def painted(marked: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
+    """A layer of a paint program: one colour where it was painted, else transparent."""
+    layer = np.full((*marked.shape, 4), (*colour, 0), np.uint8)
+    layer[marked, 3] = 255
+    return Image.fromarray(layer)
+
+
+MASK_PICTURES = {
+    "painted in white": lambda marked: painted(marked, (255, 255, 255)),
+    "painted in black": lambda marked: painted(marked, (0, 0, 0)),
+    "red on black": lambda marked: Image.fromarray(marked[..., None] * np.uint8([255, 0, 0])),
+    "labels 0 and 1": lambda marked: Image.fromarray(marked.astype(np.uint8)),
+    "palette": lambda marked: Image.fromarray(marked.astype(np.uint8)).convert("P"),
+    "16 bits": lambda marked: Image.fromarray(marked.astype(np.uint16) * 255),
+    "floats": lambda marked: Image.fromarray(marked.astype(np.float32)),
+    "twice as large": lambda marked: Image.fromarray(marked.repeat(2, 0).repeat(2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MASK_PICTURES)
+def test_a_mask_in_memory_means_what_its_file_does(name: str, marked, tmp_path: Path) -> None:
+    image = MASK_PICTURES[name](marked)
+    found = to_levels(image, marked.shape)
+    assert np.array_equal(found.numpy(), marked)
+    image.save(tmp_path / "mask.tif")
+    assert torch.equal(found, to_levels(tmp_path / "mask.tif", marked.shape))
+
+
+def test_masks_in_memory_that_are_none_are_refused(pixels, marked) -> None:
+    size = marked.shape
+    for mask, message in (
+        (Image.fromarray(pixels), "^The mask is not clear.*paint white"),
+        (Image.fromarray(marked.T.copy()), "^The mask is 69x137 .*sides are swapped"),
+        (np.full(size, np.nan), "^The mask holds NaN"),
+        (marked + 2 * marked[::-1], "^The mask holds .* from 0 to 3"),
+        (torch.zeros(3, *size), "shape"),
+        (None, "^The mask holds object values; expected a path"),
+    ):
+        with pytest.raises(UserError, match=message):
+            to_levels(mask, size)
+
+
+def test_a_soft_border_in_memory_stays_soft(editor: Editor, pixels, tmp_path: Path) -> None:
+    soft = np.clip(np.linspace(-2, 3, pixels.shape[1]), 0, 1)[None].repeat(pixels.shape[0], 0)
+    image = Image.fromarray((soft * 255).round().astype(np.uint8))
+    image.save(tmp_path / "mask.png")
+    file = to_levels(tmp_path / "mask.png", soft.shape)
+    for mask in (image, soft, torch.from_numpy(soft).bfloat16()[None]):
+        levels = to_levels(mask, soft.shape)
+        assert max_error(levels, file) < 0.02 and len(levels.unique()) > 10
+    edits = [editor.inpaint(pixels, mask, "a sky", steps=2) for mask in (image, soft > 0.5)]
+    assert not np.array_equal(*map(np.asarray, edits))
+
+
+def test_pictures_of_other_channels_and_depths(pixels) -> None:
+    grey, deep = pixels[..., 0], pixels.astype(np.uint16) * 257
+    as_rgb = to_tensor(grey[..., None].repeat(3, 2))
+    assert torch.equal(to_tensor(grey), as_rgb) and torch.equal(to_tensor(grey[..., None]), as_rgb)
+    rgb, layer = to_tensor(pixels), np.full((*grey.shape, 1), 7, np.uint8)
+    assert torch.equal(to_tensor(np.concatenate([pixels, layer], 2)), rgb)
+    assert max_error(to_tensor(deep), rgb) < 1e-6
+    assert torch.equal(to_tensor(torch.from_numpy(pixels).permute(2, 0, 1)), rgb)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ([[0]], "is of type list; expected a path, a PIL picture"),
+        (np.zeros((5, 0, 3)), r"shape \(5, 0, 3\)"),
+        (np.zeros((3, 5, 7), np.uint8), r"shape \(3, 5, 7\); expected an array \[H, W, 3\]"),
+        (np.zeros((5, 7, 3), complex), "holds complex128 values"),
+        (np.full((5, 7, 3), np.nan), "holds float64 values from nan to nan; expected uint8"),
+        (torch.zeros(3, 5, 7) - 1, r"holds float32 values from -1 to -1; expected"),
+    ],
+)
+def test_what_is_no_picture_is_told(picture: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        to_tensor(picture)
+
+
+def test_a_rotation_that_is_not_applied_is_told(pixels, tmp_path: Path, caplog) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    assert to_tensor(tmp_path / "photo.png").shape == (3, pixels.shape[1], pixels.shape[0])
+    assert not caplog.text
+    with Image.open(tmp_path / "photo.png") as photo:
+        assert to_tensor(photo).shape == (3, *pixels.shape[:2])
+    assert "exif_transpose" in caplog.text
+
+
+def test_the_share_that_was_edited_is_of_the_picture(editor: Editor, pixels, marked) -> None:
+    """And not of what it was padded to."""
+    share = pytest.approx(marked.mean())
+    drawn = pixels.copy()
+    drawn[marked] = (255, 0, 0)
+    session = editor.session(pixels, steps=2)
+    assert editor.inpaint(pixels, marked, "a sky", steps=2).edit_ratio == share
+    assert editor.sdedit(pixels, drawn, "a sun", steps=2).edit_ratio == share
+    assert session.inpaint(marked, "a sky").edit_ratio == share
+    assert session.sdedit(drawn, "a sun").edit_ratio == share
+
+
+def test_a_session_makes_variants(editor: Editor, pixels, marked) -> None:
+    session = editor.session(pixels, steps=2, seed=1)
+    drawn = pixels.copy()
+    drawn[marked] = (255, 0, 0)
+    for make in (session.inpaint, session.sdedit):
+        given = marked if make == session.inpaint else drawn
+        first, again, other = (np.asarray(make(given, "a sun", seed=n)) for n in (5, 5, 6))
+        assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_nothing_to_edit_is_told(editor: Editor, pixels, marked) -> None:
+    for edit in (
+        editor.sdedit,
+        lambda before, *rest: editor.session(before, steps=2).sdedit(*rest),
+    ):
+        with pytest.raises(UserError, match="pictures are the same; draw"):
+            edit(pixels, pixels, "a sun")
+    with pytest.raises(ValueError, match="needs the unedited picture"):
+        editor.sdedit(None, pixels, "a sun", marked, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps is 0; give a whole number from 1 to 1000"),
+        ({"steps": 2.5}, "steps is 2.5; give a whole number"),
+        ({"steps": "5"}, "steps is '5'"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0 to 18446744073709551615"),
+        ({"scale": float("nan")}, "scale is nan; give a number from 0 to 1000"),
+        ({"strength": 2}, "strength is 2; give a number from 0 to 1"),
+        ({"sampler": "eular"}, r"'eular' is not a sampler; choose one of .*did you mean euler\?"),
+        ({"spacing": "even"}, "'even' is not a spacing"),
+        ({"prompt": None}, "prompt is None; give a text"),
+        ({"negative_prompt": 3}, "negative_prompt is 3; give a text"),
+        ({"padding_mask_crop": True}, "padding_mask_crop is True; give pixels"),
+    ],
+)
+def test_values_out_of_range_are_told(editor: Editor, pixels, marked, settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        editor.inpaint(pixels, marked, **{"prompt": "a sky", "steps": 2, **settings})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    SamplingParams("", seed=np.int64(3), steps=np.uint8(4), scale=np.float32(3)).check()
+
+
+def test_values_of_a_session_are_checked(editor: Editor, pixels, marked) -> None:
+    session = editor.session(pixels, steps=2)
+    with pytest.raises(UserError, match="seed is -1"):
+        session.inpaint(marked, "a sky", seed=-1)
+    with pytest.raises(UserError, match="strength is 2"):
+        session.sdedit(pixels, "a sky", strength=2)
+    with pytest.raises(UserError, match="'inpaint' is not a task; choose one of inpainting"):
+        editor.session(pixels, task="inpaint")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "quick"}, "'quick' is not a preset; choose one of published, fast"),
+        ({"run_type": "turbos"}, r"'turbos' is not a run type; .*did you mean turbo\?"),
+        ({"loras": "style.safetensors"}, "give a dict of paths"),
+        ({"loras": {"style.safetensors": 1.0}}, "File style.safetensors does not exist"),
+        ({"checkpoint": "mine.safetensors"}, "File mine.safetensors does not exist; check"),
+        ({"vae": Path("README.ckpt")}, "File README.ckpt does not exist"),
+        ({"weight_path": "nowhere"}, r"Checkpoint nowhere.tiny_base.safetensors does not exist"),
+        ({"model": "sdxl", "weight_path": "nowhere"}, "download it from https.* --model tiny"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sgm.load(**{"model": "tiny", "device": "cpu", **options})
+
+
+def test_prompts_are_read_as_by_the_command_line(editor: Editor, pixels, marked, caplog) -> None:
+    def edit(prompt: str, **settings: object) -> np.ndarray:
+        return np.asarray(editor.inpaint(pixels, marked, prompt, steps=2, **settings))
+
+    assert np.array_equal(edit("a red sky"), edit("a red sky", weighted=False))
+    assert not caplog.text
+    assert not np.array_equal(edit("a (red:1.6) sky"), edit("a (red:1.6) sky", weighted=False))
+    assert "'(red:1.6)' is read as text" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_result_is_in_the_colours_of_the_photo(
+    editor: Editor, pixels, marked, tmp_path: Path, suffix: str
+) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(tmp_path / "photo.png", icc_profile=profile)
+    session = editor.session(tmp_path / "photo.png", steps=1)
+    with Image.open(tmp_path / "photo.png") as photo:
+        results = [
+            editor.inpaint(photo, marked, "a sky", steps=1),
+            editor.inpaint(tmp_path / "photo.png", marked, "a sky", steps=1),
+            session.inpaint(marked, "a sky"),
+        ]
+    for result in results:
+        result.save(tmp_path / f"out.{suffix}")
+        with Image.open(tmp_path / f"out.{suffix}") as saved:
+            assert saved.info["icc_profile"] == profile
+    assert "icc_profile" not in editor.inpaint(pixels, marked, "a sky", steps=1).info

@@ -77,7 +77,8 @@ def load_studio(values: argparse.Namespace) -> "Studio":
     limit = values.memory and int(values.memory * 1e9)
     if limit is None:
         limit = int(SHARE * free_memory(RecordingMemory.DEVICE, pipeline.networks.device, None))
-    params = SamplingParams("", scale=values.scale, sampler=values.sampler, spacing=values.spacing)
+    own = {"scale": values.scale, "sampler": values.sampler, "spacing": values.spacing}
+    params = SamplingParams("", **own, weighted=True)
     height, width = MODELS[values.model].trained_size
     return Studio(pipeline, params, values.model, limit, values.max_pixels or height * width)
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from sgm.cli.main import checked
 from sgm.cli.option_types import parsed, whole
-from sgm.cli.options import MAX_SEED, build_parser
+from sgm.cli.options import build_parser
 from sgm.errors import UserError, suggestion
-from sgm.specs import RunOptions
+from sgm.specs import MAX_SEED, RunOptions
 
 PATHS = ("init_img", "edited_img", "mask_path")
 # What a row may say: names of `run.py`, then a batch's own.

@@ -107,7 +107,7 @@ class Worker:
             return Outcome(job, None, {"error": sentence})
         seconds = {stage: round(value, 6) for stage, value in edited.seconds.items()}
         seconds["total"] = round(time.perf_counter() - started, 6)
-        figures = {"seconds": seconds, "edit_ratio": edited.edit_ratio, **change}
+        figures = {"seconds": seconds, "edit_ratio": inputs.ratio, **change}
         return Outcome(job, content, figures)
 
     def _edit(self, job: Job, wanted: Edit, pipeline: Pipeline) -> EditResult:

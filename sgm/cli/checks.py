@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sgm.errors import UserError
 from sgm.io import files
-from sgm.specs import LCM_STEPS, MODELS, TURBO_STEPS, ModelSpec, folder_with
+from sgm.specs import LCM_STEPS, MODELS, TURBO_STEPS, folder_with
 from sgm.words import Backend, Precision, Preset, RecordingMemory, Sampler, Spacing, Task
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ BACKEND_PACKAGES = {
     Backend.TRITON: ("triton", "use --backend auto"),
     Backend.SIGE: ("sige", "run `python -m tools.install_sige`, or use --backend auto"),
 }
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SHEET = "sheet"  # what the contact sheet has in its name in place of a seed
 
 
@@ -109,9 +108,10 @@ def _check_photos(values: argparse.Namespace) -> None:
         raise UserError("--seeds makes pictures; leave it out of the profile modes.")
     if values.record is not None and values.seeds:
         raise UserError("--record makes one recording, and --seeds many results; leave one out.")
-    if values.recording is not None and isinstance(values.padding_mask_crop, int):
-        why = "shows the network another picture than --recording holds"
-        raise UserError(f"--padding_mask_crop {why}; leave one out.")
+    for flag in ("record", "recording"):
+        if getattr(values, flag) is not None and isinstance(values.padding_mask_crop, int):
+            why = f"shows the network another picture than --{flag} holds"
+            raise UserError(f"--padding_mask_crop {why}; leave one out.")
     if values.mask_path is None and values.invert_mask:
         raise UserError("--invert_mask needs --mask_path; name a mask.")
 
@@ -196,39 +196,14 @@ def _check_weights(values: argparse.Namespace, folder: Path) -> None:
     given = (values.checkpoint, values.refiner_checkpoint, values.vae)
     loras = [Path(path) for path, _ in values.lora]
     for path in [path for path in given if path and not path.is_dir()] + loras:
-        files.check_input_file(path)
-        if path.suffix in PICKLE_SUFFIXES:
-            raise UserError(
-                f"File {path} is a pickle by its name, and pickles are never opened; get the "
-                ".safetensors file."
-            )
+        files.check_weights_file(path)
     spec = MODELS[values.model]
     roles = {"checkpoint": spec.weight_role(values.run_type)}
     if values.refined:
         roles["refiner_checkpoint"] = "refiner"
     for name, role in roles.items():
         if getattr(values, name) is None and not (values.random_weights or values.macs_only):
-            _check_checkpoint(folder / spec.weights[role], spec, role)
-
-
-def _check_checkpoint(path: Path, spec: ModelSpec, role: str) -> None:
-    """Raise UserError unless a weights file exists and opens; its tensors are checked later."""
-    try:
-        with path.open("rb"):
-            return
-    except FileNotFoundError as error:
-        page = spec.pages.get(role)
-        advice = f"download it from {page} to {path.parent}" if page else "check --weight_path"
-        other = "" if spec.name == "tiny" else ", or try --model tiny"
-        # With any ending but the expected one it is a pickle, whose opening can run anything.
-        pickled = [path.with_suffix(suffix).name for suffix in PICKLE_SUFFIXES]
-        found = [name for name in pickled if (path.parent / name).exists()]
-        instead = f" ({found[0]} does, but pickles are never opened)" if found else ""
-        raise UserError(f"Checkpoint {path} does not exist{instead}; {advice}{other}.") from error
-    except OSError as error:
-        raise UserError(
-            f"Checkpoint {path} cannot be opened: {error.strerror}; check --weight_path."
-        ) from error
+            files.check_own_weights(folder / spec.weights[role], spec, role)
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:

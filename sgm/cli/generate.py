@@ -20,7 +20,7 @@ from sgm.inference.edit import Edit
 from sgm.inference.networks import backend_name
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.presets import RECIPES
-from sgm.inference.prompts import unread
+from sgm.inference.prompts import say_unread
 from sgm.inference.refined import refined_edit
 from sgm.inference.window import advise_on_size
 from sgm.io import files, imageio
@@ -35,34 +35,39 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     """Edit the picture and write it; an empty edit returns it, a full one runs dense. `started` is
     the `time.perf_counter()` when the command began."""
     if options.record is not None:
+        _advise(options, inputs)
         record(options, inputs, lambda: load_pipeline(options), started)
         return
     if why := nothing_marked(options, inputs):
         _return_unchanged(options, inputs, why, started)
         return
     options = dense_if_everywhere(options, inputs)
-    params = options.sampling
-    for flag in ("prompt", "negative_prompt"):
-        for notice in unread(getattr(params, flag), params.weighted):
-            logger.warning("--%s: %s", flag, notice)
+    say_unread(options.sampling, "--")
     wanted = edit_of_run(options, inputs)
     if not isinstance(wanted, Cropped):
-        height, width = options.spec.trained_size
-        advice = f"--H {height} --W {width} will look better, or --padding_mask_crop auto"
-        advise_on_size(inputs.source(False).size, options.spec, advice)
+        _advise(options, inputs)
     photo = inputs.source(options.photo.blend is not None)
     touched = touched_by(options, inputs, wanted)
     written: dict[int, tuple[dict[str, object], Image.Image]] = {}
     for one, result, load_seconds in results(options, inputs, wanted):
         picture = finished(one, photo, touched, result)
         photo.save(picture, one.output_path, outputs.parameters(one, picture.size))
-        ratio = result.edit_ratio
+        ratio = inputs.ratio
         what = "the picture" if ratio is None else f"{100 * ratio:.1f}% of the picture"
         logger.info("Edited %s in %.1f s.", what, sum(result.seconds.values()))
         seconds = {"load": load_seconds, **result.seconds}
         figures = _figures(one, photo, touched, seconds, ratio, started)
         written[one.sampling.seed] = (figures, picture)
     _publish(options, written)
+
+
+def _advise(options: RunOptions, inputs: Inputs) -> None:
+    """Warn where the network sees the whole of a picture that is far larger than its own size."""
+    height, width = options.spec.trained_size
+    advice = f"--H {height} --W {width} will look better"
+    if options.record is None and options.recording is None:
+        advice += ", or --padding_mask_crop auto"
+    advise_on_size(inputs.source(False).size, options.spec, advice)
 
 
 def results(

@@ -42,6 +42,11 @@ class Inputs:
         """Where the edit is, bool [H, W]."""
         return None if self.levels is None else self.levels > 0.5
 
+    @property
+    def ratio(self) -> float | None:
+        """Share of the pixels that is edited; None where unknown."""
+        return None if self.mask is None else self.mask.float().mean().item()
+
     def source(self, blended: bool) -> Photo:
         """The picture that the edit is made to: a blended one is put into the unedited picture,
         where there is one; else it is the one that was drawn on that changes."""

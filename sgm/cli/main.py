@@ -70,9 +70,11 @@ def _named(kind: type, values: argparse.Namespace) -> dict[str, Any]:
 def _photo_options(values: argparse.Namespace) -> PhotoOptions:
     """What the flags about pictures, masks and seeds mean for a run."""
     fast, crop = values.preset is Preset.FAST, values.padding_mask_crop
-    if crop is None and fast and values.recording is None and values.record is None:
+    if crop is None and fast:
         crop = AUTO
-    crop = None if crop == WHOLE else crop
+    recorded = values.recording is not None or values.record is not None  # of the whole picture
+    if crop == WHOLE or recorded:
+        crop = None
     blended = fast or values.mask_feather is not None or values.match_border or crop is not None
     match = fast if values.match_border is None else values.match_border
     found = _named(PhotoOptions, values) | {

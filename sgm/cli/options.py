@@ -32,6 +32,9 @@ from sgm.specs import (
     DEFAULT_STEPS,
     LATENT_CHANNELS,
     LATENT_FACTOR,
+    MAX_SCALE,
+    MAX_SEED,
+    MAX_STEPS,
     MODELS,
     TURBO_STEPS,
     WHOLE,
@@ -47,8 +50,7 @@ from sgm.words import (
     Task,
 )
 
-MAX_STEPS, MAX_SIDE = 1000, 8192  # the whole schedule; pixels
-MAX_SEED, MAX_SCALE = 2**64 - 1, 1000.0
+MAX_SIDE = 8192  # pixels
 MAX_RING, MAX_MARGIN, MAX_SEEDS = 256, 4096, 100  # pixels, pixels, results of a run
 SYNTAXES = ("plain", "weighted")
 

@@ -1,14 +1,25 @@
 """What of a prompt the networks will not read as it may have been meant."""
 
+import logging
 import re
 
 from sgm.modules.encoders.prompts import CHUNK
 from sgm.modules.encoders.tokenizer import CONTEXT_LENGTH, load_tokenizer
+from sgm.specs import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 # What other tools read in a prompt, and text is here, or without `--prompt_syntax weighted`.
 _LORA = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")
 _WEIGHT = re.compile(r"\([^()]*:\s*[\d.]+\s*\)|\(\([^()]*\)\)|\bBREAK\b")
 LEAST_SHOWN = 60  # characters of the words that are not read, in a notice
+
+
+def say_unread(params: SamplingParams, prefix: str = "") -> None:
+    """Log what of the prompts is not read, each under its name after a prefix."""
+    for name in ("prompt", "negative_prompt"):
+        for notice in unread(getattr(params, name), params.weighted):
+            logger.warning("%s%s: %s", prefix, name, notice)
 
 
 def unread(text: str, weighted: bool) -> list[str]:

@@ -65,6 +65,8 @@ class SDEdit(Edit):
         if recipe is None:
             edited = networks.encode(self.edited, noise, "edited")
             return Plan(Source.NONE, None, start=edited, strength=self.strength)
+        if self.init is None:
+            raise ValueError("A sparse SDEdit run needs the unedited picture too.")
         masks = recipe.sdedit_masks(self.marked)
         if kept is None:
             with recording(networks.encoder, masks):
@@ -95,11 +97,9 @@ class SDEdit(Edit):
 
     @cached_property
     def marked(self) -> Tensor:
-        """Where it was drawn on, bool [H, W]; ValueError if that is not known."""
+        """Where it was drawn on, bool [H, W]; not known without a drawing or a picture before."""
         if self.drawing is not None:
             return self.drawing
-        if self.init is None:
-            raise ValueError("A sparse SDEdit run needs the unedited picture too.")
         return where_drawn(self.init, self.edited, self.blend is not None)
 
     def region(self, recipe: Recipe) -> Tensor:

@@ -55,20 +55,25 @@ def load_levels(path: str | Path, size: tuple[int, int], invert: bool = False) -
     """
     path = Path(path)
     check_input_file(path)
+    name = f"Mask {path}"
     if path.suffix.lower() in (".npy", ".npz"):
-        levels = _from_array(path)
+        levels = array_levels(_read_array(path), name)
     else:
-        levels = picture_levels(open_picture(path), path)
-    levels = 1 - levels if invert else levels
+        levels = picture_levels(open_picture(path), name)
+    return fitted(1 - levels if invert else levels, size, name)
+
+
+def fitted(levels: np.ndarray, size: tuple[int, int], name: str) -> Tensor:
+    """Levels [h, w] for a picture of `size`; arguments, result and errors as of `load_levels`."""
     if 0 < levels.max() <= 0.5:
         raise UserError(
-            f"Mask {path} is brightest at {levels.max():.2f} of white, so it marks nothing for "
+            f"{name} is brightest at {levels.max():.2f} of white, so it marks nothing for "
             "certain; paint white where to repaint."
         )
-    return torch.from_numpy(_resized(levels, size, path))
+    return torch.from_numpy(_resized(levels, size, name))
 
 
-def _resized(levels: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+def _resized(levels: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
     """Levels [h, w] at [height, width], saying so; a copy at their own size. Without a soft border
     there is none afterwards."""
     if levels.shape == size:
@@ -76,12 +81,12 @@ def _resized(levels: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarra
     (rows, columns), (height, width) = levels.shape, size
     if (columns, rows) == size:
         raise UserError(
-            f"Mask {path} is {columns}x{rows} and the picture {width}x{height} (width x height): "
+            f"{name} is {columns}x{rows} and the picture {width}x{height} (width x height): "
             "its sides are swapped; turn it (an array: transpose it)."
         )
     logger.warning(
-        "Mask %s resized from %dx%d to the picture's %dx%d (width x height).",
-        *(path, columns, rows, width, height),
+        "%s resized from %dx%d to the picture's %dx%d (width x height).",
+        *(name, columns, rows, width, height),
     )
     soft = ((levels > 0) & (levels < 1)).any()
     filter_ = Image.Resampling.BILINEAR if soft else Image.Resampling.NEAREST
@@ -89,37 +94,37 @@ def _resized(levels: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarra
     return np.array(image.resize((width, height), filter_))
 
 
-def _from_array(path: Path) -> np.ndarray:
-    """Levels [h, w] of an array file."""
-    values = _read_array(path)
+def array_levels(values: np.ndarray, name: str) -> np.ndarray:
+    """Levels [h, w] of an array, by the rules of `load_levels`; `name` begins its messages.
+    UserError if it is no mask."""
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
         raise UserError(
-            f"Mask {path} has shape {values.shape}; expected (height, width), "
+            f"{name} has shape {values.shape}; expected (height, width), "
             "or 1, 3 or 4 channels after that."
         )
     if values.size == 0:
-        raise UserError(f"Mask {path} has shape {values.shape}, so it holds nothing; make it anew.")
+        raise UserError(f"{name} has shape {values.shape}, so it holds nothing; make it anew.")
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim == 2 and np.isfinite(values).all() and values.min() >= 0:
-        found = two_values(values, path)
+        found = two_values(values, name)
         if found is not None:
             return found
-    level = _levels(values, path)
+    level = _levels(values, name)
     if level.ndim == 3:  # by the rule for pictures
         opaque = level.shape[2] == 3 or level[..., 3].min() == 1
         level = level[..., :3] @ LUMINANCE if opaque else level[..., 3]
-        found = two_values(level, path)
+        found = two_values(level, name)
         if found is not None:
             return found
     return snapped(level)
 
 
-def _levels(values: np.ndarray, path: Path) -> np.ndarray:
+def _levels(values: np.ndarray, name: str) -> np.ndarray:
     """Values of an array as floats of the same shape in [0, 1]; UserError if they are no mask."""
     level = values.astype(np.float64 if values.dtype.kind == "f" else np.float32)
     if not np.isfinite(level).all():
-        raise UserError(f"Mask {path} holds NaN or infinite values; expected numbers in [0, 1].")
+        raise UserError(f"{name} holds NaN or infinite values; expected numbers in [0, 1].")
     low, high = level.min(), level.max()
     if low >= 0 and high <= 1:
         return level
@@ -128,7 +133,7 @@ def _levels(values: np.ndarray, path: Path) -> np.ndarray:
     if bytes_like and low >= 0 and 128 <= high <= 255:
         return level / 255
     raise UserError(
-        f"Mask {path} holds {values.dtype} values from {low:g} to {high:g}; expected bool, "
+        f"{name} holds {values.dtype} values from {low:g} to {high:g}; expected bool, "
         "two values, grey levels up to 255 or floats in [0, 1]."
     )
 

@@ -4,7 +4,6 @@ Levels are float32 [h, w] in [0, 1]: 1 is repainted, 0 stays, between them lies 
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -31,7 +30,7 @@ def snapped(levels: np.ndarray) -> np.ndarray:
     return ((levels - SNAP) / (1 - 2 * SNAP)).clip(0, 1).astype(np.float32)
 
 
-def two_values(values: np.ndarray, path: Path) -> np.ndarray | None:
+def two_values(values: np.ndarray, name: str) -> np.ndarray | None:
     """Levels of an array [h, w] of any real dtype that holds exactly two values, the larger meaning
     repaint; None if it holds more, or one."""
     low, high = values.min(), values.max()
@@ -40,13 +39,13 @@ def two_values(values: np.ndarray, path: Path) -> np.ndarray | None:
         return None
     if (low, high) not in ((0, 1), (0, 255), (0, 65535)):
         logger.warning(
-            "Mask %s holds two values, %g and %g: where it is %g is repainted.",
-            *(path, low, high, high),
+            "%s holds two values, %g and %g: where it is %g is repainted.",
+            *(name, low, high, high),
         )
     return chosen.astype(np.float32)
 
 
-def picture_levels(image: Image.Image, path: Path) -> np.ndarray:
+def picture_levels(image: Image.Image, name: str) -> np.ndarray:
     """Levels of a mask picture, by its alpha channel or by its brightness.
 
     Alpha speaks where part of the picture is transparent: if one colour is left to be seen, that is
@@ -59,24 +58,24 @@ def picture_levels(image: Image.Image, path: Path) -> np.ndarray:
     deep = image.mode == "F" or image.mode.startswith("I")
     if deep:
         raw = np.asarray(image)
-        found = two_values(raw, path)
-        return _grey_levels(deep_to_uint8(image)[..., None], path) if found is None else found
+        found = two_values(raw, name)
+        return _grey_levels(deep_to_uint8(image)[..., None], name) if found is None else found
     rgb = np.asarray(to_rgb(image))
     if not image.has_transparency_data:
-        return _grey_levels(rgb, path)
+        return _grey_levels(rgb, name)
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
     visible = alpha >= OPAQUE
     if (~visible).mean() < CLEAR_SHARE or not visible.any():
-        return _grey_levels(rgb, path)
+        return _grey_levels(rgb, name)
     seen = _luminance(rgb[visible])
     if seen.max() - seen.min() < APART:
-        logger.warning("Mask %s is taken from its alpha channel: opaque is repainted.", path)
+        logger.warning("%s is taken from its alpha channel: opaque is repainted.", name)
         return snapped(alpha / 255)
     try:
-        return np.where(visible, _grey_levels(np.where(visible[..., None], rgb, 0), path), 0)
+        return np.where(visible, _grey_levels(np.where(visible[..., None], rgb, 0), name), 0)
     except UserError:
         logger.warning(
-            "Mask %s is a picture with a transparent part: what was erased is repainted.", path
+            "%s is a picture with a transparent part: what was erased is repainted.", name
         )
         return snapped(1 - alpha / 255)
 
@@ -88,7 +87,7 @@ def _luminance(rgb: np.ndarray) -> np.ndarray:
     return rgb.astype(np.float32) @ LUMINANCE.astype(np.float32)
 
 
-def _grey_levels(rgb: np.ndarray, path: Path) -> np.ndarray:
+def _grey_levels(rgb: np.ndarray, name: str) -> np.ndarray:
     """Levels of uint8 [h, w, 1 or 3] by brightness.
 
     Raises:
@@ -100,7 +99,7 @@ def _grey_levels(rgb: np.ndarray, path: Path) -> np.ndarray:
     if plain and (low < NEAR or low > 255 - NEAR):
         # A mask array of ones saved as a picture looks black; it cannot mean anything else.
         return np.full(grey.shape, float(low > 255 - NEAR or low == 1), np.float32)
-    found = None if plain else two_values(grey.round(2), path)
+    found = None if plain else two_values(grey.round(2), name)
     if found is not None:
         return found
     if not plain:
@@ -114,6 +113,6 @@ def _grey_levels(rgb: np.ndarray, path: Path) -> np.ndarray:
     if colourless and extreme >= EXTREME_SHARE and high > 255 - NEAR:
         return snapped(grey / 255)
     raise UserError(
-        f"Mask {path} is not clear: it holds more than two values, and {extreme:.0%} of it is "
+        f"{name} is not clear: it holds more than two values, and {extreme:.0%} of it is "
         "black or white; paint white where to repaint and black elsewhere, or give two values."
     )

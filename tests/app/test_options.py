@@ -48,3 +48,8 @@ def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.safetensors"):
         load_studio(read_options(["--checkpoint", str(tmp_path / "missing.safetensors")]))
+
+
+def test_words_of_a_prompt_can_be_weighted_in_the_page() -> None:
+    studio = load_studio(read_options(["--device", "cpu", "--scale", "2"]))
+    assert studio.params.weighted and studio.params.scale == 2

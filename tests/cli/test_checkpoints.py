@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import convert_weights
-from sgm.cli import checks
 from sgm.cli import main as cli
 from sgm.cli.option_types import weighted
 from sgm.errors import UserError
+from sgm.io import files
 from sgm.specs import Lora, Weights
 from sgm.words import Prediction
 from tests.conftest import ROOT
@@ -124,7 +124,7 @@ def test_a_file_and_its_weight(text: str, value: tuple[str, float]) -> None:
 
 
 def test_a_folder_needs_no_published_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_check_checkpoint", None)  # not asked for
+    monkeypatch.setattr(files, "check_own_weights", None)  # not asked for
     (folder / "model").mkdir()
     assert cli.parse([*INPAINT, "--checkpoint", "model"]).checkpoint == Path("model")
 

@@ -166,3 +166,20 @@ def test_a_png_says_how_it_was_made(folder: Path, pipeline: FakePipeline) -> Non
     cli.main([*INPAINT, "--no_metadata", "--output_path", "b.png"])
     with Image.open("b.png") as image:
         assert "parameters" not in image.info
+
+
+@pytest.mark.parametrize("flag", ["--record", "--recording"])
+def test_recordings_are_of_the_whole_picture(flag: str, folder: Path) -> None:
+    words = [*INPAINT, *FAST, flag, "made"]
+    assert cli.parse([*words, "--padding_mask_crop", "auto"]).photo.padding_mask_crop is None
+    with pytest.raises(UserError, match=f"another picture than {flag} holds"):
+        cli.parse([*words, "--padding_mask_crop", "20"])
+
+
+def test_recording_a_far_larger_picture_is_told(folder: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("sgm.cli.generate.record", lambda *args: None)
+    words = ["--model", "tiny", "--prompt", "", "--init_img", "init.png", *FAST, "--record", "made"]
+    cli.main([*words, "--H", "64", "--W", "128"])
+    assert "will look better" not in caplog.text
+    cli.main([*words, "--H", "512", "--W", "1024"])
+    assert "the picture is 1024x512; --H 256 --W 512 will look better." in caplog.text
