@@ -32,6 +32,7 @@ from sgm.io import imageio
 from sgm.io.given import Mask, Picture, padded, to_drawing, to_levels
 from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
+from sgm.sparse.recording import narrow
 from sgm.sparse.sparsify import Pass
 from sgm.words import RecordingMemory
 
@@ -65,7 +66,8 @@ class EditSession:
         num_inference_steps, guidance_scale: of every edit, as in the pipeline's call.
         generator: for the session's noise; its state is read, and left as it is. By default a new
             one, seeded by torch's.
-        recipe: masks and recorded steps: preset `fast`; see `Recipe.with_recordings` for others.
+        recipe: masks, and which steps are recorded in which precision: preset `fast`; see
+            `Recipe.with_recordings` for others.
         recording_memory, recording_folder: where recordings are kept: see
             `sgm.inference.choose_store.make_store`.
         call: further arguments of every call of the pipeline: `control_image`, `prompt_2`,
@@ -117,15 +119,15 @@ class EditSession:
     @torch.no_grad()
     def record(self) -> None:
         """Make all recordings, with the networks as they are now."""
-        self._store = None
-        with self.encoder.recording() as encoder:
+        self._store, dtype = None, self.recipe.recorded.dtype
+        with self.encoder.recording(dtype=dtype) as encoder:
             self.held.z = self.held.encode(self.picture)
         self.held.noise = self.held.draw_noise()
 
         def record(one: Pass) -> Any:
             if one.number not in self.made:
                 return one.zeros()
-            with self.unet.recording() as recording:
+            with self.unet.recording(dtype=dtype) as recording:
                 out = one.run()
             if self._store is None:
                 size = recording.size_in_bytes() * len(self.made)
@@ -133,7 +135,7 @@ class EditSession:
             self.store.put(_name(one.number), recording)
             return out
 
-        with self.decoder.recording() as decoder:
+        with self.decoder.recording(dtype=dtype) as decoder:
             self._unedited_call(record, lambda one: one.run())
         self.store.put(ENCODER, encoder)
         self.store.put(DECODER, decoder)
@@ -219,7 +221,7 @@ class EditSession:
         if not changed.any():
             return
         picture = torch.where(changed, padded(image)[0], self.picture)
-        masks = self.recipe.inpainting(changed)
+        masks, dtype = self.recipe.inpainting(changed), self.recipe.recorded.dtype
         encoder, decoder = self.store.get(ENCODER), self.store.get(DECODER)
         self.encoder.use(encoder)
         with self.encoder.sparse(masks, update=True):
@@ -233,14 +235,14 @@ class EditSession:
             self.unet.use(self.store.get(_name(one.number)))
             with self.unet.sparse(masks, update=True):
                 out = one.run()
-            self.store.put(_name(one.number), self.unet.record)
+            self.store.put(_name(one.number), narrow(self.unet.record, dtype))
             return out
 
         self.decoder.use(decoder)
         with self.decoder.sparse(masks, update=True):
             self._unedited_call(update, lambda one: one.run())
-        self.store.put(ENCODER, self.encoder.record)
-        self.store.put(DECODER, self.decoder.record)
+        self.store.put(ENCODER, narrow(self.encoder.record, dtype))
+        self.store.put(DECODER, narrow(self.decoder.record, dtype))
 
     def _edit(
         self,

@@ -4,17 +4,18 @@ editor = sgm.load("tiny", preset="fast")
 editor.inpaint("photo.jpg", "mask.png", "a horse").save("out.png")
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from sgm import runtime
+from sgm.edited import EditedImage, to_image
 from sgm.errors import UserError
+from sgm.inference.choose_store import make_store
 from sgm.inference.crop import Cropped, EditRequest
 from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
@@ -29,6 +30,7 @@ from sgm.specs import (
     Blend,
     Lora,
     ModelSpec,
+    RecordingSettings,
     SamplingParams,
     Weights,
     folder_with,
@@ -39,39 +41,14 @@ from sgm.words import (
     Precision,
     Prediction,
     Preset,
+    RecordingMemory,
+    RecordingPrecision,
     RunType,
     Sampler,
     Spacing,
     Task,
     chosen,
 )
-
-
-class EditedImage(Image.Image):
-    """A PIL picture that knows how it was made.
-
-    Attributes:
-        seconds: by stage: `encode`, `sample`, `decode`.
-        edit_ratio: share of the pixels that was to be edited; None where unknown.
-    """
-
-    seconds: dict[str, float]
-    edit_ratio: float | None
-
-    def tagged(self, profile: bytes | None) -> Self:
-        """Itself, with an ICC profile if there is one."""
-        if profile is not None:
-            self.info["icc_profile"] = profile
-        return self
-
-    def save(self, fp: Any, *args: Any, **options: Any) -> None:
-        """As PIL saves a picture, with the colour profile of the one that was edited; a folder that
-        is not there yet is made."""
-        if "icc_profile" in self.info:
-            options.setdefault("icc_profile", self.info["icc_profile"])
-        if isinstance(fp, str | PathLike):
-            Path(fp).parent.mkdir(parents=True, exist_ok=True)
-        super().save(fp, *args, **options)
 
 
 class Editor:
@@ -196,6 +173,10 @@ class Editor:
         prompt: str = "",
         task: str = "inpainting",
         progress: bool = False,
+        mask: Mask | None = None,
+        recording_precision: str = "full",
+        recording_memory: str = "auto",
+        recording_folder: str | PathLike[str] | None = None,
         **settings: Any,
     ) -> "Session":
         """Record a picture once, to edit it many times (preset `fast`).
@@ -204,15 +185,32 @@ class Editor:
             prompt: what it shows; the recordings are made under it.
             task: for which they are made at once, `inpainting` or `sdedit`; those of the other are
                 made when first needed.
+            mask: where edits may be, so that less is kept; None for anywhere.
+            recording_precision: `full`, `bf16` or `int8`, in which less is kept.
+            recording_memory: where it is kept: `device`, `host`, `disk`, or `auto` for the first
+                that has room.
+            recording_folder: an existing one for the disk; without one the disk is not used.
             progress, settings: as for `inpaint`, for all edits.
 
         Raises:
-            UserError, ValueError: a picture that cannot be used, or another preset.
+            UserError, ValueError: a picture that cannot be used, another preset, or no room.
         """
         source, size = padded(image)
         advise_on_size(size, self.spec, "a smaller one will look better")
-        what = (source, self._params(prompt, settings), chosen(Task, task))
-        edits = EditSession(self.pipeline, *what, progress=progress)
+        kept = RecordingSettings(precision=chosen(RecordingPrecision, recording_precision))
+        pipeline = self.pipeline.with_recipe(self.pipeline.recipe.with_recordings(kept))
+        folder = None if recording_folder is None else Path(recording_folder)
+        place = (pipeline.networks.device, chosen(RecordingMemory, recording_memory), folder)
+        region = None if mask is None else imageio.pad_to_multiple(to_levels(mask, size) > 0)
+        edits = EditSession(
+            pipeline,
+            source,
+            self._params(prompt, settings),
+            chosen(Task, task),
+            lambda needed: make_store(needed, *place),
+            progress=progress,
+            region=region,
+        )
         return Session(edits, size, profile_of(image))
 
 
@@ -324,13 +322,3 @@ def _check_drawn(levels: Tensor) -> None:
     """UserError where two pictures [H, W] do not differ."""
     if not levels.any():
         raise UserError("The two pictures are the same; draw on one of them, or give a mask.")
-
-
-def to_image(result: EditResult, size: Sequence[int], levels: Tensor | None) -> EditedImage:
-    """A result as a PIL picture of a size (height, width); `levels` of it say where the edit is."""
-    picture = imageio.to_picture(imageio.crop_back(result.image, size))
-    picture.__class__ = EditedImage
-    assert isinstance(picture, EditedImage)
-    picture.seconds = result.seconds
-    picture.edit_ratio = None if levels is None else (levels > 0.5).float().mean().item()
-    return picture

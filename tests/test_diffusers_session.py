@@ -18,6 +18,7 @@ from sgm.inference.presets import FAST
 from sgm.sparse import NotSparseError, SparseStateError
 from sgm.sparse.masks import MaskPyramid, cover, difference_mask, downsample_mask
 from sgm.specs import Blend, RecordingSettings
+from sgm.words import RecordingPrecision
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.oracle import Oracle
@@ -488,3 +489,27 @@ def test_mistakes_are_named() -> None:
     pipe.vae.enable_tiling()
     with pytest.raises(NotSparseError, match="disable_tiling first"):
         session_of(pipe)
+
+
+def test_recordings_of_fewer_bytes() -> None:
+    """As int8 recordings take about a quarter, and edits and accepted edits are nearly the same."""
+    mask = np.zeros(SIZE, bool)
+    mask[20:44, 40:88] = True
+
+    def size(store: Any) -> int:
+        return sum(store.get(name).size_in_bytes() for name in store.names())
+
+    found = []
+    for precision in (RecordingPrecision.FULL, RecordingPrecision.INT8):
+        recipe = FAST.with_recordings(RecordingSettings(precision=precision))
+        session = session_of(tiny_pipeline(), recipe=recipe)
+        sizes = [size(session.store)]
+        first = session.inpaint("a horse", mask_image(mask))
+        session.accept(drawn_on(first))
+        sizes.append(size(session.store))
+        second = session.img2img("a boat", drawn_on(picture()), strength=0.5)
+        found.append((sizes, np.array(first, float), np.array(second, float)))
+    (full, *exact), (small, *near) = found
+    assert all(0.2 < b / a < 0.45 for a, b in zip(full, small, strict=True))
+    for a, b in zip(exact, near, strict=True):
+        assert np.abs(a - b).max() > 0 and np.abs(a - b).mean() < 0.5

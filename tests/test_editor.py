@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageCms
 
 import sgm
-from sgm.editor import EditedImage, Editor
+from sgm.edited import EditedImage
+from sgm.editor import Editor, Session
 from sgm.errors import UserError
 from sgm.inference.crop import Cropped
 from sgm.inference.edit import Edit
@@ -99,6 +100,26 @@ def test_a_session_edits_many_times(editor: Editor, pixels, marked) -> None:
     second = np.asarray(session.sdedit(drawn, "a sun", strength=0.8))
     assert second.shape == pixels.shape
     assert np.array_equal(second[:10, :30], pixels[:10, :30])
+
+
+def test_what_a_session_keeps_can_be_less(editor: Editor, pixels, marked, tmp_path: Path) -> None:
+    def size(session: Session) -> int:
+        store = session.edits.recordings.store
+        return sum(store.get(name).size_in_bytes() for name in store.names())
+
+    whole = editor.session(pixels, steps=2)
+    small = editor.session(pixels, steps=2, mask=marked, recording_precision="int8")
+    assert small.edits.report.place == "device" and size(small) < size(whole) / 4
+    near, far = (np.asarray(s.inpaint(marked, "a horse"), float) for s in (small, whole))
+    assert 0 < np.abs(near - far).mean() < 1
+    with pytest.raises(UserError, match="record a larger region"):
+        small.inpaint(~marked, "a horse")
+    words = {"recording_memory": "disk", "recording_folder": tmp_path}
+    session = editor.session(pixels, steps=2, **words)
+    assert session.edits.report.place == "disk" and list(tmp_path.iterdir())
+    assert np.array_equal(np.asarray(session.inpaint(marked, "a horse")), far)
+    with pytest.raises(UserError, match=r"is not a recording precision; choose one of full"):
+        editor.session(pixels, recording_precision="int4")
 
 
 def test_sdedit_and_an_unknown_setting(editor: Editor, pixels) -> None:

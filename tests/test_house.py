@@ -45,7 +45,7 @@ LAYERS: dict[str, str] = {
     r"sgm\.sparse(\.(sparsify|swap))?": "sparse",
     r"sgm\.sparse\..*": "sparse data",  # masks, active sets, norms: tensors in, tensors out
     r"sgm\.io\b.*": "io",
-    r"sgm\.editor": "api",
+    r"sgm\.edit(or|ed)": "api",
     r"sgm\.diffusers": "diffusers",
     r"sgm": "top",  # loads nothing until it is called
     r"sgm(\.\w+)?": "base",  # names, files, pictures, configurations, devices
@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": {"top", "cli", "inference", "io", "base", "sparse data"},
     "batch": {"cli", "inference", "io", "base"},
     "api": {"inference", "io", "base"},
-    "diffusers": {"api", "inference", "io", "base"} | SPARSE,  # of their pipelines
+    "diffusers": {"inference", "io", "base"} | SPARSE,  # of their pipelines
     "top": {"api"},
 }
 # Signatures that may take `**name`: every keyword is kept as data, or all are handed on to one that
@@ -91,7 +91,7 @@ KEYWORD_DATA = {
     ("sgm/editor.py", "inpaint"),
     ("sgm/editor.py", "sdedit"),
     ("sgm/editor.py", "session"),
-    ("sgm/editor.py", "save"),
+    ("sgm/edited.py", "save"),
 }
 # Imported name -> distribution, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
