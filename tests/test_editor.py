@@ -181,7 +181,7 @@ def test_of_a_large_picture_the_network_sees_a_crop(
     def edit(wanted: Edit, params: SamplingParams, progress: bool) -> EditResult:
         seen.append(wanted)
         image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-        return EditResult(image, {}, None)
+        return EditResult(image, {})
 
     monkeypatch.setattr(editor.pipeline, "edit", edit)
 

@@ -247,7 +247,7 @@ class Desk:
         image = torch.where(imageio.pad_to_multiple(differs), now, (session.picture + 1) / 2)
         session.progress = recording_told(job, check=False)
         try:
-            session.accept(EditResult(image, {}, None))
+            session.accept(EditResult(image, {}))
         except Exception:
             budget.drop(self)  # its recordings may be half of one picture, half of the other
             raise

@@ -87,7 +87,7 @@ class Worker:
                 options = dense_if_everywhere(options, inputs)
                 photo = inputs.source(options.photo.blend is not None)
                 if nothing_marked(options, inputs):
-                    edited = EditResult(imageio.to_tensor(photo.image) / 2 + 0.5, {}, 0.0)
+                    edited = EditResult(imageio.to_tensor(photo.image) / 2 + 0.5, {})
                     touched = inputs.mask
                 else:
                     wanted = edit_of_run(options, inputs)

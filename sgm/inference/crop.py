@@ -46,11 +46,6 @@ class Cropped(Edit):
         return self.inner.size
 
     @property
-    def ratio(self) -> float:
-        """Of the whole picture."""
-        return (self.levels > 0.5).float().mean().item()
-
-    @property
     def shown(self) -> tuple[Tensor, Tensor]:
         """Of the window."""
         return self.inner.shown

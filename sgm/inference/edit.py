@@ -34,11 +34,6 @@ class Edit(ABC):
 
     @property
     @abstractmethod
-    def ratio(self) -> float | None:
-        """Share of the pixels in the mask or the difference; None where unknown."""
-
-    @property
-    @abstractmethod
     def shown(self) -> tuple[Tensor, Tensor]:
         """What an inpainting network is shown: a picture [3, H, W] and which of its pixels are to
         be repainted, bool [H, W]."""

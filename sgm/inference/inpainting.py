@@ -41,10 +41,6 @@ class Inpainting(Edit):
         return self.image.shape[1], self.image.shape[2]
 
     @property
-    def ratio(self) -> float:
-        return self.marked.float().mean().item()
-
-    @property
     def marked(self) -> Tensor:
         """The mask as bool [H, W]."""
         return self.mask > 0.5

@@ -37,12 +37,10 @@ class EditResult:
     Attributes:
         image: [3, H, W] in [0, 1], float32 on the CPU.
         seconds: by stage: `encode`, `sample`, `decode`.
-        edit_ratio: share of the pixels in the mask or the difference; None where unknown.
     """
 
     image: Tensor
     seconds: dict[str, float]
-    edit_ratio: float | None
 
 
 @dataclass(eq=False)
@@ -145,7 +143,7 @@ class Pipeline:
         """The result of a placed edit, of which the networks made a picture."""
         with runtime.precision_scope(Precision.FP32, self.networks.device):
             done = edit.finish(picture.to(self.workplace), self.recipe)
-            return EditResult(done.cpu(), seconds, edit.ratio)
+            return EditResult(done.cpu(), seconds)
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32, of a denoised plan; inside `scope`."""

@@ -47,12 +47,6 @@ class SDEdit(Edit):
         return self.edited.shape[1], self.edited.shape[2]
 
     @property
-    def ratio(self) -> float | None:
-        if self.init is None and self.drawing is None:
-            return None
-        return self.marked.float().mean().item()
-
-    @property
     def shown(self) -> tuple[Tensor, Tensor]:
         """The edited picture, and that all of it is redrawn."""
         return self.edited, torch.ones(self.size, dtype=torch.bool, device=self.edited.device)

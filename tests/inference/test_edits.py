@@ -349,7 +349,6 @@ def test_masks_at_every_border_and_corner_run(sige: Pipeline, size: tuple[int, i
         assert mask.any() and not mask.all()
         for result in (inpaint(sige, size, mask, steps=1), sdedit(sige, size, mask)):
             assert result.image.shape == (3, *size) and result.image.isfinite().all(), name
-            assert result.edit_ratio == pytest.approx(mask.float().mean().item()), name
 
 
 # --- whole edits -------------------------------------------------------------------------------
@@ -384,7 +383,6 @@ def test_edits_of_every_size_change_the_picture(
                 result.image.isfinite().all() and 0 <= result.image.min() < result.image.max() <= 1
             )
             assert set(result.seconds) == {"encode", "sample", "decode"}
-            assert result.edit_ratio == pytest.approx(mask.float().mean().item())
 
 
 def test_a_dense_edit_ignores_the_unedited_picture(dense: Pipeline) -> None:
@@ -394,7 +392,6 @@ def test_a_dense_edit_ignores_the_unedited_picture(dense: Pipeline) -> None:
     alone = sdedit_with(dense, None, edited, PROMPT, **options)
     beside = sdedit_with(dense, picture(size), edited, PROMPT, **options)
     assert torch.equal(alone.image, beside.image)
-    assert alone.edit_ratio is None and beside.edit_ratio > 0
 
 
 def test_a_sparse_edit_needs_two_pictures_that_differ(sige: Pipeline) -> None:

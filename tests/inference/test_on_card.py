@@ -167,5 +167,5 @@ def test_an_edit_of_a_crop_is_finished_on_the_card(card: PretendCuda, task: str)
     moved = edit.on(torch.device("cuda"))
     found = moved.finish(made.to("cuda"), FAST)
     assert found.is_cuda and max_error(found.cpu(), expected) < 1e-6
-    assert moved.weight(FAST).is_cuda and moved.ratio == edit.ratio
+    assert moved.weight(FAST).is_cuda
     assert not found.cpu().equal((image + 1) / 2)

@@ -42,7 +42,6 @@ def test_every_run_type_can_be_refined(run_type: RunType, task: str) -> None:
     assert result.image.shape == (3, *SIZE) and result.image.isfinite().all()
     assert not torch.equal(result.image, alone.image)
     assert set(result.seconds) == {"encode", "sample", "decode"}
-    assert result.edit_ratio == pytest.approx(edit.ratio)
 
 
 @pytest.mark.parametrize("run_type", [RunType.ORIGINAL, RunType.SIGE])

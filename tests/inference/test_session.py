@@ -112,7 +112,7 @@ def test_accepting_an_edit_of_everything_is_recording_anew(pipe: Pipeline) -> No
     # Of drawings, so that the encoder is recorded too.
     session = EditSession(pipe, picture(SIZE), PARAMS, Task.SDEDIT)
     result = session.inpaint("a horse", rectangle(SIZE))
-    result = type(result)((picture(SIZE, seed=4) + 1) / 2, result.seconds, result.edit_ratio)
+    result = type(result)((picture(SIZE, seed=4) + 1) / 2, result.seconds)
     session.accept(result)
     fresh = EditSession(pipe, result.image * 2 - 1, PARAMS, Task.SDEDIT)
     fresh.inpaint("a horse", rectangle(SIZE))
