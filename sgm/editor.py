@@ -227,7 +227,7 @@ class Session:
         self, mask: Mask, prompt: str, negative_prompt: str = "", seed: int | None = None
     ) -> EditedImage:
         """Repaint the masked part of the picture; another seed gives another result."""
-        self._check(prompt, negative_prompt, seed, self.edits.params.strength)
+        self._check(prompt, negative_prompt, seed, self.edits.recordings.params.strength)
         levels = to_levels(mask, self.size)
         marked = imageio.pad_to_multiple(levels)
         return self._kept(self.edits.inpaint(prompt, marked, negative_prompt, seed), levels)
@@ -265,7 +265,7 @@ class Session:
 
     def _check(self, prompt: str, negative_prompt: str, seed: int | None, strength: float) -> None:
         """UserError for a value outside of its range; says what of the prompts is not read."""
-        own = self.edits.params
+        own = self.edits.recordings.params
         words = {"prompt": prompt, "negative_prompt": negative_prompt, "strength": strength}
         params = replace(own, seed=own.seed if seed is None else seed, **words)
         params.check()

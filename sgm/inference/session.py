@@ -56,8 +56,7 @@ class EditSession:
         progress: Progress = False,
         region: Tensor | None = None,
     ) -> None:
-        self.recordings = Recordings(pipeline, picture, params, noise)
-        self.pipeline, self.params, self.progress = pipeline, params, progress
+        self.recordings, self.progress = Recordings(pipeline, picture, params, noise), progress
         self.report = self.recordings.make(task, make_store, region, progress)
 
     @classmethod
@@ -73,7 +72,7 @@ class EditSession:
         """A session whose recordings are in a store already; arguments as those of the class."""
         session = cls.__new__(cls)
         session.recordings = Recordings(pipeline, picture, params, noise)
-        session.pipeline, session.params, session.progress = pipeline, params, progress
+        session.progress = progress
         session.recordings.resume(store)
         return session
 
@@ -99,7 +98,7 @@ class EditSession:
         Raises:
             ValueError: the mask is empty or of another size.
         """
-        edit = Inpainting(self.picture, mask, self.pipeline.recipe.blend)
+        edit = Inpainting(self.picture, mask, self.recordings.pipeline.recipe.blend)
         return self._edit(edit, Task.INPAINTING, 1.0, (prompt, negative_prompt), seed)
 
     def sdedit(
@@ -124,7 +123,8 @@ class EditSession:
             ValueError: nothing was drawn, or the size differs.
             UserError: the strength leaves no step.
         """
-        edit = SDEdit(self.picture, edited, strength, drawing, self.pipeline.recipe.blend)
+        blend = self.recordings.pipeline.recipe.blend
+        edit = SDEdit(self.picture, edited, strength, drawing, blend)
         return self._edit(edit, Task.SDEDIT, strength, (prompt, negative_prompt), seed)
 
     def _edit(
@@ -135,10 +135,11 @@ class EditSession:
         prompts: tuple[str, str],
         seed: int | None,
     ) -> EditResult:
-        recordings, pipeline, recipe = self.recordings, self.pipeline, self.pipeline.recipe
+        recordings, pipeline = self.recordings, self.recordings.pipeline
+        recipe = pipeline.recipe
         check_within(recordings.region, edit, recipe)
         track = recordings.ready(task, strength, self.progress)
-        params = replace(self.params, prompt=prompts[0], negative_prompt=prompts[1])
+        params = replace(recordings.params, prompt=prompts[0], negative_prompt=prompts[1])
         edit, networks, fixed = pipeline.placed(edit), pipeline.networks, recordings.noise
         with recordings.scope() as stage:
             with stage("record"):

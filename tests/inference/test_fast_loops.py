@@ -212,7 +212,7 @@ def test_cold_sdedit_is_the_naive_loop(
 def test_a_sessions_inpainting_is_the_naive_loop(
     session: EditSession, dense: Dense, base: Base, image: Tensor, mask: Tensor
 ) -> None:
-    seen = watched(session.pipeline, lambda: session.inpaint(PROMPT, mask))
+    seen = watched(session.recordings.pipeline, lambda: session.inpaint(PROMPT, mask))
     guided, sigmas = dense.guided(PROMPT), levels(STEPS)
     kept_of = followed(
         dense, guided, base.recordings, sigmas, lambda i: base.z + start_noise(base.z) * sigmas[i]
@@ -230,7 +230,7 @@ def test_a_sessions_sdedit_is_the_naive_loop(
 ) -> None:
     """The first edit of a strength, which records, and the second, which finds the recordings."""
     runs = [
-        watched(session.pipeline, lambda: session.sdedit(PROMPT, drawing, strength=0.6))
+        watched(session.recordings.pipeline, lambda: session.sdedit(PROMPT, drawing, strength=0.6))
         for _ in range(2)
     ]
     sigmas = levels(STEPS)[-10:]  # int(0.6 * 17) levels

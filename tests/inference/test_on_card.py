@@ -146,10 +146,10 @@ def test_sessions_on_a_card(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) 
     for right, image in zip(*results.values(), strict=True):
         assert max_error(image, right) < 1e-4
     session.sdedit("a dog", drawn(), 0.8)  # a kind of step is captured when it comes again
-    captures = handle_of(session.pipeline.networks.unet).graphs.captures
+    captures = handle_of(session.recordings.networks.unet).graphs.captures
     for _ in range(2):
         session.sdedit("a dog", drawn(), 0.8)
-    assert handle_of(session.pipeline.networks.unet).graphs.captures == captures
+    assert handle_of(session.recordings.networks.unet).graphs.captures == captures
     assert not card.problems
 
 
