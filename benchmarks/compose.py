@@ -1,5 +1,4 @@
-"""Whole edits of the real size, composed of the passes they consist of: `python -m
-benchmarks.compose`.
+"""Whole edits of the real size, composed of timed passes: `python -m benchmarks.compose`.
 
 An edit of 50 steps at 512x1024 takes over half an hour on two cores, and does one of a few passes
 over and over. So the passes that `benchmarks.rivals` timed are added up: of the UNet, the encoder

@@ -1,5 +1,7 @@
-"""Tables of what a GPU did: `python -m benchmarks.gpu_tables` reads the figures of
-`benchmarks/gpu.sh`, prints them as Markdown and writes that beside them."""
+"""Tables of the figures of `benchmarks/gpu.sh`: `python -m benchmarks.gpu_tables`.
+
+They are printed as Markdown, and written beside the figures.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""YAML files to objects: a `target` class and its `params`, in the layout of the published files
-(generative-models, `configs/inference/*.yaml`).
+"""YAML files to objects: a `target` class and its `params`.
+
+The layout is that of the published files (generative-models, `configs/inference/*.yaml`).
 
 Nothing is swallowed: a key that no constructor reads is an error that names it. Keys which only
 matter in training are listed by the class they were published for, in `TRAINING_ONLY`, and dropped.

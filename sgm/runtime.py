@@ -1,5 +1,8 @@
-"""Device, precision and seed of a run. Process-wide switches (TF32, the random generator) change
-only inside a `with` scope, and are put back when it ends, also when it ends in an error."""
+"""Device, precision and seed of a run.
+
+Process-wide switches (TF32, the random generator) change only inside a `with` scope, and are put
+back when it ends, also when it ends in an error.
+"""
 
 import platform
 from collections.abc import Iterator

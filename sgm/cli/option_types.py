@@ -1,5 +1,6 @@
-"""What the programs' command lines are made of: converters from a word to a value, whose errors are
-one sentence, and the flags that several programs have.
+"""What command lines are made of: converters from words to values, and flags of several programs.
+
+The error of a converter is one sentence.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""How a program ends: its exit code, and one sentence in place of a traceback, also where memory
-runs out on a CPU or a GPU.
+"""How a program ends: its exit code, and one sentence in place of a traceback.
 
-Nothing here imports torch: its errors are recognised by name and text.
+That holds too where memory runs out, on a CPU or a GPU. Nothing here imports torch: its errors are
+recognised by name and text.
 """
 
 import errno

@@ -1,5 +1,7 @@
-"""The edit put into the input picture: whole where it was asked for, fading out in a ring around
-it, and beyond the ring not a value of the input changes."""
+"""The edit put into the input picture: whole where it was asked for, then fading out in a ring.
+
+Beyond the ring not a value of the input changes.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,9 @@ from sgm.specs import Blend
 
 
 def distance(mask: Tensor, limit: int) -> Tensor:
-    """How far each pixel lies from a mask, bool [H, W]: float32 [H, W], 0 inside, then the distance
-    in pixels to the nearest masked one (of centres, as the crow flies); `limit + 1` beyond the
-    limit."""
+    """How far each pixel lies from a mask, bool [H, W]: float32 [H, W], 0 inside, elsewhere the
+    Euclidean distance in pixels to the nearest masked one, between centres; `limit + 1` beyond
+    the limit, in pixels."""
     reached = mask[None, None].float()
     row = limit + 1 - reached[0, 0]
     for _ in range(limit):
@@ -45,8 +47,8 @@ def opacity(levels: Tensor, feather: int) -> Tensor:
 
 
 def opacity_of_drawing(drawing: Tensor, region: Tensor, margin: int, feather: int) -> Tensor:
-    """Weight of an edit that was drawn: 1 on the drawing, and falling from its edge on, since what
-    lies around it the network only paints again.
+    """Weight of an edit that was drawn: 1 on the drawing, falling to 0 from its edge to the end of
+    the ring, since around the drawing the network only repaints what is there.
 
     Args:
         drawing: bool [H, W].
@@ -69,8 +71,13 @@ def composite(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
 
 
 def grained(edited: Tensor, source: Tensor, weight: Tensor) -> Tensor:
-    """`composite`, with the grain of the surroundings in the edit; in a mixture the grain of the
-    source is weaker, and that of the edit makes up for it."""
+    """`composite`, with grain like that of the surroundings in the edit. Where the two are mixed,
+    the grain of the source is weaker, and as much more is added.
+
+    Args:
+        edited, source: [3, H, W] in [0, 1].
+        weight: opacity of the edit, float32 [H, W].
+    """
     grain = grain_for(edited, source, weight) * (weight * (2 - weight)).sqrt()
     return (composite(edited, source, weight) + grain).clamp(0, 1)
 
@@ -82,8 +89,9 @@ def blended(
 
     Args:
         edited, source: [3, H, W] in [0, 1].
-        levels: as for `opacity`; around them the two are compared.
-        weight: of the edit [H, W]; None for the opacity of the levels.
+        levels: where the edit is, as for `opacity`; its colours are matched to what is around.
+        blend: the width of the ring, and whether colours and grain are matched.
+        weight: opacity of the edit, float32 [H, W]; None for that of the levels.
     """
     feather = blend.width(levels.shape)
     around = opacity(levels, feather)

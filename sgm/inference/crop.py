@@ -1,5 +1,4 @@
-"""An edit of a crop: the network sees the edit and its surroundings at the size that it was trained
-for, and the result is put back into the picture at full resolution."""
+"""An edit of a crop, at the size that the network was trained for, put back at full resolution."""
 
 import math
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ class Cropped(Edit):
 
     Attributes:
         inner: the edit of what the network sees.
-        window: where that is.
+        window: where that is in the picture.
         source: the whole picture [3, H, W] in [0, 1], sides of any length.
         levels: where to edit in the whole picture, bool or float [H, W].
         blend: how the result is put into the picture.
@@ -42,12 +41,12 @@ class Cropped(Edit):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of what the network sees."""
+        """(height, width) of what the network sees, multiples of 64."""
         return self.inner.size
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """Of the window."""
+        """Picture and mask of the window, at the size that the network sees."""
         return self.inner.shown
 
     def prepare(
@@ -56,7 +55,7 @@ class Cropped(Edit):
         return self.inner.prepare(networks, recipe, noise, kept)
 
     def _seen_region(self, recipe: Recipe) -> Tensor:
-        """Where the edit is to the end, as the network sees it: bool or float [h, w]."""
+        """Where the last steps edit, at the size that the network sees: bool or float [h, w]."""
         return self.inner.region(recipe) if isinstance(self.inner, SDEdit) else self.inner.mask
 
     def _weight(self, recipe: Recipe) -> Tensor:
@@ -71,13 +70,13 @@ class Cropped(Edit):
         return opacity_of_drawing(levels, levels | grown, margin, width)
 
     def weight(self, recipe: Recipe) -> Tensor:
-        """Of the whole picture."""
+        """Opacity of the edit in the whole picture, float32 [H, W]; 0 outside of the window."""
         weight = torch.zeros(self.levels.shape, device=self.levels.device)
         self.window.of(weight)[:] = self._weight(recipe)
         return weight
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
-        """The whole picture."""
+        """The whole picture [3, H, W] in [0, 1], with the result [3, h, w] in its window."""
         weight, put_in = self._weight(recipe), composite
         if self.blend.match_border:
             # Colours at the size that the network sees, grain at full resolution.
@@ -91,21 +90,22 @@ class Cropped(Edit):
 
 
 def _sampled(window: Window, blend: Blend) -> Blend:
-    """A blend whose ring, in pixels of the network, is that of the window."""
+    """A blend for the size that the network sees: its ring covers that of the picture."""
     width = blend.width((window.height, window.width))
     return replace(blend, feather=math.ceil(width * window.size[0] / window.height))
 
 
 @dataclass(frozen=True, eq=False)
 class EditRequest:
-    """The edit that a person asks for, of pictures of any size.
+    """The edit that a person asks for, of pictures of any size; makes the `Edit` that is run.
 
     Attributes:
         init: the unedited picture [3, H, W] in [-1, 1]; None for SDEdit without one.
         edited: the picture that was drawn on, same shape; None for inpainting.
         levels: where the edit is, bool or float [H, W] in [0, 1]; None where that is not known.
         strength: of SDEdit.
-        blend: how the edit is put into the picture, a soft border of the levels included.
+        blend: how the edit is put into the picture, with the soft border of the levels; None
+            leaves the network's picture everywhere.
     """
 
     init: Tensor | None
@@ -115,11 +115,12 @@ class EditRequest:
     blend: Blend | None
 
     def edit(self, spec: ModelSpec, crop: int | str | None) -> Edit:
-        """Of a crop where one is asked for and is of use, else of the whole.
+        """The edit of a crop where one is asked for and is of use, else of the whole picture.
 
         Args:
+            spec: of the model, which sees a crop with about the pixels of its `trained_size`.
             crop: pixels around the edit; `auto` for a crop if the picture is larger than the
-                model's size; None for none. With a crop there is a blend.
+                model's size; None for the whole picture. A crop needs a blend.
         """
         mask = None if self.levels is None else self.levels > 0.5
         whole = crop is None or mask is None or not mask.any() or mask.all()
@@ -129,7 +130,7 @@ class EditRequest:
         return self.within(window_around(self.levels > 0, spec.trained_size, margin))
 
     def whole(self) -> Inpainting | SDEdit:
-        """Of the whole pictures, padded to multiples of 64."""
+        """The edit of the whole pictures, padded to multiples of 64."""
         init, edited, levels = (
             None if x is None else pad_to_multiple(x) for x in (self.init, self.edited, self.levels)
         )
@@ -139,7 +140,7 @@ class EditRequest:
         return SDEdit(init, edited, self.strength, mask, self.blend)
 
     def within(self, window: Window) -> Cropped:
-        """Of a window of the pictures; where it is is known, and there is a blend."""
+        """The edit of a window of the pictures; `levels` and `blend` are not None."""
         blend, levels = _sampled(window, self.blend), self.levels
         before = None if self.init is None else window.seen(self.init)
         if self.edited is None:

@@ -1,10 +1,10 @@
-"""Grain of a photo, made for an edit of it: networks paint smoothly, and a smooth patch in a grainy
-picture is seen as one.
+"""Grain like that of a photo, made for an edit of it.
 
-The grain is measured where the surroundings are flattest, since texture is no grain; in two bands,
-since cameras and lossy formats leave it coarser than single pixels; and with what the channels have
-in common. What the edit has of its own is taken off. The draws are always the same, so that equal
-edits get equal grain.
+Networks paint smoothly, and a smooth patch in a grainy picture shows. The grain is measured where
+the surroundings are flattest, since texture is no grain; in two bands, since cameras and lossy
+formats leave it coarser than single pixels; and with the covariance of the channels. The grain that
+the edit has already is subtracted. The random draws are always the same, so that equal edits get
+equal grain.
 """
 
 import torch

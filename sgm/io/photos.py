@@ -1,5 +1,7 @@
-"""A picture with what its file says besides the colours, and a result that takes all of it along:
-colour profile, transparency, EXIF, resolution."""
+"""A picture with what else its file says, all of which a result takes along.
+
+That is the colour profile, transparency, EXIF data and resolution.
+"""
 
 import io
 import logging

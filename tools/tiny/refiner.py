@@ -1,8 +1,7 @@
-"""Training of the tiny refiner: the tiny base made narrower, with a refiner's conditioning, and
-taught by the base.
+"""Training of the tiny refiner: the tiny base made narrower, with a refiner's conditioning.
 
-The refiner of the published commands runs the whole task again from the first noise level, so this
-one learns the whole schedule, and not only its end as SDXL's did.
+The base teaches it. The refiner of the published commands runs the whole task again from the first
+noise level, so this one learns the whole schedule, and not only its end as SDXL's did.
 """
 
 from pathlib import Path

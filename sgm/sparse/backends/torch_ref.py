@@ -1,7 +1,7 @@
-"""The operators of a sparse backend on maps stored as rows, in plain PyTorch: for any device and
-dtype. Other backends derive from it, and are tested against it.
+"""The operators of a sparse backend on maps stored as rows, in plain PyTorch.
 
-A map [B, C, H, W] in channels-last memory is, without a copy, a matrix of rows [B, H * W, C].
+They run on any device and in any dtype. Other backends derive from them, and are tested against
+them. A map [B, C, H, W] in channels-last memory is, without a copy, a matrix of rows [B, H * W, C].
 Everything the engine computes is: read some rows, multiply them, write some rows.
 """
 

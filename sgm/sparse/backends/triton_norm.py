@@ -1,5 +1,4 @@
-"""Triton kernels of the norms: group norm of a map that has changed in some pixels, layer norm of
-a sum.
+"""Triton kernels of the norms: group norm of a map changed in some pixels, layer norm of a sum.
 
 Group norm takes two. `changes_kernel` adds up, channel by channel, what the active pixels changed
 in the recorded moments, in a few parts so that a large card is busy. `group_norm_kernel` adds the
