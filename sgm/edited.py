@@ -16,15 +16,16 @@ class EditedImage(Image.Image):
     """A PIL picture that knows how it was made.
 
     Attributes:
-        seconds: by stage: `encode`, `sample`, `decode`.
-        edit_ratio: share of the pixels that was to be edited; None where unknown.
+        seconds: by stage: `encode`, `sample`, `decode`; of a session also `record`, the full passes
+            under a new prompt.
+        edit_ratio: share of the pixels that was to be edited, 0 to 1; None where unknown.
     """
 
     seconds: dict[str, float]
     edit_ratio: float | None
 
     def tagged(self, profile: bytes | None) -> Self:
-        """Itself, with an ICC profile if there is one."""
+        """The same picture with an ICC profile attached, if one is given."""
         if profile is not None:
             self.info["icc_profile"] = profile
         return self
@@ -40,7 +41,12 @@ class EditedImage(Image.Image):
 
 
 def to_image(result: EditResult, size: Sequence[int], levels: Tensor | None) -> EditedImage:
-    """A result as a PIL picture of a size (height, width); `levels` of it say where the edit is."""
+    """A result as an RGB picture.
+
+    Args:
+        size: (height, width) in pixels, without the padding that the result may have.
+        levels: where the edit is, float [H, W] in [0, 1]; None where unknown.
+    """
     picture = imageio.to_picture(imageio.crop_back(result.image, size))
     picture.__class__ = EditedImage
     assert isinstance(picture, EditedImage)

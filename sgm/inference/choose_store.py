@@ -11,7 +11,7 @@ from sgm.errors import UserError
 from sgm.inference.stores import DeviceStore, DiskStore, HostStore, Store
 from sgm.words import RecordingMemory
 
-# Given the bytes of all recordings together; where to keep them.
+# From the bytes of all recordings together to the store that will keep them.
 MakeStore = Callable[[int], Store]
 SHARE = 0.8  # of the free memory that recordings may take
 
@@ -25,7 +25,9 @@ def make_store(
     """A place for recordings of so many bytes; UserError if there is no room.
 
     Args:
-        memory: where; `auto` takes the first that has room of device, host and disk.
+        needed: bytes.
+        device: of the networks.
+        memory: where; `auto` takes the first of device, host and disk that has room.
         folder: an existing one for the disk; None where the disk is not to be used.
     """
     order = tuple(RecordingMemory)[1:] if memory is RecordingMemory.AUTO else (memory,)
@@ -49,7 +51,8 @@ def make_store(
 
 
 def free_memory(place: RecordingMemory, device: torch.device, folder: Path | None) -> int:
-    """Bytes that recordings may take at a place; memory is never filled to the last byte."""
+    """Bytes that recordings may take at a place: of memory four fifths of what is free, of a disk
+    all; none on disk without a folder."""
     if place is RecordingMemory.DISK:
         return 0 if folder is None else shutil.disk_usage(folder).free
     if place is RecordingMemory.DEVICE and device.type == "cuda":
@@ -58,7 +61,8 @@ def free_memory(place: RecordingMemory, device: torch.device, folder: Path | Non
 
 
 def free_host_memory() -> int:
-    """Bytes of host memory that can be had without swapping, as far as the system tells."""
+    """Bytes of host memory that can be had without swapping; half of all memory where the system
+    does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         [line] = [line for line in lines if line.startswith("MemAvailable:")]

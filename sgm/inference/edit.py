@@ -39,8 +39,8 @@ class Edit(ABC):
         be repainted, bool [H, W]."""
 
     def concat(self, networks: Networks, noise: Noise) -> Tensor | None:
-        """What an inpainting network reads beside its latents, see `Networks.masked`; None for
-        other networks."""
+        """What an inpainting network reads beside its latents: mask and latents of the masked
+        picture, [1, 1 + C, h, w]; None for other networks."""
         return networks.masked(*self.shown, noise) if networks.reads_mask else None
 
     @abstractmethod

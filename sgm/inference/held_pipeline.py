@@ -79,7 +79,8 @@ class HeldPipeline:
             mask: bool [H, W], for a network with 9 channels, which reads it.
             start: latents that the edit starts from, before noise; None for noise alone.
             inside: bool [h, w], what is sampled.
-            encoder: stands for each pass of the encoder, for 9 channels.
+            encoder: called in place of each pass of the encoder, for a network with 9 channels.
+            given: further arguments of the call.
 
         Returns:
             The picture [3, H, W] in [0, 1], float32 on the CPU.

@@ -46,7 +46,7 @@ class Inpainting(Edit):
         return self.mask > 0.5
 
     def covered(self, pyramid: MaskPyramid) -> MaskPyramid:
-        """A pyramid of the mask that holds the ring around it too, where the edit fades out."""
+        """A pyramid of the mask (bool by resolution), widened to hold the ring of the blend."""
         weight = self._opacity
         return pyramid if weight is None else cover(pyramid, weight > 0)
 
@@ -74,11 +74,11 @@ class Inpainting(Edit):
         )
 
     def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
-        """Those of the decoder, the ring included."""
+        """Masks of the decoder, bool by resolution; the ring of the blend is included."""
         return self.covered(recipe.inpainting_decoder(self.marked))
 
     def weight(self, recipe: Recipe) -> Tensor | None:
-        """1 on the mask, falling to 0 in its ring."""
+        """Float32 [H, W], 1 on the mask, falling to 0 in its ring."""
         return self._opacity
 
     @cached_property

@@ -23,7 +23,7 @@ def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
 
 
 def count_of(steps: int, every: int) -> int:
-    """How many recordings leave no two more than `every` steps apart."""
+    """How many recordings it takes so that none are more than `every` steps apart."""
     return max(2, -(-(steps - 1) // every) + 1)
 
 
@@ -55,8 +55,8 @@ def lagrange(points: Sequence[int], at: int) -> list[float]:
 def combine(
     recordings: Sequence[Recording], weights: Sequence[float], into: Recording
 ) -> Recording:
-    """The weighted sum of recordings of one network and for the same masks, widened: it is put into
-    `into`, which is returned."""
+    """The weighted sum of recordings of one network and for the same masks, in the dtype of the
+    network. It is written into `into`, which is returned."""
     sums = [part for value in into.values.values() for part in tensors_of(value)]
     for (totals,) in by_dtype(sums):
         torch._foreach_zero_(totals)
@@ -82,16 +82,16 @@ def _terms(recording: Recording, order: Recording) -> list[Tensor | Quantised]:
 
 
 class Curve:
-    """Recordings at some steps of a run, and polynomials through the nearest of them. In memory are
-    those that steps to come need.
+    """Recordings at some steps of a run, and polynomials through the nearest of them. Only those
+    that later steps need stay in memory.
 
     Args:
         make: the recording of a step, for the masks of all passes or for any; it is asked for once
             a step, in rising order.
         made: the steps that it is asked for.
         order: of the polynomials, at least 1.
-        cut: what passes with some masks read of a recording for any.
-        change: the step from which on the masks are others; 0 where they stay.
+        cut: from a recording for any masks to what passes with some masks read of it.
+        change: the first step with the later masks, where they change once; 0 where they do not.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Interpolated:
 
     Args:
         curves: the recordings, and what is added to them, over the same steps.
-        room: makes that memory, for recordings like the one given.
+        room: makes the memory for the sum, given one of the recordings.
     """
 
     def __init__(self, *curves: Curve, room: Callable[[Recording], Recording] = room_for) -> None:

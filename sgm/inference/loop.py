@@ -44,21 +44,27 @@ class Source(Enum):
 
 @dataclass(frozen=True, eq=False)
 class KeptSteps:
-    """Recordings of some steps, each for any masks or those of all passes."""
+    """Recordings of some steps.
+
+    Attributes:
+        get: the recording of a step, for any masks or for those of all passes.
+        made: the steps that have one, rising.
+    """
 
     get: Callable[[int], Recording]
-    made: list[int]  # the steps that have one, rising
+    made: list[int]
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What was recorded of an unedited picture before.
+    """What was recorded of an unedited picture, for an edit that makes no recordings itself.
 
     Attributes:
         z: scaled latents of the picture [1, C, h, w].
         unet: the recordings of the picture, and what another prompt changes in them; each is
             interpolated, and they are summed.
-        unedited: latents of the picture at the recorded steps; None where the seed tells them.
+        unedited: latents of the picture at the recorded steps; None where they follow from z and
+            the noise.
         encoder: recording of the encoder on the picture; None for inpainting, which reads none.
         decoder: recording of the decoder on the picture's latents.
     """
@@ -88,8 +94,8 @@ class Plan:
         decoder_masks: to decode sparsely, from `kept` or a recording made for it; None to decode
             the result alone, in full.
         x: latents of the result; None before the loop.
-        concat: what an inpainting network reads beside its latents, see `Networks.masked`; None
-            for other networks.
+        concat: what an inpainting network reads beside its latents: mask and latents of the masked
+            picture, [1, 1 + C, h, w]; None for other networks.
     """
 
     source: Source
@@ -112,9 +118,8 @@ class Plan:
         return self.x
 
     def for_refiner(self) -> "Plan":
-        """The plan as a refiner begins: the result is its picture, as latents and not decoded in
-        between; it stands for both the unedited and the edited latents (published). The masks are
-        the same."""
+        """The plan that a refiner begins with: the result of the base, as latents, takes the place
+        of both the unedited and the edited ones (published). The masks are the same."""
         start = None if self.start is None else self.result
         unedited = None if self.unedited is None else self.result
         return replace(self, unedited=unedited, start=start, x=None)
@@ -123,10 +128,18 @@ class Plan:
 def run(
     plan: Plan, networks: Networks, denoise: Denoise, solver: Solver, noise: Noise, on_step: OnStep
 ) -> Plan:
-    """Sample the edit of a plan; the plan with its result.
+    """Sample the edit of a plan.
 
     Before every step the surroundings are put back, and what the sparse step reads of them is
     recorded, or interpolated between recordings.
+
+    Args:
+        denoise: the guided estimate.
+        noise: of the run; `start` is drawn, and with fresh noise `step/<number>`.
+        on_step: called after every step.
+
+    Returns:
+        The plan with its result.
     """
     sigmas = solver.sigmas(networks.engine.denoiser.discretization, plan.strength)
     shape_of = plan.unedited if plan.start is None else plan.start

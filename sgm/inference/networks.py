@@ -33,16 +33,21 @@ def recording(
     dtype: torch.dtype | None = None,
     largest: int | None = None,
 ) -> AbstractContextManager[Recording]:
-    """Scope in which a sparse network runs in full and records, for these masks or for any, and
-    perhaps in a dtype of fewer bytes, or without maps of more than `largest` pixels."""
+    """Scope in which a sparse network runs in full and records.
+
+    Args:
+        masks: bool by resolution, for which it records; None for any.
+        dtype: int8 or bfloat16, in which rows and tokens are kept; None for the network's.
+        largest: pixels of the largest maps that are kept; None for no limit.
+    """
     return handle_of(network).recording(masks, dtype, largest)
 
 
 def use_kept(
     network: torch.nn.Module, kept: Recording, masks: MaskPyramid, run: Callable[[], object]
 ) -> None:
-    """Make a kept recording the present one, ready for sparse passes with these masks: what it has
-    left out is computed anew by `run`, a pass of the input that was recorded."""
+    """Take a kept recording into use for sparse passes with some masks (bool by resolution). What
+    it has left out is computed anew by `run`, a pass of the input that was recorded."""
     handle = handle_of(network)
     handle.use(kept)
     handle.fill(masks, run)
@@ -130,7 +135,7 @@ class Networks:
         return self.engine.scale_factor * posterior.sample(draw)
 
     def posterior(self, picture: Tensor) -> DiagonalGaussian:
-        """What `encode` draws latents from, unscaled; by one pass of the encoder."""
+        """The distribution that `encode` draws latents from [1, C, h, w], unscaled."""
         first_stage = self.engine.first_stage_model
         dtype = first_stage.quant_conv.weight.dtype
         x = picture[None].to(self.device, dtype, memory_format=self.layout)
@@ -155,8 +160,9 @@ class Networks:
     def condition(
         self, prompt: str, negative_prompt: str, size: Sequence[int], weighted: bool = False
     ) -> tuple[Conditioning, Conditioning]:
-        """Conditional and unconditional conditioning for a picture of `size` (height, width); with
-        `weighted`, weights in the prompts count, and as many words as there are.
+        """Conditional and unconditional conditioning for a picture of `size` (height, width), each
+        with `crossattn` [1, 77 n, C], the text of n chunks, and `vector` [1, D]. With `weighted`,
+        prompts may weigh words, and be of any length.
 
         An empty negative prompt means zeroed text, as published for base and turbo; a given one
         is used (published: ignored). A refiner always reads the negative prompt (published), and

@@ -36,7 +36,8 @@ class EditResult:
 
     Attributes:
         image: [3, H, W] in [0, 1], float32 on the CPU.
-        seconds: by stage: `encode`, `sample`, `decode`.
+        seconds: by stage: `encode`, `sample`, `decode`; of a session also `record`, the full passes
+            under a new prompt.
     """
 
     image: Tensor

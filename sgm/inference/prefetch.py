@@ -14,8 +14,8 @@ from sgm.sparse.recording import Recording, tensors_of
 class Prefetch:
     """Reads recordings of a store in a known order, each while the one before is in use.
 
-    A thread fetches; on a GPU it copies on a stream of its own, beside the computation. One
-    recording more than those in use is on the device.
+    A thread fetches; on a GPU it copies on a stream of its own, beside the computation. So the
+    device holds one recording more than those in use.
 
     Args:
         store: what to read.

@@ -35,8 +35,9 @@ class Recorded:
         every: most steps from one recorded step to the next.
         order: of the polynomial through the nearest ones.
         power: 1 for even spacing; above 1 they are denser at the first steps.
-        precision: in which they are kept.
-        prompt_steps: full passes under a new prompt with which a session follows it; 0 for none.
+        precision: in which recordings are kept.
+        prompt_steps: full passes under a new prompt that a session makes, to correct its recordings
+            by what the prompt changes; 0 for none.
     """
 
     count: int | None = None
@@ -47,13 +48,13 @@ class Recorded:
     prompt_steps: int = 0
 
     def steps(self, steps: int) -> list[int]:
-        """The recorded steps of a run of so many, rising; the first and the last among them."""
+        """The numbers of the recorded steps of a run of `steps`, rising from 0 to the last."""
         count = count_of(steps, self.every) if self.count is None else self.count
         return spread(steps, count, self.power)
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the rows and tokens that are kept; None for the network's."""
+        """In which rows and tokens are kept: int8, bfloat16, or None for the network's."""
         return DTYPES[self.precision]
 
     def largest(self, size: tuple[int, int]) -> int | None:
@@ -63,7 +64,7 @@ class Recorded:
         return math.prod(size) // 16 if self.dtype is torch.int8 else None
 
     def changed(self, settings: RecordingSettings) -> "Recorded":
-        """With what a person has set instead."""
+        """The same with what a person has set instead."""
         given = {name: value for name, value in vars(settings).items() if value is not None}
         if "every" in given:  # so their number is not that of the preset
             given = {"count": None, **given}
@@ -111,7 +112,7 @@ class Recipe:
     sdedit_early: int = 0
 
     def with_recordings(self, settings: RecordingSettings) -> "Recipe":
-        """With what a person has set of the recordings, whatever the task."""
+        """The same recipe with what a person has set of the recordings, for both tasks."""
         return replace(
             self,
             recorded=self.recorded.changed(settings),

@@ -32,9 +32,9 @@ class RecordingReport:
 
     Attributes:
         seconds: by stage: `encode`, `record`.
-        step_bytes: size of one step's recording.
-        steps: how many were recorded; the others are interpolated.
-        place: where they are kept.
+        step_bytes: bytes that are kept of one step.
+        steps: how many steps were recorded; the others are interpolated.
+        place: where the recordings are kept.
     """
 
     seconds: dict[str, float]
@@ -44,8 +44,9 @@ class RecordingReport:
 
 
 class Recordings:
-    """A picture, and what the networks make of it, under one prompt and one noise. It is filled by
-    `make`, or by `resume` from a store.
+    """The recordings of a picture under one prompt and one noise: of the UNet at some steps, of the
+    decoder, and for SDEdit of the encoder. They are made by `make`, or taken from a store by
+    `resume`; the attributes `z` and `store` are there after that.
 
     Args:
         pipeline: sparse, with preset `fast`.
@@ -55,8 +56,10 @@ class Recordings:
 
     Attributes:
         z: scaled latents of the picture [1, C, h, w].
+        store: where the recordings are kept.
         region: where edits may be; None for anywhere.
-        tracks: those that were used, by name.
+        tracks: by name, those that edits have used: they are brought up to date with an accepted
+            edit.
 
     Raises:
         ValueError: the pipeline is not sparse with preset `fast`, or the picture's size is wrong.
@@ -79,7 +82,17 @@ class Recordings:
     def make(
         self, task: Task, make_store: MakeStore, region: Tensor | None, progress: Progress
     ) -> RecordingReport:
-        """Make the recordings of a task; arguments and errors as those of `EditSession`."""
+        """Make the recordings of a task.
+
+        Args:
+            make_store: the store for so many bytes.
+            region: where edits may be, bool [H, W]; None for anywhere.
+
+        Raises:
+            ValueError: the region is empty or of another size.
+            UserError: there is no room, the strength leaves no step, or the networks' values are
+                no numbers.
+        """
         if region is not None:
             check_sizes({"picture": self.picture, "region": region})
             self.region = Region.around(region, self.pipeline.recipe)
@@ -101,7 +114,7 @@ class Recordings:
         return RecordingReport(stage.seconds, first, len(track.made), self.store.place)
 
     def resume(self, store: Store) -> None:
-        """Take the recordings of the picture that are in a store."""
+        """Use the recordings of the picture that are in a store."""
         self.region = region_in(store, self.pipeline.recipe)
         self.store = store if self.region is None else BoundedStore(store, self.region)
         latents = store.get(LATENTS).values["", "z"]
@@ -115,21 +128,21 @@ class Recordings:
             yield Stopwatch(self.networks.device)
 
     def recording_of(self, network: nn.Module, track: Track) -> AbstractContextManager[Recording]:
-        """Scope in which a network is recorded on the picture, as edits of a track read it: of the
-        encoder and the decoder perhaps without their largest maps."""
+        """Scope in which a network is recorded, in the precision of a track; of the encoder and the
+        decoder in int8 without their largest maps."""
         largest = None if network is self.networks.unet else track.recorded.largest(self.size)
         return recording(network, dtype=track.recorded.dtype, largest=largest)
 
     def denoiser(self, params: SamplingParams) -> Denoise:
-        """Under some prompt; until the next one, sparse passes attend to it. An inpainting network
-        is shown all of the picture."""
+        """The guided estimate under the prompts of `params`. Until the next one is made, sparse
+        passes attend to these prompts. An inpainting network is told that nothing is masked."""
         concat = None
         if self.networks.reads_mask:
             concat = torch.cat([torch.zeros_like(self.z[:, :1]), self.z], dim=1)
         return self.pipeline.denoiser(params, self.size, concat)
 
     def track(self, task: Task, strength: float) -> Track:
-        """The levels of a task, and which of them are recorded.
+        """The noise levels of a task, and at which steps it is recorded.
 
         Raises:
             UserError: the strength leaves no step.
@@ -143,7 +156,7 @@ class Recordings:
         return Track(f"sdedit-{strength}", sigmas, recipe.sdedit_recorded, stepped=True)
 
     def ready(self, task: Task, strength: float, progress: Progress) -> Track:
-        """The track of an edit, recorded now if it was not before."""
+        """The track of an edit, whose recordings are made now if they are not there."""
         track, names = self.track(task, strength), self.store.names()
         if track.name_of_latents in names:
             track.made = track.made_in(names)
@@ -158,8 +171,11 @@ class Recordings:
 
     @contextmanager
     def kept(self, track: Track, of_prompt: dict[int, str]) -> Iterator[Kept]:
-        """The recordings of a track as an edit reads them, with what its prompt changes (names by
-        step)."""
+        """Scope with the recordings of a track as an edit reads them.
+
+        Args:
+            of_prompt: store keys of what its prompt changes in them, by step.
+        """
         of_base = {step: track.name_of(step) for step in track.made}
         latents = track.latents_of(self.store.get(track.name_of_latents))
         with ExitStack() as stack:
@@ -174,7 +190,7 @@ class Recordings:
             yield Kept(self.z, unet, latents, encoder, self.store.get(DECODER))
 
     def put_latents(self) -> None:
-        """Keep those of the picture."""
+        """Put the latents of the picture into the store."""
         self.store.put(LATENTS, Recording(values={("", "z"): self.z}))
 
     def _recorded_encoding(self, track: Track) -> tuple[Tensor, Recording]:
@@ -183,10 +199,10 @@ class Recordings:
             return self.networks.encode(self.picture, self.noise, "init"), encoder
 
     def _record(self, track: Track, progress: Progress, make_store: MakeStore | None = None) -> int:
-        """Make the recordings of a track; bytes of one step.
+        """Make the recordings of a track; returns the bytes that are kept of one step.
 
         Args:
-            make_store: given the bytes of all steps; None to use the store that is there.
+            make_store: the store for so many bytes; None to use the one that is there.
         """
         size = 0
         unedited = track.unedited(self.z, self.noise, self.denoiser(self.params), self.solver)

@@ -47,14 +47,15 @@ class Region:
 
     @classmethod
     def around(cls, mask: Tensor, recipe: Recipe) -> "Region":
-        """That of edits whose masks lie in a mask, bool [H, W]; ValueError for an empty one."""
+        """The region of all edits whose masks lie within a mask, bool [H, W]. ValueError if that is
+        empty."""
         if not mask.any():
             raise ValueError("The region is empty, so it allows no edit; leave it out.")
         ring = 0 if recipe.blend is None else recipe.blend.width(mask.shape)
         return cls(grown(mask, ring), recipe)
 
     def read(self, name: str) -> MaskPyramid:
-        """Which pixels edits read of the recording of a name."""
+        """Which pixels edits read of the recording with a name: bool by resolution."""
         if name in (ENCODER, DECODER):
             return self._read["autoencoder"]
         return self._read[Task.SDEDIT if Task.SDEDIT in name else Task.INPAINTING]
@@ -70,15 +71,15 @@ class Region:
         return Task.SDEDIT in name or not (changed & ~self.limit).any()
 
     def recording(self) -> Recording:
-        """As it is kept beside the recordings."""
+        """The region as a recording, to be kept beside the others."""
         return Recording(values={MASK: self.limit})
 
 
 class BoundedStore(Store):
-    """A store that keeps, and gives back, what edits within a region read.
+    """A store that keeps only what edits within a region read of each recording.
 
     Args:
-        store: where it is kept.
+        store: where that is kept.
         region: of the edits.
     """
 
@@ -104,14 +105,14 @@ class BoundedStore(Store):
 
 
 def size_kept(region: Region | None, name: str, recording: Recording) -> int:
-    """Bytes that are kept of the recording of a name."""
+    """Bytes that are kept of the recording with a name: all, or what edits in a region read."""
     kept = recording if region is None else bounded(recording, region.read(name))
     return kept.size_in_bytes()
 
 
 def check_within(region: Region | None, edit: Inpainting | SDEdit, recipe: Recipe) -> None:
-    """Refuse an edit that, with what changes around it, lies outside of the region that was
-    recorded; None for the whole picture.
+    """Refuse an edit that reaches, with its ring, beyond the region that was recorded; None for the
+    whole picture.
 
     Raises:
         UserError: part of it lies outside.
@@ -185,8 +186,8 @@ def _read_to_fill(masks: MaskPyramid, size: Sequence[int]) -> MaskPyramid:
 
 
 def bounded(recording: Recording, read: MaskPyramid) -> Recording:
-    """A recording with the rows [B, n, C] of these pixels alone. Keys and values stay whole: every
-    active pixel attends to all of them."""
+    """A recording that keeps, of each map, only the rows [B, n, C] of the pixels that are read
+    (bool by resolution). Keys and values stay whole: every active pixel attends to all of them."""
     return _with_rows(recording, read, lambda rows, pixels, count: rows.index_select(1, pixels))
 
 

@@ -48,7 +48,7 @@ class SDEdit(Edit):
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """The edited picture, and that all of it is redrawn."""
+        """The edited picture, and a mask of all of it."""
         return self.edited, torch.ones(self.size, dtype=torch.bool, device=self.edited.device)
 
     def prepare(
@@ -97,17 +97,17 @@ class SDEdit(Edit):
         return where_drawn(self.init, self.edited, self.blend is not None)
 
     def region(self, recipe: Recipe) -> Tensor:
-        """The drawing and what is sampled with it to the end, bool [H, W]; the ring of a blend lies
-        outside, and the edit fades out from the drawing to its end."""
+        """The drawing grown by what is sampled around it until the last step, bool [H, W]. The ring
+        of a blend lies outside of it."""
         return dilate(self.marked, recipe.sdedit)
 
     def decoder_masks(self, recipe: Recipe) -> MaskPyramid:
-        """Those of the recipe, and with a blend the ring in which the edit fades out."""
+        """Masks of the decoder, bool by resolution; with a blend they hold its ring too."""
         masks, touched = recipe.sdedit_decoder_masks(self.marked), self.touched(recipe)
         return masks if touched is None else cover(masks, touched)
 
     def weight(self, recipe: Recipe) -> Tensor | None:
-        """1 on the drawing, 0 beyond its region and the ring."""
+        """Float32 [H, W], 1 on the drawing, falling to 0 at the end of the blend's ring."""
         if self.blend is None or (self.init is None and self.drawing is None):
             return None
         drawing, width = self.marked, self.blend.width(self.size)

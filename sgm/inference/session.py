@@ -25,8 +25,9 @@ class EditSession:
 
     The recordings are made once, under the base prompt of `params` and one noise, at a few steps of
     the schedule; those of the other steps are interpolated. Inpainting and every strength of SDEdit
-    have recordings of their own, which are made when first needed. An edit has its own prompt: the
-    text's keys and values are computed for it, and a few full passes say how all else would change.
+    have recordings of their own, which are made when first needed. An edit has its own prompt: keys
+    and values of its text are computed, and a few full passes under it measure how everything else
+    in the recordings changes.
 
     Args:
         pipeline: sparse, with preset `fast`; used by one thing at a time.
@@ -37,6 +38,9 @@ class EditSession:
         noise: source of the session's noise; by default named noise of the seed.
         progress: show bars on stderr, or call this after every step; may be set anew at any time.
         region: where edits may be, bool [H, W], so that less has to be kept; None for anywhere.
+
+    Attributes:
+        report: what making the recordings took.
 
     Raises:
         ValueError: the pipeline is not sparse with preset `fast`, the picture's or the region's
@@ -69,7 +73,8 @@ class EditSession:
         noise: Noise | None = None,
         progress: Progress = False,
     ) -> "EditSession":
-        """A session whose recordings are in a store already; arguments as those of the class."""
+        """A session whose recordings are in a store already; it has no `report`. The other
+        arguments are those of the class, as they were when the recordings were made."""
         session = cls.__new__(cls)
         session.recordings = Recordings(pipeline, picture, params, noise)
         session.progress = progress
@@ -97,6 +102,7 @@ class EditSession:
 
         Raises:
             ValueError: the mask is empty or of another size.
+            UserError: the edit reaches beyond the region.
         """
         edit = Inpainting(self.picture, mask, self.recordings.pipeline.recipe.blend)
         return self._edit(edit, Task.INPAINTING, 1.0, (prompt, negative_prompt), seed)
@@ -121,7 +127,7 @@ class EditSession:
 
         Raises:
             ValueError: nothing was drawn, or the size differs.
-            UserError: the strength leaves no step.
+            UserError: the strength leaves no step, or the edit reaches beyond the region.
         """
         blend = self.recordings.pipeline.recipe.blend
         edit = SDEdit(self.picture, edited, strength, drawing, blend)

@@ -25,10 +25,10 @@ class SessionSize:
     """Bytes of the recordings of a session.
 
     Attributes:
-        encoder, decoder: of the autoencoder; the encoder's only for SDEdit.
-        step: of one step.
-        steps: how many are recorded.
-        prompt_steps: how many more one other prompt than the base prompt adds.
+        encoder, decoder: bytes of each; 0 for the encoder in inpainting, which reads none.
+        step: bytes of one step of the UNet.
+        steps: how many steps are recorded.
+        prompt_steps: how many more steps each prompt besides the base prompt adds.
     """
 
     encoder: int
@@ -39,12 +39,12 @@ class SessionSize:
 
     @property
     def recorded(self) -> int:
-        """Of all that is recorded at once."""
+        """Bytes of all that is recorded when a session begins."""
         return self.encoder + self.decoder + self.steps * self.step
 
     @property
     def total(self) -> int:
-        """With room for one other prompt."""
+        """Bytes with room for one other prompt."""
         return self.recorded + self.prompt_steps * self.step
 
 
@@ -63,11 +63,12 @@ def session_size(
     task: Task,
     region: Tensor | None = None,
 ) -> SessionSize:
-    """Of an `EditSession` with these arguments.
+    """What the recordings of an `EditSession` with these arguments take.
 
     Args:
         pipeline: sparse, with preset `fast`; its networks on the meta device.
         size: (height, width) of the picture, multiples of 64.
+        region: where edits may be, bool [H, W]; None for anywhere.
     """
     networks, sdedit = pipeline.networks, task is Task.SDEDIT
     bound = None if region is None else Region.around(region, pipeline.recipe)

@@ -36,11 +36,11 @@ class Store(ABC):
 
     @abstractmethod
     def names(self) -> set[str]:
-        """Names of all that is kept."""
+        """Names of all recordings that are kept."""
 
     @abstractmethod
     def forget(self, name: str) -> None:
-        """Keep a recording no longer."""
+        """Drop a recording, and free its memory or its file."""
 
     @abstractmethod
     def get(self, name: str) -> Recording:
@@ -106,7 +106,7 @@ class DiskStore(Store):
         self._checked: set[str] = set()
 
     def put(self, name: str, recording: Recording) -> None:
-        """Written beside and then renamed."""
+        """The file is written under another name first, and renamed when it is complete."""
         tensors, sizes = _flat(recording)
         path = self._path(name)
         part = path.with_suffix(".part")
@@ -122,7 +122,7 @@ class DiskStore(Store):
         self._checked.add(name)
 
     def names(self) -> set[str]:
-        """Of the manifest, where that was read."""
+        """Names with a checksum: what was put, or what a manifest lists."""
         return set(self.checksums)
 
     def get(self, name: str) -> Recording:
@@ -142,7 +142,7 @@ class DiskStore(Store):
         self._path(name).unlink(missing_ok=True)
 
     def size_in_bytes(self) -> int:
-        """Of all files; one that is missing counts nothing, and is named when it is read."""
+        """Bytes of all files; a missing one counts as none, and is refused when it is read."""
         paths = map(self._path, self.checksums)
         return sum(path.stat().st_size for path in paths if path.is_file())
 
@@ -156,11 +156,12 @@ class DiskStore(Store):
 
 
 class Overlay(Store):
-    """A store in which some names are in memory only, for as long as this lives.
+    """A store over another: recordings of some names stay in the device's memory, and are gone with
+    it; all others go into the store below.
 
     Args:
-        store: of all other names.
-        passing: whether a name is in memory.
+        store: the store below.
+        passing: whether the recording of a name stays in memory.
     """
 
     def __init__(self, store: Store, passing: Callable[[str], bool]) -> None:

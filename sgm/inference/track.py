@@ -18,7 +18,7 @@ from sgm.inference.unedited import KeptLatents, KnownNoise, SteppedAlong, Unedit
 from sgm.modules.diffusionmodules.sampling import Denoise, Solver
 from sgm.sparse.recording import Recording
 
-# Of a session, for all tracks; that of the encoder where SDEdit was asked for.
+# Store keys of what all tracks of a session share; the encoder's is there only for SDEdit.
 ENCODER, DECODER, LATENTS = "encoder", "decoder", "latents"
 END = "end"
 PROMPT = "prompt-"  # begins the names of what another prompt changes
@@ -49,12 +49,13 @@ class Track:
         return f"{self.name}-{step:04d}"
 
     def made_in(self, names: Collection[str]) -> list[int]:
-        """The steps that are recorded in a store with these names; with other settings than today's
-        they may be others than `made`."""
+        """The steps that are recorded in a store with these names. They may differ from `made` if
+        the recordings were made with other settings."""
         return [step for step in range(len(self.sigmas) - 1) if self.name_of(step) in names]
 
     def steps_of_prompt(self) -> list[int]:
-        """The recorded steps at which another prompt is followed; none if it is not."""
+        """The recorded steps at which a full pass measures what another prompt changes; none if the
+        recordings are used for any prompt as they are."""
         if not self.recorded.prompt_steps:
             return []
         chosen = spread(len(self.made), self.recorded.prompt_steps)
@@ -71,7 +72,8 @@ class Track:
         return f"{self.name}-latents"
 
     def unedited(self, z: Tensor, noise: Noise, denoise: Denoise, solver: Solver) -> Unedited:
-        """What is recorded of a picture with latents z [1, C, h, w]."""
+        """The source of the unedited latents that is recorded, for a picture with scaled latents z
+        [1, C, h, w]."""
         draw = noise("start", z.shape).to(z)
         if not self.stepped:
             return KnownNoise(z, lambda step: draw, self.sigmas, denoise)

@@ -26,8 +26,8 @@ class Unedited(ABC):
 
     @abstractmethod
     def full_pass(self, step: int) -> Tensor:
-        """Run the network on them, in whatever scope the caller has opened; the estimate or the
-        next latents that it ends in [1, C, h, w]."""
+        """Run the network in full on the latents before a step, in the scope that the caller has
+        opened; the estimate, or the latents after the step, [1, C, h, w]."""
 
     def result(self) -> Tensor | None:
         """Latents after the last step; None where they are not put back then."""
@@ -35,9 +35,9 @@ class Unedited(ABC):
 
 
 class KnownNoise(Unedited):
-    """The picture with a noise that is known of every step. With one noise at all levels, what is
-    recorded changes smoothly from level to level. Nothing is put back after the last step: the
-    network's picture is put into the input then.
+    """The picture with noise that is known for every step. With one noise at all levels, what is
+    recorded changes smoothly from level to level. No latents are put back after the last step,
+    since the decoded picture is put into the input.
 
     Args:
         z: scaled latents of the picture [1, C, h, w].
@@ -84,7 +84,8 @@ class SteppedAlong(Unedited):
         self._state: SolverState | None = None
 
     def latents(self, step: int) -> Tensor | None:
-        """Where it stopped at this step, if it did and has come there."""
+        """The latents at a step where it stops, or after the last pass; None if it has not come
+        there."""
         number = self.made.index(step) if step in self.made else len(self._latents)
         return self._latents[number] if number < len(self._latents) else None
 
@@ -107,8 +108,8 @@ class KeptLatents(Unedited):
     """Latents that were kept with their recordings.
 
     Attributes:
-        at: by step [1, C, h, w].
-        end: those after the last step; None where they are not put back.
+        at: the latents before each recorded step, by its number [1, C, h, w].
+        end: the latents after the last step; None where none are put back then.
     """
 
     at: dict[int, Tensor]

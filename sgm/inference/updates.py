@@ -25,8 +25,8 @@ def bring_up_to_date(
     inside their scope.
 
     Args:
-        picture: what it shows from now on, [3, H, W] in [-1, 1].
-        changed: where that differs from what it was, bool [H, W].
+        picture: the picture from now on, [3, H, W] in [-1, 1].
+        changed: where it differs from the one before, bool [H, W].
     """
     networks, store, region = recordings.networks, recordings.store, recordings.region
     names, recipe = store.names(), recordings.pipeline.recipe
@@ -74,12 +74,12 @@ def bring_up_to_date(
 def names_of_prompt(
     recordings: Recordings, track: Track, params: SamplingParams, progress: Progress
 ) -> dict[int, str]:
-    """Store keys of what the prompt of an edit changes in some recordings of a track, by step. What
-    is not there yet is recorded; inside the scope of the recordings.
+    """Store keys of what the prompt of an edit changes in some recordings of a track, by step; none
+    for the base prompt. What is not there yet is recorded; inside the scope of the recordings.
 
     Most of what is recorded depends a little on the prompt, the moments of the group norms most. So
-    a few full passes are made under the new prompt, and what they leave differently is added to the
-    recordings of all steps, interpolated as they are.
+    a few full passes are made under the new prompt. The differences between their recordings and
+    those of the base prompt are kept, interpolated to all steps, and added to the recordings there.
     """
     networks, store, base = recordings.networks, recordings.store, recordings.params
     words = (params.prompt, params.negative_prompt)

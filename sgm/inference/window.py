@@ -13,7 +13,8 @@ from sgm.specs import SIZE_MULTIPLE, ModelSpec
 
 logger = logging.getLogger(__name__)
 
-# Around the edit without a number given: a share of its longer side, and at least so many pixels.
+# Margin of a crop around the edit where none is given: a share of the edit's longer side, and the
+# least of it in pixels.
 MARGIN, LEAST_MARGIN = 0.25, 32
 # Times the pixels of the model's size from which a picture counts as larger, and as far larger.
 LARGER, FAR_LARGER = 1.25, 2.0
@@ -21,8 +22,12 @@ LARGER, FAR_LARGER = 1.25, 2.0
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a picture in pixels, and the `size` at which the network sees it: (height,
-    width), multiples of 64."""
+    """A rectangle of a picture.
+
+    Attributes:
+        top, left, height, width: of the rectangle, in pixels of the picture.
+        size: (height, width) at which the network sees it, multiples of 64.
+    """
 
     top: int
     left: int
@@ -31,21 +36,22 @@ class Window:
     size: tuple[int, int]
 
     def of(self, x: Tensor) -> Tensor:
-        """The rectangle of [..., H, W]; a view."""
+        """The rectangle of a picture or mask [..., H, W]: [..., height, width], a view."""
         rows = slice(self.top, self.top + self.height)
         return x[..., rows, self.left : self.left + self.width]
 
     def seen(self, picture: Tensor) -> Tensor:
-        """The rectangle of a picture [3, H, W] as the network sees it."""
+        """The rectangle of a picture [3, H, W] at the size that the network sees, [3, h, w]."""
         return _resized(self.of(picture), self.size)
 
     def seen_levels(self, levels: Tensor) -> Tensor:
-        """The rectangle of a mask, bool or float [H, W]: nothing that is marked gets lost."""
+        """The rectangle of a mask, bool or float [H, W], at the size that the network sees, [h, w].
+        Each of its pixels has the highest level it covers, so that no mark is lost."""
         values = self.of(levels)[None, None].float()
         return F.adaptive_max_pool2d(values, self.size)[0, 0].to(levels.dtype)
 
     def back(self, picture: Tensor) -> Tensor:
-        """A picture [3, h, w] of the network at the size of the rectangle."""
+        """The network's picture [3, h, w] at the size of the rectangle, [3, height, width]."""
         return _resized(picture, (self.height, self.width))
 
 
@@ -57,13 +63,14 @@ def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def is_larger(size: Sequence[int], trained: Sequence[int]) -> bool:
-    """Whether a picture of `size` is larger than what a model was trained for."""
+    """Whether a picture has clearly more pixels than a model was trained for: a quarter more. Both
+    are (height, width)."""
     return math.prod(size) > LARGER * math.prod(trained)
 
 
 def advise_on_size(size: Sequence[int], spec: ModelSpec, advice: str) -> None:
-    """Warn where a whole picture of `size` (height, width) is far larger than what a model was
-    trained for; `advice` is the end of the sentence."""
+    """Warn where a whole picture of `size` (height, width) has twice the pixels that a model was
+    trained for, or more; `advice` is the end of the sentence."""
     if math.prod(size) >= FAR_LARGER * math.prod(spec.trained_size):
         logger.warning(
             "The %s model was trained at %dx%d (width x height) and the picture is %dx%d; %s.",
@@ -72,7 +79,7 @@ def advise_on_size(size: Sequence[int], spec: ModelSpec, advice: str) -> None:
 
 
 def window_around(marked: Tensor, trained: tuple[int, int], margin: int | None = None) -> Window:
-    """The crop for an edit, of the proportions of its `size` where the picture allows.
+    """The crop for an edit. It has the proportions of its `size`, as far as the picture goes.
 
     Args:
         marked: bool [H, W], where the edit is; not empty.

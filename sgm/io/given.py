@@ -50,8 +50,8 @@ def to_tensor(picture: Picture) -> Tensor:
 
 
 def profile_of(picture: Picture) -> bytes | None:
-    """The ICC profile that the colours of a picture are in, which the networks see as they are;
-    None where there is none, or where they have been converted to RGB by `to_tensor`."""
+    """The ICC profile of a picture, which its result needs too, since the networks see the values
+    as they are; None if it has none, or if `to_tensor` converts its colours to RGB."""
     if isinstance(picture, str | PathLike):
         with Image.open(picture) as opened:
             return profile_of(opened)
@@ -88,7 +88,7 @@ def _on_host(x: Tensor) -> np.ndarray:
 
 def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
     """A picture that was drawn on, as `to_tensor` gives it; UserError unless it has the `size`
-    (height, width) of the one before."""
+    (height, width) of the unedited one."""
     drawn = to_tensor(picture)
     if drawn.shape[1:] != (size[0], size[1]):
         raise UserError(
@@ -100,7 +100,9 @@ def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
 
 def to_levels(mask: Mask, size: Sequence[int]) -> Tensor:
     """A mask for a picture of `size` (height, width): float32 [H, W] in [0, 1] on the CPU, 1 where
-    to repaint. What its values mean is as for a file, see `maskio.load_levels`.
+    to repaint. Values mean what they mean in a file: bool, any two (the brighter is repainted),
+    grey levels up to 255, or floats in [0, 1]. A file or a PIL picture of another size is resized,
+    with a notice.
 
     Raises:
         UserError: a file or values that are no mask, or an array or a tensor of another size.
@@ -128,6 +130,6 @@ def to_levels(mask: Mask, size: Sequence[int]) -> Tensor:
 
 
 def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as `to_tensor` gives it, padded to multiples of 64, and its size before."""
+    """A picture as `to_tensor` gives it, padded to multiples of 64, and its own (height, width)."""
     source = to_tensor(picture)
     return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])
