@@ -6,8 +6,8 @@
     out = session.img2img("a horse by a lake", drawn_on, strength=0.6)
 
 The pipeline's own call does the sampling: its scheduler, LoRAs, ControlNet and offloading work as
-before. Only the passes of its UNet and of its autoencoder are others. A first call records the
-picture under one noise at a few steps; each edit is a call whose passes are sparse.
+before. Only the passes of its UNet and of its autoencoder are replaced. A first call records the
+picture under one noise at a few steps; in the call of an edit these passes are sparse.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,9 +41,14 @@ ENCODER, DECODER = "encoder", "decoder"
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """What an edit computes: masks of the networks, and the latents that are sampled."""
+    """What an edit computes.
 
-    inside: Tensor  # bool [h, w]; those around are known
+    Attributes:
+        inside: bool [h, w], which latents are sampled.
+        encoder, unet, decoder: masks of the networks, bool by resolution.
+    """
+
+    inside: Tensor
     encoder: MaskPyramid
     unet: StepMasks
     decoder: MaskPyramid
@@ -65,11 +70,12 @@ class EditSession:
         negative_prompt: of recordings and edits.
         num_inference_steps, guidance_scale: of every edit, as in the pipeline's call.
         generator: for the session's noise; its state is read, and left as it is. By default a new
-            one, seeded by torch's.
-        recipe: masks, and which steps are recorded in which precision: preset `fast`; see
-            `Recipe.with_recordings` for others.
-        recording_memory, recording_folder: where recordings are kept: see
-            `sgm.inference.choose_store.make_store`.
+            one, seeded by torch's global generator.
+        recipe: how far masks grow, which steps are recorded, and in which precision; by default
+            those of preset `fast`, which `FAST.with_recordings` changes.
+        recording_memory: where recordings are kept: on the device, in host memory or on disk; by
+            default the first of these that has room.
+        recording_folder: an existing folder for the disk; None where the disk is not to be used.
         call: further arguments of every call of the pipeline: `control_image`, `prompt_2`,
             `ip_adapter_image`, `original_size`, ...
 
@@ -155,7 +161,8 @@ class EditSession:
             prompt: what the picture is to show; None if `call` has embeddings.
             mask_image: white where to repaint; of the picture's size, or resized to it. An empty
                 one returns the picture.
-            strength: share of the schedule that is run; below 1 what is there shines through.
+            strength: share of the schedule that is run; below 1 the edit starts from the noised
+                picture, and keeps something of it.
             call: further arguments of this call of the pipeline.
 
         Raises:

@@ -68,7 +68,7 @@ VAE_DOWN = Geometry(kernel=3, stride=2, padding=0, padding_end=1, out_block=2)
 
 
 def active_blocks(mask: Tensor, geometry: Geometry) -> Tensor:
-    """Blocks whose input window holds a True pixel, as far as the picture needs blocks.
+    """The blocks whose input window holds a True pixel.
 
     Args:
         mask: bool [H, W] at the resolution of the convolution's input.
@@ -217,7 +217,8 @@ class ActiveSet:
         )
 
     def resolve(self) -> Self:
-        """Look up now what has to wait for the device, so that no step does; returns itself."""
+        """Make now the derived tables that wait for the device, so that no step has to wait;
+        returns itself."""
         _ = self.written, self.inside
         if self.inputs.shape[1] > 1:
             _ = self.table

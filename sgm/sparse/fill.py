@@ -28,13 +28,13 @@ def masks_to_fill(
 
     Args:
         recording: of whole maps.
-        geometries: of every layer, by its name; a layer with that of the pixels themselves reads
-            recorded rows, at its active pixels and through its other geometry around them.
+        geometries: of every layer, by its name. A layer that has `PIXELS` reads recorded rows: at
+            its active pixels, and around them through its other geometry.
         masks: of the sparse passes to come, bool by resolution.
 
     Returns:
-        bool by resolution, a single pixel where the rows are recorded, since no layer takes none;
-        None if nothing was left out.
+        bool by resolution; a single pixel at resolutions whose rows are recorded, since no layer
+        runs on no pixel at all. None if nothing was left out.
     """
     left_out: set[Resolution] = set()
     halo: Counter[Resolution] = Counter()  # convolutions between two readers of one map

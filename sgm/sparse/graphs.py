@@ -42,7 +42,7 @@ def capture_graph(step: Step) -> tuple[Any, Callable[[], None]]:
 
 
 def repeat(step: Step) -> tuple[Any, Callable[[], None]]:
-    """What stands in for a graph on devices without: the step is run anew every time."""
+    """What takes the place of a graph on devices that have none: the step is run every time."""
     out = copied(step())
 
     def run() -> None:
@@ -67,7 +67,9 @@ class Kinds:
     """The kinds of steps that came with one memory, and those that were captured.
 
     Attributes:
-        version: of the memory that they read.
+        version: of the memory that they read; -1 before the first step.
+        seen: kinds that came once, and are captured when they come again.
+        steps: the captured ones, by kind.
     """
 
     version: int = -1

@@ -24,7 +24,8 @@ class MaskSets:
 
     Args:
         masks: bool [h, w] by resolution.
-        padded: whether the lists are as long as their buckets.
+        padded: whether lists of pixels are made as long as their buckets (see
+            `sgm.sparse.active.bucket`), as CUDA graphs need it.
     """
 
     def __init__(self, masks: MaskPyramid, padded: bool) -> None:
@@ -34,7 +35,7 @@ class MaskSets:
 
     @cached_property
     def size(self) -> tuple[tuple[Resolution, int], ...]:
-        """Masks of one size share their graphs: the bucket of each level."""
+        """The resolution and the bucket of each level. Masks of one size share their graphs."""
         return tuple((level, bucket(int(mask.sum()))) for level, mask in self._host.items())
 
     def get(self, key: SetKey, device: torch.device) -> ActiveSet:

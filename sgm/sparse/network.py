@@ -84,7 +84,12 @@ class Site:
             state.filled[place] = Part(small, pixels, math.prod(active.out_size))
 
     def get(self, key: str, x: Tensor, kind: type[Kind]) -> Kind:
-        """A recorded value of a kind, widened, for an input x of the sparse pass.
+        """A recorded value of this layer, widened.
+
+        Args:
+            key: its name.
+            x: the input of the sparse pass, whose batch, device and dtype it must have.
+            kind: its class.
 
         Raises:
             SparseStateError: it was not recorded, or for another batch, device or dtype.
@@ -109,7 +114,7 @@ class Site:
         return value
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
-        """A recorded tensor, for an input x; SparseStateError if it does not fit x."""
+        """A recorded tensor; arguments and errors as those of `get`."""
         return self.get(key, x, Tensor)
 
     def size(self, x: Tensor) -> Resolution:
@@ -147,7 +152,7 @@ class SparseModule:
                 return self._dense(x, *rest, **named)
 
     def _dense(self, x: Tensor, *rest: Any, **named: Any) -> Any:
-        """The pass of the class that stands behind this one, which is the library's own."""
+        """The pass of the library's class, from which this one derives."""
         return super().forward(x, *rest, **named)
 
     def _record(self, x: Tensor, *rest: Any, **named: Any) -> Any:
@@ -171,7 +176,7 @@ class SparseRoot:
     site: Site = _DENSE
 
     def forward(self, *args: Any, **named: Any) -> Any:
-        """The pass of the network behind this one."""
+        """A pass of the network, in the way that its state says."""
         return self.site.state.run(self.run_pass, args, named)
 
     def run_pass(self, *args: Any, **named: Any) -> Any:
@@ -179,8 +184,8 @@ class SparseRoot:
         return super().forward(*args, **named)
 
     def zeros(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-        """What stands for the result of a pass with these arguments that is not run; of the
-        first one's shape by default."""
+        """Zeros in place of the result of a pass with these arguments that is not run; by default
+        in the shape of the first argument."""
         return torch.zeros_like(args[0])
 
     def text_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:

@@ -1,7 +1,8 @@
 """Group norm as a scale and a shift per channel, so that a sparse pass can reuse it.
 
-The recording pass measures mean and variance on the unedited activations; the sparse pass applies
-them to the few pixels it computes (SIGE, section 3.3).
+The recording pass measures mean and variance on the unedited activations. As published (SIGE,
+section 3.3), the sparse pass applies them as they are to the few pixels that it computes; with
+preset `fast` it first corrects them by what those pixels changed.
 """
 
 from dataclasses import dataclass
@@ -63,14 +64,14 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class RecordedRows:
-    """What a recording kept of a map whose group norm is asked for after some pixels changed.
+    """What a recording kept of a map, for its group norm after some pixels have changed.
 
     Attributes:
         moments: of the whole map.
         pixels: number of pixels of the whole map.
-        rows: [B, n, C], what the active pixels held; of a `whole` map [B, P, C], all pixels.
-        around: [B, m, C], rows that are to be normed behind the active ones; of a whole map their
-            pixel numbers, int64 [m]; None for no such rows.
+        rows: [B, n, C], the active pixels before; with `whole` [B, P, C], all pixels.
+        around: [B, m, C], rows to norm behind the active ones; with `whole` their pixel numbers,
+            int64 [m]; None for no such rows.
         whole: whether `rows` are those of all pixels.
     """
 

@@ -38,7 +38,8 @@ class PixelSet(ActiveSet):
         return torch.where(self.inputs == OUTSIDE, self.in_size[0], self.inputs)
 
     def pad(self) -> Self:
-        """As for any set; the short map has the padded active rows, then the padded others."""
+        """The same set with lists as long as their buckets. In the short map the padded active rows
+        come first, then the padded recorded ones."""
         active = self.in_size[0] - len(self.around)
         wide, around = bucket(active), fill_up(self.around)
         moved = torch.where(self.inputs >= active, self.inputs + wide - active, self.inputs)

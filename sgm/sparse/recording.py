@@ -1,4 +1,9 @@
-"""What a full pass leaves for sparse ones."""
+"""What a full pass leaves for sparse ones.
+
+A layer records maps as rows [B, P, C], one for each of the P pixels, and keys and values as tokens
+[B, P, C]. They may be kept in fewer bytes, and are widened to the dtype of the network when a pass
+reads them.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +24,8 @@ class Quantised:
 
     Attributes:
         codes: [B, P, C], int8 or bfloat16.
-        scale: what they are multiplied by, [B, 1, C] or of one element, in the dtype of the map.
+        scale: what the codes are multiplied by, in the dtype of the map: [B, 1, C] for int8, one
+            element for bfloat16.
     """
 
     codes: Tensor
@@ -36,12 +42,12 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a map; the others are not known, and read as zeros.
+    """Some rows of a map. The others are not known, and are zero when it is widened.
 
     Attributes:
         rows: [B, n, C], perhaps in fewer bytes.
-        pixels: int64 [n], where they belong.
-        count: number of pixels of the map.
+        pixels: int64 [n], the pixel number of each row.
+        count: P, the number of pixels of the map.
     """
 
     rows: Tensor | Quantised
@@ -60,8 +66,8 @@ ROWS = "rows"  # the name of a layer's recorded rows of a whole map
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> Tensor | Quantised:
-    """A map in fewer bytes, int8 with a scale a channel or bfloat16; as it is where that would save
-    none.
+    """A map in fewer bytes: bfloat16, or int8 with a scale for each channel. As it is where that
+    would save nothing.
 
     Args:
         x: rows or tokens [B, P, C], floating point.
@@ -91,7 +97,8 @@ def tensors_of(value: Recorded) -> tuple[Tensor, ...]:
 
 
 def with_tensors(value: Recorded, change: Callable[[int, Tensor], Tensor]) -> Recorded:
-    """A recorded value with each of its tensors (by number) replaced by another."""
+    """A recorded value with each of its tensors replaced by `change(number, tensor)`; numbers are
+    places in `tensors_of`."""
     parts = [change(number, part) for number, part in enumerate(tensors_of(value))]
     match value:
         case Affine() | Moments() | Quantised():
@@ -116,9 +123,9 @@ def narrowed(value: Recorded, dtype: torch.dtype | None) -> Recorded:
 
 
 def by_dtype(*lists: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
-    """Lists of tensors that belong together place by place, split by dtypes: what is done to many
-    tensors at once (`torch._foreach_*`) takes a few launches on CUDA if a list has one dtype, and
-    else as many as there are tensors."""
+    """Parallel lists of tensors, split into groups in which each list has one dtype. On CUDA an
+    operation on many tensors (`torch._foreach_*`) then takes a few launches, and otherwise as many
+    as there are tensors."""
     groups: dict[tuple[torch.dtype, ...], list[tuple[Tensor, ...]]] = {}
     for together in zip(*lists, strict=True):
         groups.setdefault(tuple(x.dtype for x in together), []).append(together)
@@ -126,7 +133,7 @@ def by_dtype(*lists: Sequence[Tensor]) -> list[tuple[list[Tensor], ...]]:
 
 
 def widened(value: Recorded) -> Recorded:
-    """A recorded value as it is read; of a quantised one, or of a part of a map, a copy."""
+    """A recorded value in the dtype of the network; a copy of one that is quantised or a part."""
     return value.widen() if isinstance(value, Quantised | Part) else value
 
 
@@ -135,12 +142,12 @@ class Recording:
     """What one full pass left for sparse ones, by layer and name.
 
     Attributes:
-        masks: of the only sparse passes that it serves, for which it keeps nothing else; None if it
-            serves any.
-        dtype: of the rows and tokens in it (see `quantise`); None for the network's.
+        masks: bool by resolution, of the only sparse passes that it serves; layers of preset `fast`
+            then keep only what these read. None if it serves any masks.
+        dtype: of the rows and tokens in it, int8 or bfloat16; None for the network's.
         values: by the names of a layer and of a value of it.
-        largest: pixels of the largest maps whose rows are kept (see `SparseState.fill`); None for
-            no limit.
+        largest: pixels of the largest maps whose rows are kept, since `SparseState.fill` computes
+            the others anew; None for no limit.
     """
 
     masks: MaskPyramid | None = None
@@ -149,7 +156,7 @@ class Recording:
     largest: int | None = None
 
     def keeps(self, values: Mapping[str, Recorded]) -> bool:
-        """Whether the rows among the values of a layer are kept."""
+        """Whether the rows of a layer are kept, given its values."""
         return self.largest is None or math.prod(size_of(values)) <= self.largest
 
     @property
@@ -165,13 +172,13 @@ class Recording:
         return layers
 
     def size_in_bytes(self) -> int:
-        """Memory of its tensors."""
+        """Bytes of its tensors."""
         parts = (part for value in self.values.values() for part in tensors_of(value))
         return sum(part.numel() * part.element_size() for part in parts)
 
 
 def each_tensor(recording: Recording, change: Callable[[Tensor], Tensor]) -> Recording:
-    """A recording of the results of `change` for every tensor."""
+    """A recording with every tensor replaced by the result of `change`."""
 
     def changed(value: Recorded) -> Recorded:
         return with_tensors(value, lambda number, part: change(part))
@@ -181,7 +188,7 @@ def each_tensor(recording: Recording, change: Callable[[Tensor], Tensor]) -> Rec
 
 
 def room_for(recording: Recording) -> Recording:
-    """Memory for the values of such a recording, widened."""
+    """Uninitialised memory for the values of a recording like this one, widened."""
 
     def room(value: Recorded) -> Recorded:
         if isinstance(value, Quantised):

@@ -35,9 +35,9 @@ class Rule:
         child: dotted name of the child; empty for the owner itself.
         become: what it becomes: a class that derives from that of the child.
         when: whether the rule holds for an owner, by its dotted name in the network and itself.
-        required: whether a child of another class (a quantised one, say) is refused; or else it
-            stays what it is. For children that work pixel by pixel, whose sparse class is only
-            faster.
+        required: whether a child of another class (a quantised one, say) is refused; otherwise it
+            stays what it is. False is for children that work pixel by pixel, whose sparse class is
+            only faster.
     """
 
     owner: type[nn.Module]
@@ -133,9 +133,9 @@ class Pass:
     """A pass of a network in somebody else's sampling loop.
 
     Attributes:
-        number: from 0, in its scope.
-        run: it, in whatever scope is open; returns its result.
-        network, args, named: whose it is, and what it was called with.
+        number: of the pass, from 0, in its scope.
+        run: makes the pass, in whatever scope is open, and returns its result.
+        network, args, named: the network, and what it was called with.
     """
 
     number: int
@@ -145,7 +145,7 @@ class Pass:
     named: Mapping[str, Any]
 
     def zeros(self) -> Tensor:
-        """What stands for its result if it is not run."""
+        """Zeros in place of its result, if it is not run."""
         return self.network.zeros(self.args, self.named)
 
     def text(self) -> Tensor | None:
@@ -231,7 +231,8 @@ class Sparse(SparseState):
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
     ) -> Any:
-        """A pass of the network, as the scope of many passes asks for it; see `SparseState.run`."""
+        """A pass of the network: within `each_pass` what that scope does with it, otherwise the
+        pass of the mode."""
         if self._each is None or self.mode is not Mode.DENSE:
             return super().run(forward, args, named)
         assert isinstance(self.network, SparseRoot)  # it is the caller
@@ -263,7 +264,7 @@ class Sparse(SparseState):
                 zeros, so this is for loops that do not use the results. None for all.
 
         Yields:
-            A list that gets one recording a recorded pass.
+            A list to which each recorded pass appends its recording.
         """
         kept: list[Recording] = []
 

@@ -35,7 +35,11 @@ MEMORIES = 2
 
 
 class Layer(Protocol):
-    """What a state asks of the layers that it is the state of; see `SparseModule`."""
+    """What a state needs of the layers of its network; `SparseModule` has it.
+
+    Attributes:
+        geometries: of the active sets that the layer asks for.
+    """
 
     geometries: Sequence[AnyGeometry]
 
@@ -90,8 +94,9 @@ class SparseState:
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any]
     ) -> Any:
-        """A pass of the network; a sparse one by its graph, where there are graphs. What is filled
-        in lies in other memory each time, so that passes with it run as they are."""
+        """A pass of the network; a sparse one by its graph, where there are graphs. Rows that
+        `fill` computed are in other memory each time, so passes that read or make them use no
+        graph."""
         ordinary = self.mode is not Mode.SPARSE or self.fills or self.filled
         if self.graphs is None or self.static is None or ordinary:
             return forward(*args, **named)
@@ -110,7 +115,8 @@ class SparseState:
             self.mode = Mode.DENSE
 
     def _sets_of(self, masks: MaskPyramid) -> MaskSets:
-        """Active sets are kept while the same pyramid objects come back, as many as memories."""
+        """The active sets of some masks. They are kept for the last masks that were used, and found
+        again by the pyramid object."""
         found = next((known for known in self._sets if known.masks is masks), None)
         found = found or MaskSets(masks, padded=self.static is not None)
         others = [known for known in self._sets if known is not found]
@@ -165,13 +171,13 @@ class SparseState:
             yield self.record
 
     def kept(self) -> Recording:
-        """The present recording, to be used later on: a copy where the next one is written over
-        it."""
+        """The present recording, to be kept for later; a copy where there are graphs, since the
+        next recording is written over it."""
         return self.record if self.static is None else each_tensor(self.record, Tensor.clone)
 
     def use(self, recording: Recording) -> None:
-        """Make a recording that was kept the present one; one in the memory of `room` is not
-        copied."""
+        """Take a kept recording into use. Where there are graphs it is copied to where they read
+        it, unless it is in the memory of `room` already."""
         static, self.filled = self.static_of(recording), {}
         if static is None or recording is static.room:
             self.record = recording
@@ -182,7 +188,7 @@ class SparseState:
 
     def room(self, recording: Recording) -> Recording:
         """Memory for the widened values of recordings like this one, to be filled and then given to
-        `use`: where there are graphs, that which they read."""
+        `use`. Where there are graphs it is the memory that they read."""
         room, static = room_for(recording), self.static_of(recording)
         if static is not None:
             for place, value in room.values.items():
@@ -191,19 +197,19 @@ class SparseState:
         return room
 
     def static_of(self, recording: Recording) -> StaticMemory | None:
-        """Where graphs read such a recording, whose masks are in use afterwards; None without
-        graphs."""
+        """Where graphs read such a recording; None without graphs. If it is for some masks only,
+        these are taken into use."""
         if self.static is None or recording.masks is None:
             return self.static
         self._use_masks(recording.masks)
         return self._memory.static
 
     def prepare(self, recording: Recording, masks: Iterable[MaskPyramid]) -> None:
-        """Make the active sets of passes to come: making them waits for the device.
+        """Make the active sets of passes to come now, because making one waits for the device.
 
         Args:
-            recording: tells at which resolutions the layers are.
-            masks: of the passes; no more than two.
+            recording: tells the resolution of each layer.
+            masks: of the passes, bool by resolution; no more than two.
         """
         values = recording.by_layer()
         device = next(t.device for v in recording.values.values() for t in tensors_of(v))
@@ -213,9 +219,9 @@ class SparseState:
                     self._sets_of(one).get((geometry, size_of(found)), device)
 
     def cut(self, recording: Recording, masks: MaskPyramid) -> Recording:
-        """What sparse passes with `masks` read of a recording that serves any: smaller, and as
-        `recording(masks)` would have made it. What they read whole (keys and values) is not
-        copied, nor widened."""
+        """What sparse passes with `masks` read of a recording for any masks: the same as
+        `recording(masks)` would have made. What they read whole (keys and values) is neither copied
+        nor widened."""
         self._use_masks(masks)
         present, self.record = self.record, recording
         try:

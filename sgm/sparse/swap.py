@@ -62,7 +62,8 @@ def turn(name: str, layer: nn.Module, become: type[nn.Module], required: bool = 
     """Set the class of a layer.
 
     Args:
-        required: whether a layer for which that would not do is refused; or else it stays.
+        become: the new class, which derives from the library's.
+        required: whether a layer that cannot be set is refused; otherwise it stays as it is.
 
     Raises:
         NotSparseError: it is of another class, or something hides the forward of its class.
@@ -99,7 +100,8 @@ def _has_other_forward(layer: nn.Module) -> bool:
 
 
 def _set_class(layer: nn.Module, become: type[nn.Module]) -> None:
-    """Set it, and point to it what was bound to the forward of the class before."""
+    """Set the class of a layer. What was bound to the forward of the old class is bound to that of
+    the new one."""
     bound = [name for name in ("forward", "_old_forward") if _is_own(layer, vars(layer).get(name))]
     layer.__class__ = become
     for name in bound:
