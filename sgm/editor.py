@@ -293,7 +293,7 @@ def load_editor(
     config_path: str | PathLike[str] = "configs",
     progress: bool = False,
 ) -> Editor:
-    """Load a model; see `sgm.load`, which this is."""
+    """Load a model, with the arguments and errors of `sgm.load`, which calls this."""
     spec, kind, how = model_spec(model), chosen(RunType, run_type), chosen(Preset, preset)
     where = runtime.pick_device(device)
     best = runtime.best_precision(how, where)

@@ -46,7 +46,7 @@ class Cropped(Edit):
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """Picture and mask of the window, at the size that the network sees."""
+        """Picture [3, h, w] and mask [h, w] of the window, at the size that the network sees."""
         return self.inner.shown
 
     def prepare(

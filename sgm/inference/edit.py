@@ -75,7 +75,7 @@ class Edit(ABC):
 
 
 def check_sizes(inputs: Mapping[str, Tensor | None]) -> None:
-    """ValueError unless all have one height and width, both multiples of 64."""
+    """ValueError unless all tensors [..., H, W] have one height and width, multiples of 64."""
     sizes = {name: tuple(x.shape[-2:]) for name, x in inputs.items() if x is not None}
     multiples = all(length % SIZE_MULTIPLE == 0 for size in sizes.values() for length in size)
     if len(set(sizes.values())) > 1 or not multiples:

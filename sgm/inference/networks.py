@@ -127,8 +127,8 @@ class Networks:
             handle.clear()
 
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
-        """Scaled latents of a picture: one sample of the posterior, one draw called `name`.
-        NonFiniteError if the autoencoder overflows."""
+        """Scaled latents [1, C, h, w] of a picture: one sample of the posterior, for which
+        `posterior/<name>` is drawn. NonFiniteError if the autoencoder overflows."""
         posterior = self.posterior(picture)
         _check_finite(posterior.mean)
         draw = noise(f"posterior/{name}", posterior.mean.shape)

@@ -17,8 +17,9 @@ def sequential_noise(name: str, shape: Sequence[int]) -> Tensor:
 
 
 def by_level(noise: Noise) -> Callable[[float, Tensor], Tensor]:
-    """A source for solvers that draw: one draw for each noise level, kept for the run, so that
-    latents which are stepped side by side get the same."""
+    """A source for solvers that draw: from a noise level and latents to noise of their shape, dtype
+    and device. Each level has one draw, kept for the run, so that latents which are stepped side by
+    side get the same."""
     kept: dict[float, Tensor] = {}
 
     def draw(sigma: float, like: Tensor) -> Tensor:

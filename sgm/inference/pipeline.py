@@ -141,7 +141,7 @@ class Pipeline:
         return edit.on(self.workplace)
 
     def finished(self, edit: Edit, picture: Tensor, seconds: dict[str, float]) -> EditResult:
-        """The result of a placed edit, of which the networks made a picture."""
+        """The result of a placed edit, from the networks' picture [3, H, W] in [0, 1]."""
         with runtime.precision_scope(Precision.FP32, self.networks.device):
             done = edit.finish(picture.to(self.workplace), self.recipe)
             return EditResult(done.cpu(), seconds)

@@ -132,7 +132,7 @@ class Recipe:
         return downsample_mask(dilate(difference, self.sdedit), self.level)
 
     def sdedit_steps(self, difference: Tensor, masks: MaskPyramid) -> "StepMasks":
-        """Masks of the UNet step by step; `masks` are those of `sdedit_masks`."""
+        """Masks of the UNet step by step, for a difference, bool [H, W], and its `sdedit_masks`."""
         if not self.early:
             return StepMasks(masks)
         early = downsample_mask(dilate(difference, self.sdedit_early), self.level)
@@ -167,12 +167,12 @@ class StepMasks:
 
     @property
     def all(self) -> tuple[MaskPyramid, ...]:
-        """All different ones."""
+        """The different masks, in the order of their use."""
         return (self.late,) if self.early is None else (self.early, self.late)
 
     @property
     def first(self) -> MaskPyramid:
-        """Those of the first steps, where there are any: the wider ones."""
+        """The masks of the first step, which are the widest."""
         return self.late if self.early is None else self.early
 
 

@@ -94,7 +94,8 @@ def session_size(
 
 
 def unet_inputs(unet: nn.Module, size: tuple[int, int], batch: int = 2) -> list[Tensor]:
-    """What a UNet is called with for a picture of a size (height, width), on the meta device."""
+    """What a UNet is called with for a picture of a size (height, width), on the meta device:
+    latents [B, 4, h, w], time steps [B], text [B, 77, C] and the vector [B, D]."""
     latents = (batch, LATENT_CHANNELS, *(side // LATENT_FACTOR for side in size))
     context = next(m.to_k.in_features for n, m in unet.named_modules() if n.endswith("attn2"))
     vector = unet.label_emb[0][0].in_features

@@ -30,7 +30,7 @@ class Unedited(ABC):
         opened; the estimate, or the latents after the step, [1, C, h, w]."""
 
     def result(self) -> Tensor | None:
-        """Latents after the last step; None where they are not put back then."""
+        """Latents after the last step [1, C, h, w]; None where none are put back then."""
         return None
 
 
@@ -60,8 +60,8 @@ class KnownNoise(Unedited):
 
 
 def fresh_noise(noise: Noise, z: Tensor) -> Callable[[int], Tensor]:
-    """A new noise like z for every step, called `step/<number>` (published): drawn when a step
-    begins, and read again by its full pass."""
+    """A new noise of the shape of z for every step, called `step/<number>` (published): drawn when
+    a step begins, and read again by its full pass."""
     return lru_cache(1)(lambda step: noise(f"step/{step}", z.shape).to(z))
 
 

@@ -6,7 +6,8 @@
     with handle.sparse(masks):
         network(edited)            # computes where the masks say
 
-Imports torch, and nothing else of this package.
+It imports torch and no other library, and nothing of this package from outside of this folder; only
+a table of rules imports the networks that it is about.
 """
 
 from sgm.sparse.mask_sets import SparseStateError

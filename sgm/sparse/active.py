@@ -171,7 +171,8 @@ class ActiveSet:
 
     @cached_property
     def written(self) -> tuple[Tensor, Tensor | None]:
-        """Output pixels inside the map, and their positions in `outputs` (None for all)."""
+        """int64 [m] each: output pixels inside the map, and their positions in `outputs`, or None
+        for all in order."""
         positions = (self.outputs != OUTSIDE).nonzero()[:, 0]
         if self.padded:
             positions = fill_up(positions)
@@ -198,7 +199,8 @@ class ActiveSet:
 
     @cached_property
     def corners32(self) -> tuple[Tensor, Tensor]:
-        """`corners` as int32, and the same of each block's first output; of sets of blocks only."""
+        """`corners` as int32 [N, 2], and the same of each block's first output; of sets of blocks
+        only."""
         assert self.geometry is not None and self.corners is not None
         first = (self.corners + self.geometry.padding) // self.geometry.stride
         # The result of `nonzero` may lie in memory column by column.

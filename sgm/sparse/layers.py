@@ -72,7 +72,7 @@ class SparseGroupNorm(SparseModule, nn.GroupNorm):
         return self._dense(x)
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
-        """Only the active rows."""
+        """The values with the active rows alone, [B, n, C]."""
         rows = widened(values["rows"])
         assert isinstance(rows, Tensor)
         active = self.site.state.active(PIXELS, size_of(values), rows.device)
@@ -114,7 +114,7 @@ class SparseConvNorm(SparseGroupNorm):
     geometries = (PIXELS, SAME)
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
-        """The active rows, and those around them."""
+        """The values with the active rows, and those around them as `around` [B, m, C]."""
         return {**super().cut(values), **cut_around(self.site, SAME, values)}
 
     def _around(self, rows: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class ShortMap(SparseModule):
         return self._dense(x, *rest, **named)
 
     def cut(self, values: dict[str, Recorded]) -> dict[str, Recorded]:
-        """The rows around the active ones."""
+        """`size`, and the rows around the active ones as `around` [B, m, C]."""
         return cut_around(self.site, self.geometry, values)
 
     def _sparse(self, x: Tensor) -> Tensor:
@@ -272,8 +272,9 @@ def update_kv_cache(layer: SparseModule, kv: Tensor) -> Tensor:
 
 
 def side_by_side(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias of linear layers as those of one, without a copy; None where they do not lie
-    one behind the other in memory (see `lay_side_by_side`), or an adapter stands before one."""
+    """Weight [sum of N, C] and bias [sum of N] of linear layers as those of one, without a copy.
+    None where `lay_side_by_side` did not put them one behind the other in memory, or an adapter
+    wraps one."""
     if any(type(layer) is not FewRowsLinear for layer in layers):
         return None
     weight = _joined([layer.weight for layer in layers])
@@ -318,8 +319,8 @@ class TextAttention(SparseModule):
         return self.to_k(context), self.to_v(context)
 
     def text_keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values to attend to; SparseStateError if the text that was set has another
-        shape than the context."""
+        """The keys and values to attend to, [B, T, D], for a context [B, T, C]; SparseStateError if
+        the text that was set has another batch or length."""
         found = self.site.state.text.get(self.site.name)
         if found is None:
             return self.project_text(context)

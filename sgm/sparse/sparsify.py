@@ -149,7 +149,7 @@ class Pass:
         return self.network.zeros(self.args, self.named)
 
     def text(self) -> Tensor | None:
-        """The text that its cross-attentions get; None where they get something else."""
+        """The text [B, T, C] that its cross-attentions get; None where they get something else."""
         return self.network.text_of(self.args, self.named)
 
 

@@ -53,7 +53,7 @@ def adapter_in_the_way(layer: nn.Module) -> str | None:
 
 
 def library_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class behind a sparse one."""
+    """The library's class from which a sparse one derives."""
     ours = (SparseModule, SparseRoot)
     return next(c for c in cls.__mro__ if issubclass(c, nn.Module) and not issubclass(c, ours))
 
