@@ -100,6 +100,10 @@ def _check_recordings(values: argparse.Namespace) -> None:
             raise UserError(f"--{flag} {why}; leave one out.")
     if values.recording is None and values.recording_memory is not RecordingMemory.AUTO:
         raise UserError("--recording_memory says where --recording is kept; add --recording.")
+    if values.recording is None and values.prompt_steps is not None:
+        raise UserError("--prompt_steps is about edits from a recording; add --recording.")
+    if values.prompt_steps == 1:
+        raise UserError("--prompt_steps is 1; give 0 for none, or at least 2.")
 
 
 def _check_photos(values: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ def checked(values: argparse.Namespace) -> RunOptions:
         "width": values.W,
         "json_path": values.json,
         "recordings": RecordingSettings(
-            every=values.refresh, count=values.recorded_steps, precision=values.recording_precision
+            values.refresh, values.recorded_steps, values.recording_precision, values.prompt_steps
         ),
         "loras": tuple(Lora(Path(path), weight) for path, weight in values.lora),
         "photo": _photo_options(values),

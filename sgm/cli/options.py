@@ -26,6 +26,7 @@ from sgm.cli.option_types import (
 from sgm.errors import UserError
 from sgm.specs import (
     AUTO,
+    DEFAULT_PROMPT_STEPS,
     DEFAULT_RECORDED,
     DEFAULT_RECORDING_PRECISION,
     DEFAULT_SCALE,
@@ -221,8 +222,12 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
     text = """make no edit, but record --init_img there; --prompt describes it, and may be empty;
         with --mask_path for edits within that mask only, which takes less room"""
     add(group, "--record FOLDER", text, Path)
-    text = "edit from the recording in this folder, with no pass over the unedited picture"
+    text = """edit from the recording in this folder, with no pass over the unedited picture but
+        those of --prompt_steps"""
     add(group, "--recording FOLDER", text, Path)
+    text = f"""with --recording, for a prompt that is not the recorded one: correct the recording by
+        what this many full passes show (default: {DEFAULT_PROMPT_STEPS}; 0 for none)"""
+    add(group, "--prompt_steps N", text, whole(0, MAX_STEPS))
     text = "where --recording is kept while it is used; auto leaves it on disk and reads ahead"
     add_names(group, "--recording_memory", RecordingMemory, RecordingMemory.AUTO, text)
 

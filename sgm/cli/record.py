@@ -96,6 +96,7 @@ def record(
             "version": VERSION,
             "key": key_of(options, image),
             "prompt": options.sampling.prompt,
+            "negative_prompt": options.sampling.negative_prompt,
             "steps_recorded": made.steps,
             "bytes_per_step": made.step_bytes,
             "seconds": {**made.seconds, "total": time.perf_counter() - started},
@@ -137,9 +138,10 @@ def _write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
 def edits_recorded(
     options: RunOptions, inputs: Inputs, load: Callable[[], Pipeline]
 ) -> Callable[[int], EditResult]:
-    """What makes the edit of a run for a seed, by sparse passes over the recording of
-    `--recording`, which serves any seed. What the prompt changes is not added to the recording,
-    which would grow by gigabytes. The networks are loaded when the recording has been found to fit.
+    """What makes the edit of a run for a seed, from the recording of `--recording`, which serves
+    any seed and any prompt: sparse passes, and a few full ones that measure what another prompt
+    changes. That is not added to the recording, which would grow by gigabytes. The networks are
+    loaded when the recording has been found to fit.
 
     Raises:
         UserError: the recording is damaged, or not of this run or this edit.
@@ -147,7 +149,7 @@ def edits_recorded(
     folder = options.recording
     assert folder is not None and inputs.init_photo is not None  # by `check_together`
     image = inputs.init_photo.image
-    on_disk, seed = open_recording(options, image)
+    on_disk, base = open_recording(options, image)
     recipe = recipe_of(options)
     wanted = request(options, inputs).whole()
     check_within(region_in(on_disk, recipe), wanted, recipe)
@@ -157,12 +159,11 @@ def edits_recorded(
     kept, names = _load_into(on_disk, options.recording_memory), on_disk.names()
     store = Overlay(kept, lambda name: name.startswith(PROMPT))
     picture = pad_to_multiple(to_tensor(image))
-    params = replace(options.sampling, seed=seed)
-    session = EditSession.resume(pipe, picture, params, store, progress=True)
+    session = EditSession.resume(pipe, picture, base, store, progress=True)
 
     def edit(seed: int) -> EditResult:
         sampling = replace(options.sampling, seed=seed)
-        if not session.is_recorded(options.task, sampling.strength):  # under the edit's prompt
+        if not session.is_recorded(options.task, sampling.strength):
             logger.warning("Nothing is recorded yet for this %s; it is recorded now.", options.task)
         result = edit_in(session, wanted, sampling)
         if on_disk.names() != names:  # the edit has recorded its own task or strength
@@ -199,9 +200,9 @@ def _load_into(store: DiskStore, memory: RecordingMemory) -> Store:
     return kept
 
 
-def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore, int]:
-    """The store of `--recording` and the seed that it was made under; UserError where there is no
-    whole one, or its key is not the run's."""
+def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore, SamplingParams]:
+    """The store of `--recording`, and the settings of the run with the prompts and the seed that it
+    was made under; UserError where there is no whole one, or its key is not the run's."""
     folder = options.recording
     assert folder is not None
     try:
@@ -231,7 +232,8 @@ def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore
         raise UserError(f"The recording in {folder} {why}")
     store = DiskStore(folder, torch.device(options.device))
     store.checksums = checksums
-    return store, seed
+    prompts = {name: manifest[name] for name in ("prompt", "negative_prompt")}
+    return store, replace(options.sampling, seed=seed, **prompts)
 
 
 def key_of(options: RunOptions, picture: Image.Image) -> dict[str, object]:

@@ -16,7 +16,13 @@ from sgm.sparse.masks import (
     dilate,
     downsample_mask,
 )
-from sgm.specs import DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION, Blend, RecordingSettings
+from sgm.specs import (
+    DEFAULT_PROMPT_STEPS,
+    DEFAULT_RECORDED,
+    DEFAULT_RECORDING_PRECISION,
+    Blend,
+    RecordingSettings,
+)
 from sgm.words import Preset, RecordingPrecision
 
 DTYPES = {
@@ -184,7 +190,10 @@ PUBLISHED = Recipe(
     blend=None,
 )
 RECORDED = Recorded(
-    count=DEFAULT_RECORDED, order=2, precision=DEFAULT_RECORDING_PRECISION, prompt_steps=3
+    count=DEFAULT_RECORDED,
+    order=2,
+    precision=DEFAULT_RECORDING_PRECISION,
+    prompt_steps=DEFAULT_PROMPT_STEPS,
 )
 FAST = Recipe(
     level=(1, 1, 1, 2, 1),  # two more latent pixels: cheap, and worth most (benchmarks/quality.py)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sgm
 from sgm.cli import main as cli
 from sgm.cli.record import key_of
 from sgm.errors import UserError
@@ -63,7 +64,7 @@ def read(path: Path) -> np.ndarray:
 def test_edits_from_a_recording(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {path.name for path in (folder / "recording").iterdir()}
     first = edit(folder, "first.png", "--recording", "recording", "--json", "-")
-    # The prompt was followed, and left nothing.
+    # What the prompt changes was measured, and left nothing.
     assert files == {path.name for path in (folder / "recording").iterdir()}
     figures = json.loads(capsys.readouterr().out)
     assert figures["changed_outside"] == 0 and figures["edit_ratio"] > 0
@@ -79,6 +80,20 @@ def test_edits_from_a_recording(folder: Path, capsys: pytest.CaptureFixture[str]
     outside = distance(torch.from_numpy(mask), 1).numpy() > 1  # of the ring, 8 pixels at 1024
     assert np.array_equal(first[outside], source[outside])
     assert not np.array_equal(first[mask], source[mask])
+
+
+def test_a_recording_is_corrected_for_another_prompt(folder: Path) -> None:
+    """Its base prompts are those that it was made under, as in a session from Python."""
+    words = ("--prompt", "a sky", "--negative_prompt", "a dog", "--record", "sky")
+    run(folder, *words)
+    editor = sgm.load("tiny", device="cpu")
+    session = editor.session(folder / "init.png", "a sky", steps=2, negative_prompt="a dog")
+    for prompt, negative in (("a horse", ""), ("a sky", "a dog")):
+        given = ("--recording", "sky", "--prompt", prompt, "--negative_prompt", negative)
+        expected = session.inpaint(folder / "mask.npy", prompt, negative)
+        assert np.array_equal(edit(folder, "followed.png", *given), np.asarray(expected))
+    alone = edit(folder, "alone.png", "--recording", "sky", "--prompt_steps", "0")
+    assert not np.array_equal(edit(folder, "three.png", "--recording", "sky"), alone)
 
 
 def test_a_recording_serves_any_seed(
@@ -258,6 +273,8 @@ def test_recordings_can_be_kept_in_fewer_bytes(folder: Path) -> None:
         (("--recording", "x", "--refresh", "2"), "--refresh and --recording exclude each other"),
         (("--recorded_steps", "1"), "whole number from 2"),
         (("--recorded_steps", "2", "--refresh", "2"), "--refresh and --recorded_steps exclude"),
+        (("--prompt_steps", "2"), "--prompt_steps is about edits from a recording; add"),
+        (("--recording", "recording", "--prompt_steps", "1"), "give 0 for none, or at least 2"),
         (("--recorded_steps", "2", "--preset", "published"), "--recorded_steps is for sparse runs"),
         (("--recording_precision", "int4"), "full, bf16, int8"),
         (("--recording", "x", "--recording_precision", "int8"), "exclude each other"),
