@@ -12,6 +12,7 @@ picture under one noise at a few steps; in the call of an edit these passes are 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.recording import narrow
 from sgm.sparse.sparsify import Pass
-from sgm.words import RecordingMemory
+from sgm.words import RecordingMemory, chosen
 
 ENCODER, DECODER = "encoder", "decoder"
 
@@ -73,8 +74,8 @@ class EditSession:
             one, seeded by torch's global generator.
         recipe: how far masks grow, which steps are recorded, and in which precision; by default
             those of preset `fast`, which `FAST.with_recordings` changes.
-        recording_memory: where recordings are kept: on the device, in host memory or on disk; by
-            default the first of these that has room.
+        recording_memory: where recordings are kept: `device`, `host`, `disk`, or `auto` for the
+            first of these that has room.
         recording_folder: an existing folder for the disk; None where the disk is not to be used.
         call: further arguments of every call of the pipeline: `control_image`, `prompt_2`,
             `ip_adapter_image`, `original_size`, ...
@@ -95,13 +96,14 @@ class EditSession:
         guidance_scale: float = 7.5,
         generator: torch.Generator | None = None,
         recipe: Recipe = FAST,
-        recording_memory: RecordingMemory = RecordingMemory.AUTO,
-        recording_folder: Path | None = None,
+        recording_memory: str = "auto",
+        recording_folder: str | PathLike[str] | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
         self.picture, self._size = padded(image)
         self.prompt, self.negative_prompt = prompt, negative_prompt
-        self.recipe, self._place = recipe, (recording_memory, recording_folder)
+        folder = None if recording_folder is None else Path(recording_folder)
+        self.recipe, self._place = recipe, (chosen(RecordingMemory, recording_memory), folder)
         self.call = checked(call)
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))

@@ -421,11 +421,8 @@ def test_embeddings_instead_of_a_prompt(latents_of: Any) -> None:
 
 
 def test_recordings_on_disk(tmp_path: Any, latents_of: Any) -> None:
-    from sgm.words import RecordingMemory
 
-    session = session_of(
-        tiny_pipeline(), recording_memory=RecordingMemory.DISK, recording_folder=tmp_path
-    )
+    session = session_of(tiny_pipeline(), recording_memory="disk", recording_folder=str(tmp_path))
     assert len(list(tmp_path.glob("*.safetensors"))) == len(session.made) + 2
     found, out = latents_of(session, lambda s: s.inpaint(PROMPT, box()))
     expected, _ = latents_of(session_of(tiny_pipeline()), lambda s: s.inpaint(PROMPT, box()))

@@ -161,11 +161,9 @@ class Recordings:
         if track.name_of_latents in names:
             track.made = track.made_in(names)
         else:
-            with self.scope():
-                self._record(track, progress)
+            self._record(track, progress)
         if task is Task.SDEDIT and ENCODER not in names:
-            with self.scope():
-                self.store.put(ENCODER, self._recorded_encoding(track)[1])
+            self.store.put(ENCODER, self._recorded_encoding(track)[1])
         self.tracks[track.name] = track
         return track
 

@@ -144,11 +144,11 @@ class EditSession:
         recordings, pipeline = self.recordings, self.recordings.pipeline
         recipe = pipeline.recipe
         check_within(recordings.region, edit, recipe)
-        track = recordings.ready(task, strength, self.progress)
         params = replace(recordings.params, prompt=prompts[0], negative_prompt=prompts[1])
         edit, networks, fixed = pipeline.placed(edit), pipeline.networks, recordings.noise
         with recordings.scope() as stage:
             with stage("record"):
+                track = recordings.ready(task, strength, self.progress)
                 of_prompt = names_of_prompt(recordings, track, params, self.progress)
             with recordings.kept(track, of_prompt) as kept:
                 with stage("encode"):
