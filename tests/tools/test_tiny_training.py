@@ -33,7 +33,7 @@ from tools.tiny.practice import (
     practise,
 )
 from tools.tiny.scenes import object_box
-from tools.tiny.unet import CLOSE, HALF, TURNS, Batch, Batches, drawn_rows, turns_of, window_size
+from tools.tiny.unet import CLOSE, HALF, TURNS, Batch, Batches, drawn_rows, window_size
 
 
 def test_every_object_is_practised_as_often_as_the_others() -> None:
@@ -112,21 +112,6 @@ def test_only_what_a_caption_names_is_missing_or_too_much(tmp_path: Path) -> Non
     assert 0.3 < np.mean([n == 1 for n in shares[True] if n]) < 0.5
 
 
-def test_the_share_of_an_object_is_read_off_the_latents(tmp_path: Path) -> None:
-    whole = torch.zeros(140, 4, *GRID)
-    whole[0, 2, :, : GRID[1] // 4] = -0.2  # one channel of a quarter
-    whole[1] = 0.05  # less than counts
-    tensors = {"latents": whole, "bare": torch.zeros_like(whole)}
-    latents.write(tmp_path / "000000.safetensors", tensors, {})
-    data = latents.LatentScenes(tmp_path)
-    assert data.shares.tolist() == pytest.approx([0.25, *[latents.LEAST_SHARE] * 139])
-    before = Batches(data)
-    before.data.refresh()
-    latents.write(tmp_path / "000140.safetensors", tensors, {})
-    before.task(0, 0.0)
-    assert len(before.turns) == len(data) == 280
-
-
 def test_a_bare_scene_lacks_the_object_alone() -> None:
     for seed in range(14):
         whole, bare, name = practice_scene(seed), bare_scene(seed), NOUNS[seed % len(NOUNS)]
@@ -145,17 +130,13 @@ def test_windows_grow_from_objects_to_whole_scenes() -> None:
     assert seen == [{CLOSE: 2, HALF: 2}, {CLOSE: 2, HALF: 1, GRID: 1}, {GRID: 4}]
 
 
-def test_scenes_are_drawn_as_often_as_their_turns_say() -> None:
-    """By object as `TURNS` say, and of each object those more often in which it is large."""
+def test_scenes_are_drawn_as_often_as_their_objects_turns_say() -> None:
     seeds = np.arange(70) + 7  # ten of each object
-    large = seeds < 42
-    turns = turns_of(seeds, np.where(large, 0.2, 0.05).astype(np.float32))
-    rows = np.concatenate([drawn_rows(number, turns, 50) for number in range(200)])
+    rows = np.concatenate([drawn_rows(number, seeds, 50) for number in range(200)])
     found = Counter(NOUNS[seed % len(NOUNS)] for seed in seeds[rows].tolist())
     total = sum(TURNS.values())
-    for noun, expected in TURNS.items():
-        assert abs(found[noun] / len(rows) - expected / total) < 0.02
-    assert abs(large[rows].mean() - 8 / 9) < 0.02  # (0.2 / 0.05) ** 1.5 times as often
+    for noun, turns in TURNS.items():
+        assert abs(found[noun] / len(rows) - turns / total) < 0.02
     assert len(set(rows.tolist())) == len(seeds)
 
 

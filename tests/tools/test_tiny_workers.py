@@ -22,7 +22,7 @@ from tools.tiny.course import adam, descend
 from tools.tiny.family import LAYOUTS
 from tools.tiny.latents import CONFIG, LatentScenes
 from tools.tiny.practice import GRID, practise
-from tools.tiny.unet import CLOSE, HALF, REGION_WEIGHT, UNPADDED, Batches, drawn_rows, turns_of
+from tools.tiny.unet import CLOSE, HALF, REGION_WEIGHT, UNPADDED, Batches, drawn_rows
 
 SCENES = 5
 
@@ -73,7 +73,7 @@ def test_signals_to_the_workers_do_not_stop_the_training(pool) -> None:
 def test_a_batch_shows_the_scenes_that_its_captions_describe(data: LatentScenes) -> None:
     step, size = 4, CLOSE
     batch, rng = Batches(data)(step, 0.0), np.random.default_rng([17, step])
-    rows = drawn_rows(step, turns_of(data.seeds, data.shares), len(batch.z))
+    rows = drawn_rows(step, data.seeds, len(batch.z))
     rng.random(len(rows))
     tensors = [read(path)[0] for path in latents.shards(data.folder)]
     for index, row in enumerate(rows):

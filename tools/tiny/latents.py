@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 SCALE_FACTOR = 0.13025  # as in the configuration: scaled latents have about unit variance
 SHARD = 140  # scenes a file: a whole number of turns of the objects
-CHANGED = 0.1  # of a scaled latent: more than this, and the object is there
-LEAST_SHARE = 0.005  # of a scene's latents, for an object that changes none of them by so much
 LOOK_EVERY = 1.0  # seconds, whether it is time to stop
 CONFIG = "configs/tiny-original.yaml"
 
@@ -140,43 +138,32 @@ def extend(
         task.cancel()
 
 
-def share_changed(latents: Tensor, bare: Tensor) -> np.ndarray:
-    """Which share of the latents [N, 4, h, w] of scenes changes without an object, above 0; [N]."""
-    changed = (latents.float() - bare.float()).abs().amax(1) > CHANGED
-    return changed.float().mean((1, 2)).clamp(min=LEAST_SHARE).numpy()
-
-
 class LatentScenes:
     """Scaled latents of scenes as they are and without the object whose turn it is, on a device;
     `refresh` adds what is new.
 
     Attributes:
         seeds: of the scenes, int64 [N].
-        shares: about the share of the picture that this object takes, above 0, float32 [N].
         latents, bare: float16 [N, 4, 32, 64].
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder, self.read = folder, set[Path]()
-        self.seeds, self.shares = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        self.seeds = np.zeros(0, np.int64)
         self.latents = self.bare = torch.zeros(0, 4, *GRID, dtype=torch.float16, device=device)
         self.refresh()
 
-    def refresh(self) -> bool:
-        """Add what is new; whether there was anything."""
+    def refresh(self) -> None:
         new = {path: read(path)[0] for path in shards(self.folder) if path not in self.read}
         if not new:
-            return False
+            return
         seeds = [int(path.stem) + np.arange(len(parts["bare"])) for path, parts in new.items()]
         self.seeds = np.concatenate([self.seeds, *seeds])
-        shares = [share_changed(parts["latents"], parts["bare"]) for parts in new.values()]
-        self.shares = np.concatenate([self.shares, *shares])
         self.latents, self.bare = (
             torch.cat([old, *(parts[name].to(old) for parts in new.values())])
             for old, name in ((self.latents, "latents"), (self.bare, "bare"))
         )
         self.read.update(new)
-        return True
 
     def __len__(self) -> int:
         return len(self.seeds)

@@ -45,9 +45,6 @@ CHANGED_LEVELS = (0.8, 5.0)
 # How often the scenes of an object are shown, against the others. A horse's head and legs are
 # harder to learn than leaves.
 TURNS = {"horse": 4, "tree": 1, "house": 2, "castle": 1, "palm": 1, "boat": 2, "sun": 1}
-# Of one object the scenes in which it is large are shown more often, by this power of its share of
-# the picture: where it is large, more parts of it have to fit together.
-LARGE_POWER = 1.5
 REFRESH = 200  # steps after which scenes that were encoded meanwhile join
 
 
@@ -196,22 +193,15 @@ def batch_of(
     return Batch(z, (bare - z) * missing[:, None, None, None], weights, tokens, kept, sizes)
 
 
-def turns_of(seeds: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """How often scenes are shown, as shares that sum to 1, float64 [N].
+def drawn_rows(number: int, seeds: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the scenes of batch `number`, int64 [count], each drawn as often as its object's
+    `TURNS` say.
 
     Args:
-        seeds: of the scenes, int64 [N].
-        shares: of the picture that the object whose turn it is takes in each, above 0, [N].
+        seeds: of all scenes, int64 [N].
     """
-    nouns, large = seeds % len(NOUNS), shares.astype(np.float64) ** LARGE_POWER
-    of_noun = np.bincount(nouns, large, len(NOUNS))
-    turns = np.array([TURNS[noun] for noun in NOUNS])[nouns] * large / of_noun[nouns]
-    return turns / turns.sum()
-
-
-def drawn_rows(number: int, turns: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the scenes of batch `number`, int64 [count], each drawn as often as `turns` say."""
-    return np.random.default_rng([11, number]).choice(len(turns), count, p=turns)
+    turns = np.array([TURNS[noun] for noun in NOUNS])[seeds % len(NOUNS)]
+    return np.random.default_rng([11, number]).choice(len(seeds), count, p=turns / turns.sum())
 
 
 class Batches:
@@ -233,17 +223,16 @@ class Batches:
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.data, self.factor, self.first, self.layout = data, factor, first, layout
-        self.turns = turns_of(data.seeds, data.shares)
         self.views = Ahead(pool, self.task)
 
     def task(self, step: int, done: float) -> Callable[[], Views]:
         """The call that makes the views of a step, with a part `done` of the course."""
         number = self.first + step
-        if number % REFRESH == 0 and self.data.refresh():
-            self.turns = turns_of(self.data.seeds, self.data.shares)
+        if number % REFRESH == 0:
+            self.data.refresh()
         size = window_size(number, done)
         count = self.factor * BATCH[size]
-        rows = drawn_rows(number, self.turns, count)
+        rows = drawn_rows(number, self.data.seeds, count)
         return partial(views, number, size, rows, self.data.seeds[rows])
 
     def __call__(self, step: int, done: float) -> Batch:
