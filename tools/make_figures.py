@@ -37,12 +37,13 @@ PLACES = ((100, 240, 275, 425), (92, 190, 160, 270), (36, 190, 424, 508))
 REMARK = (
     "PSNR: against the dense picture, in the edit. As published, nothing is blended, and a sparse "
     "edit can end in a visible step at its border; preset fast puts the edit into the input "
-    "picture with a soft transition. From a recording: the second edit of a recorded picture."
+    "picture with a soft transition."
 )
+WARM_REMARK = " From a recording: the second edit of a recorded picture."
 RECORDING_REMARK = (
-    "Every row is one recording of the picture on the left, and every edit made sparse passes "
-    "alone. In the last row each edit was accepted before the next: the recording was brought up "
-    "to date where the picture had changed."
+    "Every row is one recording of the picture on the left. Every edit made three full passes for "
+    "its prompt, and else sparse ones alone. In the last row each edit was accepted before the "
+    "next: the recording was brought up to date where the picture had changed."
 )
 
 
@@ -123,7 +124,8 @@ def comparison(drawn: Drawn, args: argparse.Namespace) -> tuple[str, list[Row], 
         rows.append(Row(NAMES[edit.task], f'"{edit.prompt}", seed {edit.seed}', panels))
     count = "4 steps" if drawn.turbo else f"{args.steps} steps"
     each = " each" if drawn.refined else ""
-    return f"Tiny {drawn.title}, {count}{each}", rows, REMARK
+    remark = REMARK + WARM_REMARK * (Way.WARM in ways)
+    return f"Tiny {drawn.title}, {count}{each}", rows, remark
 
 
 def many_edits(args: argparse.Namespace) -> tuple[str, list[Row], str]:
