@@ -215,7 +215,7 @@ class Editor:
 
 
 class Session:
-    """A picture that was recorded, and is edited by sparse passes alone."""
+    """A picture that was recorded, and is edited by sparse passes."""
 
     def __init__(
         self, session: EditSession, size: tuple[int, int], profile: bytes | None = None

@@ -1,4 +1,4 @@
-"""Record a picture once, edit it many times: every edit runs sparse passes only."""
+"""Record a picture once, edit it many times by sparse passes."""
 
 from dataclasses import replace
 
