@@ -311,7 +311,7 @@ def load_editor(
     )
     if checkpoint is None:
         files.check_own_weights(weights.checkpoint, spec, spec.weight_role(kind))
-    for path in weights.files[checkpoint is None :]:
+    for path in weights.files:
         if not path.is_dir():
             files.check_weights_file(path)
     what = (spec, kind, configs, folder, where, exact, chosen(Backend, backend), how)

@@ -58,8 +58,9 @@ def profile(options: RunOptions, inputs: Inputs) -> None:
     options = dense_if_everywhere(options, inputs)
     graphs = runtime.wants_graphs(options.graphs, torch.device(options.device), options.backend)
     measured = measure(options, inputs, graphs)
-    figures = _figures(options, measured, inputs.ratio)
-    report.publish(figures, _text(options, measured, inputs.ratio), options.json_path)
+    ratio = inputs.ratio
+    figures = _figures(options, measured, ratio)
+    report.publish(figures, _text(options, measured, ratio), options.json_path)
 
 
 def measure(options: RunOptions, inputs: Inputs, graphs: bool = False) -> Measured:

@@ -208,7 +208,12 @@ def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         key, checksums = dict(manifest["key"]), dict(manifest["checksums"])
-        seed = int(key.pop("seed"))
+        prompts = {
+            "prompt": str(manifest["prompt"]),
+            # Not kept by older versions, whose recordings are refused below.
+            "negative_prompt": str(manifest.get("negative_prompt", "")),
+        }
+        base = replace(options.sampling, seed=int(key.pop("seed")), **prompts)
     except FileNotFoundError as error:
         raise UserError(
             f"There is no recording in {folder}, or it was interrupted; make one with --record."
@@ -232,8 +237,7 @@ def open_recording(options: RunOptions, picture: Image.Image) -> tuple[DiskStore
         raise UserError(f"The recording in {folder} {why}")
     store = DiskStore(folder, torch.device(options.device))
     store.checksums = checksums
-    prompts = {name: manifest[name] for name in ("prompt", "negative_prompt")}
-    return store, replace(options.sampling, seed=seed, **prompts)
+    return store, base
 
 
 def key_of(options: RunOptions, picture: Image.Image) -> dict[str, object]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.io import imageio, maskio
 from sgm.io.masklevels import picture_levels
+from sgm.io.photos import ORIENTATION
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,6 @@ Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB and transparency
 WHITE = {"uint8": 255, "uint16": 65535}  # by dtype; of others it is 1
-ORIENTATION = 0x0112  # the EXIF tag
 
 
 def to_tensor(picture: Picture) -> Tensor:

@@ -205,9 +205,12 @@ def test_an_interrupted_or_damaged_recording_is_none(folder: Path) -> None:
     with pytest.raises(UserError, match="no recording in"):
         edit(folder, "refused.png", "--recording", "elsewhere")
     (folder / "damaged").mkdir()
-    (folder / "damaged" / "recording.json").write_text('{"key": {}}')
-    with pytest.raises(UserError, match=r"recording\.json is damaged"):
-        edit(folder, "refused.png", "--recording", "damaged")
+    whole = json.loads((folder / "recording" / "recording.json").read_text())
+    del whole["prompt"]
+    for text in ('{"key": {}}', json.dumps(whole)):
+        (folder / "damaged" / "recording.json").write_text(text)
+        with pytest.raises(UserError, match=r"recording\.json is damaged"):
+            edit(folder, "refused.png", "--recording", "damaged")
 
 
 def test_a_strength_without_a_step_is_refused(folder: Path) -> None:
