@@ -30,7 +30,7 @@ from sgm.inference.presets import FAST, Recipe, StepMasks
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.stores import Store
 from sgm.io import imageio
-from sgm.io.given import Mask, Picture, padded, to_drawing, to_levels
+from sgm.io.given import Mask, Picture, read, to_levels
 from sgm.sparse.mask_sets import SparseStateError
 from sgm.sparse.masks import MaskPyramid, inpainting_pyramid
 from sgm.sparse.recording import narrow
@@ -100,7 +100,8 @@ class EditSession:
         recording_folder: str | PathLike[str] | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
-        self.picture, self._size = padded(image)
+        seen, photo = read(image)
+        self.picture, self._size = imageio.pad_to_multiple(seen), photo.size
         self.prompt, self.negative_prompt = prompt, negative_prompt
         folder = None if recording_folder is None else Path(recording_folder)
         self.recipe, self._place = recipe, (chosen(RecordingMemory, recording_memory), folder)
@@ -204,7 +205,7 @@ class EditSession:
             SparseStateError: adapters of the UNet came or went since the recording.
             ValueError: the picture has another size, or the strength makes no step.
         """
-        drawn = imageio.pad_to_multiple(to_drawing(image, self._size))
+        drawn = imageio.pad_to_multiple(read(image, self._size).seen)
         edit = SDEdit(self.picture, drawn, strength, blend=self.recipe.blend)
         if not edit.marked.any():
             return self.image
@@ -225,11 +226,12 @@ class EditSession:
         present = self.image
         if image.size != present.size:
             raise ValueError(f"The picture has {image.size}, expected {present.size}.")
-        before, after = imageio.to_bytes(present), imageio.to_bytes(image.convert("RGB"))
+        now = read(image)
+        before, after = imageio.to_bytes(present), imageio.to_bytes(now.photo.image)
         changed = imageio.pad_to_multiple((before != after).any(dim=0))
         if not changed.any():
             return
-        picture = torch.where(changed, padded(image)[0], self.picture)
+        picture = torch.where(changed, imageio.pad_to_multiple(now.seen), self.picture)
         masks, dtype = self.recipe.inpainting(changed), self.recipe.recorded.dtype
         encoder, decoder = self.store.get(ENCODER), self.store.get(DECODER)
         self.encoder.use(encoder)

@@ -1,19 +1,17 @@
 """Pictures as an edit from Python returns them."""
 
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from sgm.inference.pipeline import EditResult
-from sgm.io import imageio
+from sgm.io.photos import Photo, as_saved
 
 
 class EditedImage(Image.Image):
-    """A PIL picture that knows how it was made.
+    """A PIL picture that knows how it was made, in the colours of the one that was edited.
 
     Attributes:
         seconds: by stage: `encode`, `sample`, `decode`; of a session also `record`, the full passes
@@ -24,32 +22,27 @@ class EditedImage(Image.Image):
     seconds: dict[str, float]
     edit_ratio: float | None
 
-    def tagged(self, profile: bytes | None) -> Self:
-        """The same picture with an ICC profile attached, if one is given."""
-        if profile is not None:
-            self.info["icc_profile"] = profile
-        return self
-
-    def save(self, fp: Any, *args: Any, **options: Any) -> None:
-        """As PIL saves a picture, with the colour profile of the one that was edited; a folder that
-        is not there yet is made."""
-        if "icc_profile" in self.info:
-            options.setdefault("icc_profile", self.info["icc_profile"])
+    def save(self, fp: Any, format: str | None = None, **options: Any) -> None:
+        """As PIL saves a picture, by default with what the file of the edited one says (profile,
+        EXIF, resolution) and as the command line does: lossless WebP, JPEG of quality 95, without
+        transparency where a format has none. A folder that is not there yet is made."""
+        name = str(fp if isinstance(fp, str | PathLike) else getattr(fp, "name", ""))
+        kind = format or Image.registered_extensions().get(Path(name).suffix.lower(), "")
+        picture, known = as_saved(self, kind.upper(), name or kind)
         if isinstance(fp, str | PathLike):
             Path(fp).parent.mkdir(parents=True, exist_ok=True)
-        super().save(fp, *args, **options)
+        Image.Image.save(picture, fp, format, **{**known, **options})
 
 
-def to_image(result: EditResult, size: Sequence[int], levels: Tensor | None) -> EditedImage:
-    """A result as an RGB picture.
+def to_image(photo: Photo, seconds: dict[str, float], levels: Tensor | None) -> EditedImage:
+    """A photo after an edit as a picture, RGB or RGBA.
 
     Args:
-        size: (height, width) in pixels, without the padding that the result may have.
         levels: where the edit is, float [H, W] in [0, 1]; None where unknown.
     """
-    picture = imageio.to_picture(imageio.crop_back(result.image, size))
+    picture = photo.picture
     picture.__class__ = EditedImage
     assert isinstance(picture, EditedImage)
-    picture.seconds = result.seconds
+    picture.seconds = seconds
     picture.edit_ratio = None if levels is None else (levels > 0.5).float().mean().item()
     return picture

@@ -20,10 +20,12 @@ from sgm.inference.crop import Cropped, EditRequest
 from sgm.inference.drawing import where_drawn
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.prompts import say_unread
+from sgm.inference.sdedit import source_of
 from sgm.inference.session import EditSession
 from sgm.inference.window import advise_on_size
 from sgm.io import files, imageio
-from sgm.io.given import Mask, Picture, padded, profile_of, to_drawing, to_levels, to_tensor
+from sgm.io.given import Given, Mask, Picture, read, to_levels
+from sgm.io.photos import Photo
 from sgm.specs import (
     AUTO,
     WHOLE,
@@ -85,10 +87,9 @@ class Editor:
         Raises:
             UserError, ValueError: a file or an array that cannot be used, or an empty mask.
         """
-        source, params = to_tensor(image), self._params(prompt, settings)
-        levels = to_levels(mask, source.shape[1:])
-        edited = self._edited(source, None, levels, params, padding_mask_crop, progress)
-        return edited.tagged(profile_of(image))
+        before, params = read(image), self._params(prompt, settings)
+        levels = to_levels(mask, before.photo.size)
+        return self._edited(before, None, levels, params, padding_mask_crop, progress)
 
     def sdedit(
         self,
@@ -111,23 +112,23 @@ class Editor:
         Raises:
             UserError, ValueError: a picture that cannot be used, or nothing was drawn.
         """
-        before = None if image is None else to_tensor(image)
-        edited = to_tensor(drawn) if before is None else to_drawing(drawn, before.shape[1:])
+        before = None if image is None else read(image)
+        edited = read(drawn, None if before is None else before.photo.size)
         levels = None
         if mask is not None:
-            levels = (to_levels(mask, edited.shape[1:]) > 0.5).float()
+            levels = (to_levels(mask, edited.photo.size) > 0.5).float()
         elif before is not None:
-            levels = where_drawn(before, edited, self.pipeline.recipe.blend is not None).float()
+            blended = self.pipeline.recipe.blend is not None
+            levels = where_drawn(before.seen, edited.seen, blended).float()
             if self.pipeline.sparse:  # a dense one does not look at it
                 _check_drawn(levels)
         params = self._params(prompt, settings)
-        result = self._edited(before, edited, levels, params, padding_mask_crop, progress)
-        return result.tagged(profile_of(drawn if image is None else image))
+        return self._edited(before, edited, levels, params, padding_mask_crop, progress)
 
     def _edited(
         self,
-        before: Tensor | None,
-        drawn: Tensor | None,
+        before: Given | None,
+        drawn: Given | None,
         levels: Tensor | None,
         params: SamplingParams,
         crop: int | str | None,
@@ -143,13 +144,15 @@ class Editor:
             raise ValueError(f"padding_mask_crop is {crop!r}; give pixels, {AUTO!r} or {WHOLE!r}.")
         else:
             blend = blend or Blend(match_border=False)
-        asked = EditRequest(before, drawn, levels, params.strength, blend)
-        edit = asked.edit(self.spec, crop)
-        size = (before if drawn is None else drawn).shape[1:]
+        photo = source_of(before, drawn, blend is not None).photo
+        seen = (x and x.seen for x in (before, drawn))
+        edit = EditRequest(*seen, levels, params.strength, blend).edit(self.spec, crop)
         if not isinstance(edit, Cropped):
             advice = f"a smaller one will look better, or padding_mask_crop={AUTO!r}"
-            advise_on_size(size, self.spec, advice)
-        return to_image(self.pipeline.edit(edit, params, progress=progress), size, levels)
+            advise_on_size(photo.size, self.spec, advice)
+        result = self.pipeline.edit(edit, params, progress=progress)
+        edited = photo.with_edit(result.image, result.touched, blend is not None)
+        return to_image(edited, result.seconds, levels)
 
     def _params(self, prompt: str, settings: dict[str, Any]) -> SamplingParams:
         """Settings with a prompt, whose syntax is that of the preset as on the command line.
@@ -195,40 +198,43 @@ class Editor:
         Raises:
             UserError, ValueError: a picture that cannot be used, another preset, or no room.
         """
-        source, size = padded(image)
-        advise_on_size(size, self.spec, "a smaller one will look better")
+        seen, photo = read(image)
+        advise_on_size(photo.size, self.spec, "a smaller one will look better")
         kept = RecordingSettings(precision=chosen(RecordingPrecision, recording_precision))
         pipeline = self.pipeline.with_recipe(self.pipeline.recipe.with_recordings(kept))
         folder = None if recording_folder is None else Path(recording_folder)
         place = (pipeline.networks.device, chosen(RecordingMemory, recording_memory), folder)
-        region = None if mask is None else imageio.pad_to_multiple(to_levels(mask, size) > 0)
+        region = None if mask is None else imageio.pad_to_multiple(to_levels(mask, photo.size) > 0)
         edits = EditSession(
             pipeline,
-            source,
+            imageio.pad_to_multiple(seen),
             self._params(prompt, settings),
             chosen(Task, task),
             lambda needed: make_store(needed, *place),
             progress=progress,
             region=region,
         )
-        return Session(edits, size, profile_of(image))
+        return Session(edits, photo)
 
 
 class Session:
-    """A picture that was recorded, and is edited by sparse passes."""
+    """A picture that was recorded, and is edited by sparse passes.
 
-    def __init__(
-        self, session: EditSession, size: tuple[int, int], profile: bytes | None = None
-    ) -> None:
-        self.edits, self.size, self.profile = session, size, profile
-        self._last: EditResult | None = None
+    Attributes:
+        edits: its recordings.
+        photo: the picture with the edits that were accepted, in its own colours.
+    """
+
+    def __init__(self, session: EditSession, photo: Photo) -> None:
+        self.edits, self.photo = session, photo
+        self._last: tuple[EditResult, Photo] | None = None
 
     def inpaint(
         self, mask: Mask, prompt: str, negative_prompt: str = "", seed: int | None = None
     ) -> EditedImage:
         """Repaint the masked part of the picture; another seed gives another result."""
         self._check(prompt, negative_prompt, seed, self.edits.recordings.params.strength)
-        levels = to_levels(mask, self.size)
+        levels = to_levels(mask, self.photo.size)
         marked = imageio.pad_to_multiple(levels)
         return self._kept(self.edits.inpaint(prompt, marked, negative_prompt, seed), levels)
 
@@ -244,13 +250,13 @@ class Session:
         """Turn what was drawn on the picture into something in the manner of the model; without a
         mask it is looked for, and another seed gives another result."""
         self._check(prompt, negative_prompt, seed, strength)
-        edited = to_drawing(drawn, self.size)
+        edited = read(drawn, self.photo.size).seen
         if mask is None:
-            before = imageio.crop_back(self.edits.picture, self.size)
+            before = imageio.crop_back(self.edits.picture, self.photo.size)
             levels = where_drawn(before, edited, True).float()
             _check_drawn(levels)
         else:
-            levels = to_levels(mask, self.size)
+            levels = to_levels(mask, self.photo.size)
         edited, marked = map(imageio.pad_to_multiple, (edited, levels > 0.5))
         words = (strength, negative_prompt, marked, seed)
         return self._kept(self.edits.sdedit(prompt, edited, *words), levels)
@@ -260,8 +266,9 @@ class Session:
         none."""
         if self._last is None:
             raise ValueError("There is no edit to accept; call inpaint or sdedit first.")
-        self.edits.accept(self._last)
-        self._last = None
+        result, photo = self._last
+        self.edits.accept(result)
+        self.photo, self._last = photo, None
 
     def _check(self, prompt: str, negative_prompt: str, seed: int | None, strength: float) -> None:
         """UserError for a value outside of its range; says what of the prompts is not read."""
@@ -272,8 +279,10 @@ class Session:
         say_unread(params)
 
     def _kept(self, result: EditResult, levels: Tensor) -> EditedImage:
-        self._last = result
-        return to_image(result, self.size, levels).tagged(self.profile)
+        blended = self.edits.recordings.pipeline.recipe.blend is not None
+        edited = self.photo.with_edit(result.image, result.touched, blended)
+        self._last = result, edited
+        return to_image(edited, result.seconds, levels)
 
 
 def load_editor(

@@ -164,10 +164,11 @@ class Desk:
         """
         if self.photo is None or self.picture is None:
             raise UserError("There is no photo yet; open one first.")
-        touched = np.asarray(self.picture) != np.asarray(self.photo.image)
+        assert self.photo.path is not None  # it was read from a file
         path = folder / f"{self.photo.path.stem}-edited.png"
-        edited = self.photo.with_edit(self.picture, touched.any(-1), blended=True)
-        self.photo.save(edited, path, "\n\n".join(self._accepted) or None)
+        now, before = map(imageio.to_bytes, (self.picture, self.photo.image))
+        edited = self.photo.with_edit(now, (now != before).any(dim=0), blended=True)
+        edited.save(path, "\n\n".join(self._accepted) or None)
         return path
 
     def _give_up_edit(self) -> None:

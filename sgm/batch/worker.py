@@ -17,7 +17,7 @@ from sgm import runtime
 from sgm.batch.results import Outcome
 from sgm.batch.rows import Job
 from sgm.cli import outputs
-from sgm.cli.generate import finished, load_pipeline, touched_by
+from sgm.cli.generate import load_pipeline
 from sgm.cli.inputs import dense_if_everywhere, edit_of_run, nothing_marked, read_inputs
 from sgm.cli.main import less_memory
 from sgm.cli.program import memory_scope
@@ -29,7 +29,6 @@ from sgm.inference.inpainting import Inpainting
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
-from sgm.io import imageio
 from sgm.specs import RunOptions
 from sgm.words import Precision, Preset
 
@@ -85,18 +84,17 @@ class Worker:
             with memory_scope(options.device, f"use {less_memory(options)}"):
                 inputs = read_inputs(options)
                 options = dense_if_everywhere(options, inputs)
-                photo = inputs.source(options.photo.blend is not None)
-                if nothing_marked(options, inputs):
-                    edited = EditResult(imageio.to_tensor(photo.image) / 2 + 0.5, {})
-                    touched = inputs.mask
-                else:
+                blended = options.photo.blend is not None
+                edited = photo = inputs.source(blended)
+                touched, spent = inputs.mask, dict[str, float]()
+                if not nothing_marked(options, inputs):
                     wanted = edit_of_run(options, inputs)
-                    edited = self._edit(replace(job, options=options), wanted, pipeline)
-                    touched = touched_by(options, inputs, wanted)
-                picture = finished(options, photo, touched, edited)
-                text = outputs.parameters(options, picture.size)
+                    result = self._edit(replace(job, options=options), wanted, pipeline)
+                    touched, spent = result.touched, result.seconds
+                    edited = photo.with_edit(result.image, touched, blended)
+                text = outputs.parameters(options, edited.image.size)
                 # Not by a file of a disk, which may be full here and not where results go.
-                content = photo.written(picture, options.output_path, text)
+                content = edited.written(options.output_path, text)
                 change = outputs.changed_outside(content, photo, touched)
         except Exception as error:
             # The next picture may be a good one; what nobody foresaw is told in full, too.
@@ -105,7 +103,7 @@ class Worker:
             logger.warning("Row %d: %s", job.row, sentence, exc_info=not foreseen)
             self._session = None  # it may be what did not fit into memory
             return Outcome(job, None, {"error": sentence})
-        seconds = {stage: round(value, 6) for stage, value in edited.seconds.items()}
+        seconds = {stage: round(value, 6) for stage, value in spent.items()}
         seconds["total"] = round(time.perf_counter() - started, 6)
         figures = {"seconds": seconds, "edit_ratio": inputs.ratio, **change}
         return Outcome(job, content, figures)

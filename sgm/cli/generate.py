@@ -19,14 +19,12 @@ from sgm.inference.crop import Cropped
 from sgm.inference.edit import Edit
 from sgm.inference.networks import backend_name
 from sgm.inference.pipeline import EditResult, Pipeline
-from sgm.inference.presets import RECIPES
 from sgm.inference.prompts import say_unread
 from sgm.inference.refined import refined_edit
 from sgm.inference.window import advise_on_size
 from sgm.io import files, imageio
 from sgm.io.photos import Photo
 from sgm.specs import RunOptions
-from sgm.words import Task
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +44,18 @@ def generate(options: RunOptions, inputs: Inputs, started: float) -> None:
     wanted = edit_of_run(options, inputs)
     if not isinstance(wanted, Cropped):
         _advise(options, inputs)
-    photo = inputs.source(options.photo.blend is not None)
-    touched = touched_by(options, inputs, wanted)
+    blended = options.photo.blend is not None
+    photo = inputs.source(blended)
     written: dict[int, tuple[dict[str, object], Image.Image]] = {}
     for one, result, load_seconds in results(options, inputs, wanted):
-        picture = finished(one, photo, touched, result)
-        photo.save(picture, one.output_path, outputs.parameters(one, picture.size))
+        edited = photo.with_edit(result.image, result.touched, blended)
+        edited.save(one.output_path, outputs.parameters(one, edited.image.size))
         ratio = inputs.ratio
         what = "the picture" if ratio is None else f"{100 * ratio:.1f}% of the picture"
         logger.info("Edited %s in %.1f s.", what, sum(result.seconds.values()))
         seconds = {"load": load_seconds, **result.seconds}
-        figures = _figures(one, photo, touched, seconds, ratio, started)
-        written[one.sampling.seed] = (figures, picture)
+        figures = _figures(one, photo, result.touched, seconds, ratio, started)
+        written[one.sampling.seed] = (figures, edited.picture)
     _publish(options, written)
 
 
@@ -116,37 +114,18 @@ def backend_of(options: RunOptions) -> str | None:
     return backend_name(options.backend.value, torch.device(options.device))
 
 
-def finished(
-    options: RunOptions, photo: Photo, touched: Tensor | None, result: EditResult
-) -> Image.Image:
-    """A result as it is written: at the size and in the colours of the photo that the edit was made
-    to, with its alpha. Where it was edited, `touched_by` says."""
-    image = imageio.to_picture(imageio.crop_back(result.image, photo.size))
-    blended = options.photo.blend is not None
-    return photo.with_edit(image, None if touched is None else touched.numpy(), blended)
-
-
-def touched_by(options: RunOptions, inputs: Inputs, wanted: Edit) -> Tensor | None:
-    """Where an edit may change the picture, bool [H, W]: the mask and its ring, for sdedit the
-    dilated drawing; without a blend, where it was asked for. None where that is not known."""
-    recipe, mask = RECIPES[options.preset], inputs.mask
-    touched = wanted.touched(recipe)
-    if touched is None and mask is not None:
-        touched = recipe.sdedit_region(mask) if options.task is Task.SDEDIT else mask
-    return None if touched is None else imageio.crop_back(touched, inputs.source(False).size)
-
-
 def _return_unchanged(options: RunOptions, inputs: Inputs, why: str, started: float) -> None:
     """Write the input as the result, byte for byte where the format is the same."""
     photo = inputs.source(options.photo.blend is not None)
     resized = options.height is not None or options.width is not None
+    assert photo.path is not None  # it was read from a file
     if photo.path.suffix.lower() == options.output_path.suffix.lower() and not resized:
         logger.warning("The %s: the picture is returned unchanged.", why)
         content = photo.path.read_bytes()
         files.write_atomically(options.output_path, lambda file: file.write(content))
     else:
         logger.warning("The %s: the picture is only written anew.", why)
-        photo.save(photo.with_edit(photo.image, None, False), options.output_path)
+        photo.save(options.output_path)
     figures = _figures(options, photo, inputs.mask, {}, 0.0, started)
     report.publish(figures, f"{options.output_path}\n", options.json_path)
 

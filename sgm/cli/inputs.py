@@ -12,6 +12,7 @@ from sgm.inference.composite import distance
 from sgm.inference.crop import EditRequest
 from sgm.inference.drawing import where_drawn
 from sgm.inference.edit import Edit
+from sgm.inference.sdedit import source_of
 from sgm.io.imageio import to_tensor
 from sgm.io.maskio import load_levels
 from sgm.io.photos import Photo, load_photo
@@ -48,12 +49,8 @@ class Inputs:
         return None if self.mask is None else self.mask.float().mean().item()
 
     def source(self, blended: bool) -> Photo:
-        """The picture that the edit is made to: a blended one is put into the unedited picture,
-        where there is one; else it is the one that was drawn on that changes."""
-        first, second = self.edited_photo, self.init_photo
-        photo = second or first if blended else first or second
-        assert photo is not None  # by `check_together`
-        return photo
+        """The picture that the edit is made to."""
+        return source_of(self.init_photo, self.edited_photo, blended)
 
 
 def read_inputs(options: RunOptions) -> Inputs:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sgm.io.imageio import load_picture, to_rgb
+from sgm.io.imageio import crop_back, load_picture, to_rgb
 from sgm.io.photos import LOSSY, Photo
 from sgm.specs import RunOptions, SamplingParams
 from sgm.words import Preset, RunType, Sampler, Task
@@ -26,8 +26,9 @@ def changed_outside(
     written: Path | bytes, photo: Photo, touched: Tensor | None
 ) -> dict[str, float | int | None]:
     """Compare a picture as it was written (a file, or its content) with the one it was made of,
-    where it was not touched, bool [H, W]: `changed_outside`, percent of the pixels that changed,
-    and `largest_change_outside`, of 255. Both are None where `touched` is not known."""
+    where it was not touched, bool [H, W], padded or not: `changed_outside`, percent of the pixels
+    that changed, and `largest_change_outside`, of 255. Both are None where `touched` is not known.
+    """
     if touched is None:
         return {"changed_outside": None, "largest_change_outside": None}
     if isinstance(written, bytes):
@@ -35,7 +36,8 @@ def changed_outside(
     else:
         result = load_picture(written)
     before, after = np.asarray(photo.own).astype(int), np.asarray(result).astype(int)
-    difference = np.abs(before - after).max(-1)[~touched.numpy()]
+    outside = ~crop_back(touched, photo.size).numpy()
+    difference = np.abs(before - after).max(-1)[outside]
     percent = 100 * float((difference > 0).mean()) if difference.size else 0.0
     largest = int(difference.max(initial=0))
     return {"changed_outside": round(percent, 4), "largest_change_outside": largest}

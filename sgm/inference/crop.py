@@ -15,7 +15,7 @@ from sgm.inference.loop import Kept, Plan
 from sgm.inference.networks import Networks
 from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
-from sgm.inference.sdedit import SDEdit
+from sgm.inference.sdedit import SDEdit, source_of
 from sgm.inference.window import Window, is_larger, window_around
 from sgm.io.imageio import pad_to_multiple
 from sgm.specs import AUTO, Blend, ModelSpec
@@ -149,5 +149,5 @@ class EditRequest:
             levels = levels > 0.5
             drawn = window.seen(self.edited)
             inner = SDEdit(before, drawn, self.strength, window.seen_levels(levels), blend)
-        source = self.edited if self.init is None else self.init
+        source = source_of(self.init, self.edited, blended=True)
         return Cropped(inner, window, (source + 1) / 2, levels, self.blend)

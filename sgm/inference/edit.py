@@ -67,6 +67,11 @@ class Edit(ABC):
         weight = self.weight(recipe)
         return None if weight is None else weight > 0
 
+    def changed(self, recipe: Recipe) -> Tensor | None:
+        """Where the result is to differ from the input, bool [H, W]: where it is `touched`; without
+        a blend, where a change was asked for. None where that is not known."""
+        return self.touched(recipe)
+
     @abstractmethod
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """What the person gets: the network's picture [3, H, W] in [0, 1], or only its edited part

@@ -81,6 +81,10 @@ class Inpainting(Edit):
         """Float32 [H, W], 1 on the mask, falling to 0 in its ring."""
         return self._opacity
 
+    def changed(self, recipe: Recipe) -> Tensor:
+        touched = self.touched(recipe)
+        return self.marked if touched is None else touched
+
     @cached_property
     def _opacity(self) -> Tensor | None:
         return self.blend and opacity(self.mask, self.blend.width(self.size))

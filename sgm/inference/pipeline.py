@@ -38,10 +38,13 @@ class EditResult:
         image: [3, H, W] in [0, 1], float32 on the CPU.
         seconds: by stage: `encode`, `sample`, `decode`; of a session also `record`, the full passes
             under a new prompt.
+        touched: where it is to differ from the picture before, bool [H, W] on the CPU (see
+            `Edit.changed`); None where that is not known.
     """
 
     image: Tensor
     seconds: dict[str, float]
+    touched: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -144,7 +147,8 @@ class Pipeline:
         """The result of a placed edit, from the networks' picture [3, H, W] in [0, 1]."""
         with runtime.precision_scope(Precision.FP32, self.networks.device):
             done = edit.finish(picture.to(self.workplace), self.recipe)
-            return EditResult(done.cpu(), seconds)
+            touched = edit.changed(self.recipe)
+            return EditResult(done.cpu(), seconds, None if touched is None else touched.cpu())
 
     def decode(self, plan: Plan) -> Tensor:
         """Picture [3, H, W] in [0, 1], float32, of a denoised plan; inside `scope`."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from sgm.inference.noise import Noise
 from sgm.inference.presets import Recipe
 from sgm.sparse.masks import MaskPyramid, cover, dilate
 from sgm.specs import Blend
+
+Thing = TypeVar("Thing")
+
+
+def source_of(init: Thing | None, edited: Thing | None, blended: bool) -> Thing:
+    """Which of two pictures (or of what belongs to them) the edit is made to: a blended edit is put
+    into the unedited one, where there is one; else it is the one that was drawn on that changes.
+    Inpainting has only the first; one of them there always is."""
+    drawn_on = init is None if blended else edited is not None
+    source = edited if drawn_on else init
+    assert source is not None
+    return source
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +121,26 @@ class SDEdit(Edit):
 
     def weight(self, recipe: Recipe) -> Tensor | None:
         """Float32 [H, W], 1 on the drawing, falling to 0 at the end of the blend's ring."""
-        if self.blend is None or (self.init is None and self.drawing is None):
+        if self.blend is None or not self._is_located:
             return None
         drawing, width = self.marked, self.blend.width(self.size)
         return opacity_of_drawing(drawing, self.region(recipe), recipe.sdedit, width)
+
+    @property
+    def _is_located(self) -> bool:
+        """Whether it is known where it was drawn on."""
+        return self.init is not None or self.drawing is not None
+
+    def changed(self, recipe: Recipe) -> Tensor | None:
+        """Without a blend the dilated drawing."""
+        if self.blend is None and self._is_located:
+            return recipe.sdedit_region(self.marked)
+        return self.touched(recipe)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """The edited part is put into the unedited picture, if there is one."""
         weight = self.weight(recipe)
         if self.blend is None or weight is None:
             return picture
-        source = self.edited if self.init is None else self.init
+        source = source_of(self.init, self.edited, blended=True)
         return blended(picture, (source + 1) / 2, self.region(recipe), self.blend, weight)

@@ -1,8 +1,9 @@
 """Pictures and masks as Python programs hand them over: paths, PIL pictures, arrays, tensors."""
 
-import logging
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +13,11 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.io import imageio, maskio
 from sgm.io.masklevels import picture_levels
-from sgm.io.photos import ORIENTATION
-
-logger = logging.getLogger(__name__)
+from sgm.io.photos import Photo, load_photo, photo_of
 
 # A path, a PIL picture, an array [H, W] or [H, W, 1, 3 or 4], or a tensor [1, 3 or 4, H, W]; whole
-# numbers are of 8 or 16 bits, others in [0, 1]. Of four channels the last is transparency.
+# numbers are of 8 or 16 bits, others in [0, 1]. Of four channels the last is transparency. Arrays
+# and tensors are in sRGB.
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 # A path, a PIL picture, or an array or tensor [H, W] with values as in a file; white: repaint.
 Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -26,18 +26,48 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGB and transparency
 WHITE = {"uint8": 255, "uint16": 65535}  # by dtype; of others it is 1
 
 
-def to_tensor(picture: Picture) -> Tensor:
-    """A picture as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU; transparency is
-    dropped. UserError if it cannot be read, or has another shape or range."""
+class Given(NamedTuple):
+    """A picture that was handed over."""
+
+    seen: Tensor  # as the networks take it: [3, H, W] in [-1, 1], float32 on the CPU
+    photo: Photo  # what a result takes along; of an array or a tensor nothing but its 8 bits
+
+
+def read(picture: Picture, size: tuple[int, int] | None = None) -> Given:
+    """Read a picture. A path and a PIL picture are converted to sRGB if they have a profile;
+    transparency is dropped for the networks.
+
+    Args:
+        size: (height, width) of the unedited picture, if this is one that was drawn on.
+
+    Raises:
+        UserError: it cannot be read, or has another shape, range or size.
+    """
     if isinstance(picture, str | PathLike):
-        return imageio.to_tensor(imageio.load_picture(picture))
-    if isinstance(picture, Image.Image):
-        if picture.getexif().get(ORIENTATION, 1) != 1:
-            logger.warning(
-                "The picture's EXIF data says to turn it, which holds for files only: it is taken "
-                "as it lies in memory. Give its path, or use PIL.ImageOps.exif_transpose."
-            )
-        return imageio.to_tensor(imageio.to_rgb(picture))
+        photo = load_photo(Path(picture))
+        seen = imageio.to_tensor(photo.image)
+    elif isinstance(picture, Image.Image):
+        photo = photo_of(picture.copy())  # the caller may go on drawing on it
+        seen = imageio.to_tensor(photo.image)
+    else:
+        seen = _array_tensor(picture)
+        image = imageio.to_picture((seen + 1) / 2)
+        photo = Photo(image, image)
+    if size is not None and photo.size != tuple(size):
+        raise UserError(
+            f"The drawing has {seen.shape[2]}x{seen.shape[1]} pixels, expected {size[1]}x"
+            f"{size[0]} as the picture; draw on the picture, or resize."
+        )
+    return Given(seen, photo)
+
+
+def to_tensor(picture: Picture) -> Tensor:
+    """A picture as the networks take it, as `read` makes it."""
+    return read(picture).seen
+
+
+def _array_tensor(picture: object) -> Tensor:
+    """An array or a tensor as the networks take it, at its own precision."""
     values = _channels_first(picture)
     scaled = values.astype(np.float32) / WHITE.get(values.dtype.name, 1)
     if not 0 <= scaled.min() <= scaled.max() <= 1:  # nor NaN
@@ -47,16 +77,6 @@ def to_tensor(picture: Picture) -> Tensor:
         )
     whole = np.broadcast_to(scaled[:3], (3, *scaled.shape[1:]))
     return torch.from_numpy(whole * np.float32(2) - 1)
-
-
-def profile_of(picture: Picture) -> bytes | None:
-    """The ICC profile of a picture, which its result needs too, since the networks see the values
-    as they are; None if it has none, or if `to_tensor` converts its colours to RGB."""
-    if isinstance(picture, str | PathLike):
-        with Image.open(picture) as opened:
-            return profile_of(opened)
-    own = isinstance(picture, Image.Image) and picture.mode in ("RGB", "RGBA", "P")
-    return picture.info.get("icc_profile") if own else None
 
 
 def _channels_first(picture: object) -> np.ndarray:
@@ -84,18 +104,6 @@ def _on_host(x: Tensor) -> np.ndarray:
     """A tensor as an array; any floating point as float32, since numpy lacks some of its types."""
     x = x.detach().cpu()
     return (x.float() if x.is_floating_point() else x).numpy()
-
-
-def to_drawing(picture: Picture, size: Sequence[int]) -> Tensor:
-    """A picture that was drawn on, as `to_tensor` gives it; UserError unless it has the `size`
-    (height, width) of the unedited one."""
-    drawn = to_tensor(picture)
-    if drawn.shape[1:] != (size[0], size[1]):
-        raise UserError(
-            f"The drawing has {drawn.shape[2]}x{drawn.shape[1]} pixels, expected {size[1]}x"
-            f"{size[0]} as the picture; draw on the picture, or resize."
-        )
-    return drawn
 
 
 def to_levels(mask: Mask, size: Sequence[int]) -> Tensor:
@@ -127,9 +135,3 @@ def to_levels(mask: Mask, size: Sequence[int]) -> Tensor:
         )
     levels = maskio.array_levels(values, "The mask")
     return maskio.fitted(levels, (height, width), "The mask")
-
-
-def padded(picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as `to_tensor` gives it, padded to multiples of 64, and its own (height, width)."""
-    source = to_tensor(picture)
-    return imageio.pad_to_multiple(source), (source.shape[1], source.shape[2])

@@ -6,9 +6,8 @@ Sizes are (height, width) in pixels everywhere. Notices go to the log, results a
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -174,13 +173,5 @@ def save_picture(picture: Tensor | Image.Image, path: str | Path) -> None:
     path = Path(path)
     check_output_path(path)
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
-    write_atomically(path, lambda file: write_picture(image, file, path.suffix, {}))
-
-
-def write_picture(
-    image: Image.Image, file: BinaryIO, suffix: str, more: Mapping[str, object]
-) -> None:
-    """Write a picture into an open file, in the format of one of `files.PICTURE_SUFFIXES`; `more`
-    are options of Pillow's `save` besides `SAVE_OPTIONS`."""
-    kind = Image.registered_extensions()[suffix.lower()]
-    image.save(file, format=kind, **SAVE_OPTIONS.get(kind, {}), **more)
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    write_atomically(path, lambda file: image.save(file, format=kind, **SAVE_OPTIONS.get(kind, {})))

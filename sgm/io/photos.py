@@ -1,6 +1,7 @@
 """A picture with what else its file says, all of which a result takes along.
 
-That is the colour profile, transparency, EXIF data and resolution.
+That is the colour profile, transparency, EXIF data and resolution. The command line, the page and
+Python programs have one `Photo` for the picture that an edit is made to, and for its result.
 """
 
 import io
@@ -8,21 +9,32 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
+from torch import Tensor
 
 from sgm.io.files import check_output_path, write_atomically
-from sgm.io.imageio import DEPTH, open_picture, resize_picture, to_rgb, write_picture
+from sgm.io.imageio import (
+    DEPTH,
+    SAVE_OPTIONS,
+    crop_back,
+    open_picture,
+    resize_picture,
+    to_picture,
+    to_rgb,
+)
 
 logger = logging.getLogger(__name__)
 
 OPAQUE = 128  # alpha from which a pixel counts as seen
-ORIENTATION = 0x0112  # the EXIF tag; it is applied when a picture is read
-# What the formats cannot hold, by extension.
-WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")
-WITHOUT_TEXT = (".bmp",)  # no profile, EXIF
+ORIENTATION, TURNED = 0x0112, range(2, 9)  # the EXIF tag, and its values for any but upright
+WITHOUT_ALPHA = ("JPEG", "BMP")  # formats that cannot hold it
 LOSSY = (".jpg", ".jpeg")
+# What `Image.info` and the options of `Image.save` call alike; a format that cannot hold one of
+# them leaves it out.
+KEPT = ("icc_profile", "exif", "dpi")
 # How colours are converted to sRGB, which the networks know, and back.
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
@@ -86,20 +98,33 @@ def to_srgb(image: Image.Image, data: bytes, name: str) -> Image.Image:
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture as it was read; None for what its file does not say."""
+    """A picture as it was read or handed over, or as edits have left it; None for what it does not
+    say."""
 
-    path: Path
-    image: Image.Image  # RGB with 8 bits in sRGB, upright: what a network sees
+    image: Image.Image  # RGB with 8 bits in sRGB: what a network sees
     own: Image.Image  # the same in the colours of the file; the very same object where it is sRGB
     profile: Profile | None = None  # of `own`; None for sRGB
     alpha: Image.Image | None = None  # its transparency, mode L
-    exif: bytes = b""  # without the orientation
+    exif: bytes = b""  # without the orientation, if that was applied
     dpi: tuple[float, float] | None = None  # pixels per inch in both directions
+    path: Path | None = None  # of its file
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.image.height, self.image.width
+
+    @property
+    def picture(self) -> Image.Image:
+        """In the colours of the file, RGB or RGBA; what else the file says stands in `info`, where
+        Pillow keeps it too."""
+        picture = self.own.copy()
+        if self.alpha is not None:
+            picture.putalpha(self.alpha)
+        data = self.profile and self.profile.data
+        says = {"icc_profile": data, "exif": self.exif, "dpi": self.dpi}
+        picture.info = {key: value for key, value in says.items() if value}
+        return picture
 
     def resized(self, size: tuple[int, int]) -> "Photo":
         """At (height, width), saying so; itself at its own size."""
@@ -111,90 +136,107 @@ class Photo:
         alpha = self.alpha and self.alpha.resize(wanted, filter_)
         return replace(self, image=image, own=own, alpha=alpha)
 
-    def with_edit(
-        self, result: Image.Image, touched: np.ndarray | None, blended: bool
-    ) -> Image.Image:
-        """A result in the colours of the file, RGB or RGBA.
+    def with_edit(self, result: Tensor, touched: Tensor | None, blended: bool) -> "Photo":
+        """This photo after an edit.
 
         Args:
-            result: RGB in sRGB, of the same size.
-            touched: bool [H, W], where the edit is, if that is known; if most of it was
-                transparent, it is to be seen now.
+            result: in sRGB, float [3, H, W] in [0, 1] or uint8 [3, H, W]; padded or not.
+            touched: bool [H, W], where the edit is, if that is known; padded or not. If most of it
+                was transparent, it is to be seen now.
             blended: whether the bytes of the file stand elsewhere.
         """
-        own = result if self.profile is None else self.profile.own(result)
-        if blended and touched is not None:
-            kept = np.where(touched[..., None], np.asarray(own), np.asarray(self.own))
-            own = Image.fromarray(kept)
-        if self.alpha is not None:
-            alpha = np.array(self.alpha)
-            if touched is not None and touched.any() and np.median(alpha[touched]) < OPAQUE:
-                logger.warning(
-                    "The edit lies where %s is transparent; it is opaque now.", self.path
-                )
-                alpha[touched] = 255
-            own = own.copy()
-            own.putalpha(Image.fromarray(alpha))
-        return own
+        image = to_picture(crop_back(result, self.size))
+        own = image if self.profile is None else self.profile.own(image)
+        inside = None if touched is None else crop_back(touched, self.size).numpy()
+        if blended and inside is not None:
+            own = Image.fromarray(np.where(inside[..., None], own, self.own))
+        alpha = self.alpha
+        if alpha is not None and inside is not None and inside.any():
+            levels = np.array(alpha)
+            if np.median(levels[inside]) < OPAQUE:
+                name = _name(self.path)
+                logger.warning("The edit lies where %s is transparent; it is opaque now.", name)
+                levels[inside] = 255
+                alpha = Image.fromarray(levels)
+        return replace(self, image=image, own=own, alpha=alpha)
 
-    def save(self, picture: Image.Image, path: Path, text: str | None = None) -> None:
-        """Write a result of `with_edit` as `written` makes it. UserError for an unknown extension,
-        or if it cannot be written."""
+    def save(self, path: Path, text: str | None = None) -> None:
+        """Write it as `written` makes it. UserError for an unknown extension, or if it cannot be
+        written."""
         check_output_path(path)
-        write_atomically(path, lambda file: file.write(self.written(picture, path, text)))
+        write_atomically(path, lambda file: file.write(self.written(path, text)))
 
-    def written(self, picture: Image.Image, path: Path, text: str | None = None) -> bytes:
-        """The content of a result's file, with all that this file says, as far as the format can.
+    def written(self, path: Path, text: str | None = None) -> bytes:
+        """The content of a file of it, with all that its own file says, as far as the format can.
 
         Args:
-            picture: a result of `with_edit`.
             path: its extension decides the format.
             text: how it was made; only PNG keeps it, under `parameters`.
         """
-        suffix, file = path.suffix.lower(), io.BytesIO()
-        more = dict[str, object]()
-        if suffix in WITHOUT_ALPHA and picture.mode == "RGBA":
-            logger.warning("%s cannot hold transparency; it is left out.", path)
-            picture = picture.convert("RGB")
-        if self.profile is not None and suffix not in WITHOUT_TEXT:
-            more["icc_profile"] = self.profile.data
-        if self.exif and suffix not in WITHOUT_TEXT:
-            more["exif"] = self.exif
-        if self.dpi is not None and suffix != ".webp":
-            more["dpi"] = self.dpi
-        if text is not None and suffix == ".png":
-            more["pnginfo"] = PngImagePlugin.PngInfo()
-            more["pnginfo"].add_text("parameters", text)
-        write_picture(picture, file, suffix, more)
+        kind, file = Image.registered_extensions()[path.suffix.lower()], io.BytesIO()
+        picture, options = as_saved(self.picture, kind, str(path))
+        if text is not None and kind == "PNG":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_text("parameters", text)
+        picture.save(file, format=kind, **options)
         return file.getvalue()
 
 
+def as_saved(picture: Image.Image, kind: str, name: str) -> tuple[Image.Image, dict[str, Any]]:
+    """What of a `Photo.picture` a format (by Pillow's name) can hold, with a notice if that is
+    without transparency, and options of Pillow's `save` with what its `info` says. `name` is that
+    of the file in the notice."""
+    if kind in WITHOUT_ALPHA and picture.mode == "RGBA":
+        logger.warning("%s cannot hold transparency; it is left out.", name)
+        picture = picture.convert("RGB")
+    says = {key: picture.info[key] for key in KEPT if key in picture.info}
+    return picture, {**SAVE_OPTIONS.get(kind, {}), **says}
+
+
 def load_photo(path: Path) -> Photo:
-    """Read a picture with what its file says; notices where a result cannot hold it. Alpha is
-    dropped for the network, not composited. UserError as of `imageio.open_picture`."""
-    opened = open_picture(path)
-    if opened.info.get(DEPTH):
-        logger.warning("%s has more than 8 bits per channel; the result has 8.", path)
+    """Read a picture, upright, with what its file says, as `photo_of` does. UserError as of
+    `imageio.open_picture`."""
+    return photo_of(open_picture(path), path)
+
+
+def photo_of(opened: Image.Image, path: Path | None = None) -> Photo:
+    """A picture of any Pillow mode with what it says; notices where a result cannot hold it. Alpha
+    is dropped for the network, not composited. `path` is of its file, if it was read."""
+    name, shades = _name(path), opened.mode.startswith(("I", "F"))
+    if opened.info.get(DEPTH, shades):
+        logger.warning("The result has 8 bits per channel; %s has more than 8 bits.", name)
     alpha, data = None, opened.info.get("icc_profile")
-    if opened.has_transparency_data and not opened.mode.startswith(("I", "F")):
+    if opened.has_transparency_data and not shades:
         alpha = opened.convert("RGBA").getchannel("A")
     plain = opened.convert("L") if opened.mode == "LA" else opened
     profile = None
     if data and plain.mode in ("L", "CMYK", "LAB"):
-        own = image = to_srgb(plain, data, str(path))
+        own = image = to_srgb(plain, data, name)
     else:
         own = image = to_rgb(opened)
         if data and not opened.mode.startswith(("I", "F", "L", "1", "CMYK")):
-            profile = rgb_profile(data, str(path))
+            profile = rgb_profile(data, name)
             image = own if profile is None else profile.shown(own)
-    return Photo(path, image, own, profile, alpha, _exif(opened), _dpi(opened.info))
+    return Photo(image, own, profile, alpha, _exif(opened), _dpi(opened.info), path)
+
+
+def _name(path: Path | None) -> str:
+    """How messages call a picture."""
+    return "the picture" if path is None else str(path)
 
 
 def _exif(image: Image.Image) -> bytes:
-    """EXIF as it may be written again: the orientation is applied already."""
+    """EXIF as it may be written again. Reading a file applies its orientation; of a picture in
+    memory it stays, with a notice."""
     try:
         exif = image.getexif()
-        exif.pop(ORIENTATION, None)
+        if exif.get(ORIENTATION) in TURNED:
+            logger.warning(
+                "The picture's EXIF data says to turn it, which holds for files only: it is taken "
+                "as it lies in memory. Give its path, or use PIL.ImageOps.exif_transpose."
+            )
+        else:
+            exif.pop(ORIENTATION, None)
         return exif.tobytes() if len(exif) else b""
     # Pillow's reader raises many types (SyntaxError, struct.error, ...) on damaged data.
     except Exception:

@@ -34,6 +34,7 @@ class Result:
 
     image: Tensor
     seconds: dict[str, float]
+    touched: Tensor | None
 
 
 @dataclass
@@ -57,16 +58,17 @@ class FakePipeline:
     def edit(self, edit: Edit, params: SamplingParams, *, progress: bool) -> Result:
         self.calls.append((edit, params))
         assert progress
+        touched = edit.changed(self.recipe)
         if isinstance(edit, Inpainting):
-            return self._result(edit.image, edit.mask > 0.5)
-        return self._result(edit.edited, torch.zeros(edit.size, dtype=torch.bool))
+            return self._result(edit.image, edit.mask > 0.5, touched)
+        return self._result(edit.edited, torch.zeros(edit.size, dtype=torch.bool), touched)
 
-    def _result(self, image: Tensor, mask: Tensor) -> Result:
+    def _result(self, image: Tensor, mask: Tensor, touched: Tensor | None) -> Result:
         if self.fails is not None:
             raise self.fails
         image = torch.where(mask, -image, image)
         seconds = {"encode": 0.5, "sample": 2.0, "decode": 1.0}
-        return Result((image + 1) / 2, seconds)
+        return Result((image + 1) / 2, seconds, touched)
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
+from sgm.io.imageio import to_bytes
 from sgm.io.photos import Photo, load_photo
 
 SIZE = (24, 40)
@@ -57,8 +59,8 @@ def shown(image: Image.Image) -> np.ndarray:
 
 def edited(photo: Photo, path: Path) -> Image.Image:
     """A photo whose touched part is inverted, as it comes back from its file."""
-    inverted = Image.fromarray(255 - np.asarray(photo.image))
-    photo.save(photo.with_edit(inverted, TOUCHED, True), path)
+    inverted, touched = 255 - to_bytes(photo.image), torch.from_numpy(TOUCHED)
+    photo.with_edit(inverted, touched, blended=True).save(path)
     return opened(path)
 
 
@@ -179,5 +181,5 @@ def test_how_it_was_made_stands_in_a_png(tmp_path: Path) -> None:
     RGB.save(tmp_path / "in.png")
     photo = load_photo(tmp_path / "in.png")
     for text in ("a horse\nSteps: 20", "ein Pferd \u2713", None):
-        photo.save(photo.with_edit(RGB, None, False), tmp_path / "out.png", text)
+        photo.save(tmp_path / "out.png", text)
         assert opened(tmp_path / "out.png").info.get("parameters") == text
