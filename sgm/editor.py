@@ -252,7 +252,10 @@ class Session:
         self._check(prompt, negative_prompt, seed, strength)
         edited = read(drawn, self.photo.size).seen
         if mask is None:
-            before = imageio.crop_back(self.edits.picture, self.photo.size)
+            before, profile = self.edits.picture, self.photo.profile
+            if profile is not None:  # compared as both are seen: rounded on the way there and back
+                before = imageio.to_tensor(profile.shown(self.photo.own))
+            before = imageio.crop_back(before, self.photo.size)
             levels = where_drawn(before, edited, True).float()
             _check_drawn(levels)
         else:

@@ -12,40 +12,13 @@ from PIL import Image, ImageCms
 
 from sgm.io.imageio import to_bytes
 from sgm.io.photos import Photo, load_photo
+from tests.profiles import ROTATED, WIDE, rgb_profile
 
 SIZE = (24, 40)
 PIXELS = np.random.default_rng(3).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
 TOUCHED = np.zeros(SIZE, dtype=bool)
 TOUCHED[5:12, 10:30] = True
-# Colorants of a wide RGB space, and of sRGB in another order, adapted to D50.
-WIDE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
-ROTATED = ((0.1431, 0.0606, 0.7141), (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971))
-
-
-def profile(colorants: tuple[tuple[float, ...], ...], gamma: float = 2.2) -> bytes:
-    """A matrix profile of version 2 (ICC.1:2001)."""
-
-    def fixed(values: tuple[float, ...]) -> bytes:
-        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
-
-    white = (0.9642, 1.0, 0.8249)
-    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(gamma * 256), 0)
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(78)}
-    tags |= {b"cprt": b"text\0\0\0\0none\0\0\0\0", b"wtpt": b"XYZ \0\0\0\0" + fixed(white)}
-    for name, colorant in zip((b"r", b"g", b"b"), colorants, strict=True):
-        tags |= {name + b"XYZ": b"XYZ \0\0\0\0" + fixed(colorant), name + b"TRC": curve}
-    table, data = struct.pack(">I", len(tags)), b""
-    for name, value in tags.items():
-        value += bytes(-len(value) % 4)
-        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(data), len(value))
-        data += value
-    head = bytearray(128)
-    head[:4] = struct.pack(">I", 128 + len(table) + len(data))
-    head[8:24] = b"\2\x10\0\0mntrRGB XYZ "
-    head[36:40] = b"acsp"
-    head[68:80] = fixed(white)
-    return bytes(head) + table + data
 
 
 def shown(image: Image.Image) -> np.ndarray:
@@ -79,11 +52,11 @@ def test_colours_come_back_in_their_own_space(
 ) -> None:
     # Not the most saturated colours, which sRGB has no numbers for.
     muted = Image.fromarray((PIXELS // 4 + 90).repeat(4, 0).repeat(4, 1)[: SIZE[0], : SIZE[1]])
-    muted.save(tmp_path / f"in{suffix}", icc_profile=profile(colorants), quality=95)
+    muted.save(tmp_path / f"in{suffix}", icc_profile=rgb_profile(colorants), quality=95)
     photo, before = load_photo(tmp_path / f"in{suffix}"), opened(tmp_path / f"in{suffix}")
     assert np.abs(np.asarray(photo.image) - shown(before)).max() <= 3
     after = edited(photo, tmp_path / "out.png")
-    assert after.info["icc_profile"] == profile(colorants)
+    assert after.info["icc_profile"] == rgb_profile(colorants)
     assert np.array_equal(np.asarray(after)[~TOUCHED], np.asarray(before.convert("RGB"))[~TOUCHED])
     wanted = 255 - np.asarray(photo.image).astype(int)
     assert np.abs(shown(after) - wanted)[TOUCHED].max() <= 6
