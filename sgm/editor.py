@@ -113,7 +113,8 @@ class Editor:
             UserError, ValueError: a picture that cannot be used, or nothing was drawn.
         """
         before = None if image is None else read(image)
-        edited = read(drawn, None if before is None else before.photo.size)
+        known = () if before is None else (before.photo.size, before.photo.profile)
+        edited = read(drawn, *known)
         levels = None
         if mask is not None:
             levels = (to_levels(mask, edited.photo.size) > 0.5).float()
@@ -250,10 +251,11 @@ class Session:
         """Turn what was drawn on the picture into something in the manner of the model; without a
         mask it is looked for, and another seed gives another result."""
         self._check(prompt, negative_prompt, seed, strength)
-        edited = read(drawn, self.photo.size).seen
+        profile = self.photo.profile
+        edited = read(drawn, self.photo.size, profile).seen
         if mask is None:
-            before, profile = self.edits.picture, self.photo.profile
-            if profile is not None:  # compared as both are seen: rounded on the way there and back
+            before = self.edits.picture
+            if profile is not None:  # as it is handed out, where colours are rounded once more
                 before = imageio.to_tensor(profile.shown(self.photo.own))
             before = imageio.crop_back(before, self.photo.size)
             levels = where_drawn(before, edited, True).float()

@@ -19,11 +19,16 @@ from sgm.inference.crop import Cropped
 from sgm.inference.edit import Edit
 from sgm.inference.pipeline import EditResult
 from sgm.inference.presets import PUBLISHED
-from sgm.io.given import to_levels, to_tensor
+from sgm.io.given import Picture, read, to_levels
 from sgm.specs import SamplingParams
 from tests.conftest import ROOT, max_error
 
 SIZE = (64, 128)
+
+
+def to_tensor(picture: Picture) -> torch.Tensor:
+    """A picture as the networks take it."""
+    return read(picture).seen
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from sgm.cli.record import recipe_of
 from sgm.edited import EditedImage
 from sgm.editor import Editor
 from sgm.inference.pipeline import Pipeline
-from sgm.inference.presets import PUBLISHED
+from sgm.inference.presets import RECIPES
 from sgm.specs import RunOptions
+from sgm.words import Preset
 from tests.conftest import ROOT
 from tests.profiles import ROTATED, WIDE, cmyk_profile, grey_profile, rgb_profile
 
@@ -103,7 +104,7 @@ def run(
         pipeline = replace(editor.pipeline, sparse=options.run_type.sparse)
         return pipeline.with_recipe(recipe_of(options))
 
-    def command(photo: Path, output: str, *words: str) -> Path:
+    def command(photo: Path | None, output: str, *words: str) -> Path:
         common = ["--model", "tiny", "--device", "cpu", "--run_type", "sige", "--preset", "fast"]
         common += ["--prompt", "a horse", "--steps", str(STEPS), "--seed", "7", "--no_metadata"]
         common += [
@@ -112,7 +113,8 @@ def run(
             "--config_path",
             str(ROOT / "configs"),
         ]
-        common += ["--init_img", str(photo), "--output_path", str(tmp_path / output)]
+        common += ["--output_path", str(tmp_path / output)]
+        common += ["--init_img", str(photo)] if photo else []
         assert cli.main([*common, *words]) == 0
         return tmp_path / output
 
@@ -177,31 +179,47 @@ def test_the_callers_picture_is_its_own(editor: Editor) -> None:
     assert np.array_equal(np.asarray(session.inpaint(MASK, "a horse")), kept)
 
 
-@pytest.mark.parametrize("first", ["wide", "cut out"])
+@pytest.mark.parametrize("first", ["wide", "cut out", None])
 @pytest.mark.parametrize("preset", ["fast", "published"])
 def test_a_drawing_is_the_same(
-    first: str, preset: str, editor: Editor, run, tmp_path: Path, monkeypatch
+    first: str | None, preset: str, editor: Editor, run, tmp_path: Path, monkeypatch
 ) -> None:
     """A blended edit is made to the unedited picture, another to the one that was drawn on."""
-    photo, drawn = saved(first, tmp_path), np.array(RGB)
+    photo, drawn = first and saved(first, tmp_path), np.array(RGB)
     drawn[20:40, 40:60] = (255, 0, 0)
     exif_drawn, profile = exif(), rgb_profile(WIDE)
     exif_drawn[CAMERA] = "a paint program"
     Image.fromarray(drawn).save(tmp_path / "drawn.png", exif=exif_drawn, icc_profile=profile)
     words = ["--task", "sdedit", "--edited_img", str(tmp_path / "drawn.png"), "--preset", preset]
     words += ["--mask_path", str(tmp_path / "mask.png"), "--strength", "1"]
-    if preset == "published":  # of a dense run, since this preset has other sparse layers
+    # A dense run: sparse ones need both pictures, and have other layers with each preset.
+    if first is None or preset == "published":
         words += ["--run_type", "original"]
-        dense = replace(editor.pipeline, sparse=False, recipe=PUBLISHED)
+        dense = replace(editor.pipeline, sparse=False, recipe=RECIPES[Preset(preset)])
         monkeypatch.setattr(editor, "pipeline", dense)
     wanted = run(photo, "wanted.png", *words)
     how = {"steps": STEPS, "seed": 7, "strength": 1.0}
     found = editor.sdedit(photo, tmp_path / "drawn.png", "a horse", MASK, **how)
     found.save(tmp_path / "found.png")
     assert (tmp_path / "found.png").read_bytes() == wanted.read_bytes()
-    made_by = "a camera" if first == "wide" else None
-    assert found.getexif().get(CAMERA) == (made_by if preset == "fast" else "a paint program")
-    assert found.mode == ("RGBA" if preset == "fast" and first == "cut out" else "RGB")
+    kept = first if preset == "fast" else None
+    made_by = {"wide": "a camera", "cut out": None, None: "a paint program"}[kept]
+    assert found.getexif().get(CAMERA) == made_by
+    assert found.mode == ("RGBA" if kept == "cut out" else "RGB")
+
+
+def test_a_drawn_array_is_in_the_colours_of_the_photo(editor: Editor, tmp_path: Path) -> None:
+    photo = saved("wide", tmp_path)
+    drawn = np.array(opened(photo))
+    drawn[20:40, 40:60] = (255, 0, 0)
+    as_picture, session = Image.fromarray(drawn), editor.session(photo, steps=STEPS)
+    as_picture.info["icc_profile"] = rgb_profile(WIDE)
+    how = {"steps": STEPS, "strength": 1.0}
+    found = [editor.sdedit(photo, x, "a sun", **how) for x in (drawn, as_picture)]
+    found += [session.sdedit(x, "a sun", strength=1.0) for x in (drawn, as_picture)]
+    share = pytest.approx(400 / drawn[..., 0].size)
+    assert [one.edit_ratio for one in found] == [share] * 4
+    assert np.array_equal(*found[:2]) and np.array_equal(*found[2:])
 
 
 def test_a_session_is_the_same_as_a_recording(editor: Editor, run, tmp_path: Path) -> None:

@@ -121,21 +121,16 @@ class SDEdit(Edit):
 
     def weight(self, recipe: Recipe) -> Tensor | None:
         """Float32 [H, W], 1 on the drawing, falling to 0 at the end of the blend's ring."""
-        if self.blend is None or not self._is_located:
+        if self.blend is None or (self.init is None and self.drawing is None):
             return None
         drawing, width = self.marked, self.blend.width(self.size)
         return opacity_of_drawing(drawing, self.region(recipe), recipe.sdedit, width)
 
-    @property
-    def _is_located(self) -> bool:
-        """Whether it is known where it was drawn on."""
-        return self.init is not None or self.drawing is not None
-
     def changed(self, recipe: Recipe) -> Tensor | None:
         """Without a blend the dilated drawing."""
-        if self.blend is None and self._is_located:
-            return recipe.sdedit_region(self.marked)
-        return self.touched(recipe)
+        if self.blend is not None or (self.init is None and self.drawing is None):
+            return self.touched(recipe)
+        return recipe.sdedit_region(self.marked)
 
     def finish(self, picture: Tensor, recipe: Recipe) -> Tensor:
         """The edited part is put into the unedited picture, if there is one."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from sgm.errors import UserError
 from sgm.io import imageio, maskio
 from sgm.io.masklevels import picture_levels
-from sgm.io.photos import Photo, load_photo, photo_of
+from sgm.io.photos import Photo, Profile, load_photo, photo_of
 
 # A path, a PIL picture, an array [H, W] or [H, W, 1, 3 or 4], or a tensor [1, 3 or 4, H, W]; whole
 # numbers are of 8 or 16 bits, others in [0, 1]. Of four channels the last is transparency. Arrays
-# and tensors are in sRGB.
+# and tensors are in sRGB, or if drawn on, in the colours of the picture before.
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 # A path, a PIL picture, or an array or tensor [H, W] with values as in a file; white: repaint.
 Mask = str | PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -33,12 +33,15 @@ class Given(NamedTuple):
     photo: Photo  # what a result takes along; of an array or a tensor nothing but its 8 bits
 
 
-def read(picture: Picture, size: tuple[int, int] | None = None) -> Given:
-    """Read a picture. A path and a PIL picture are converted to sRGB if they have a profile;
-    transparency is dropped for the networks.
+def read(
+    picture: Picture, size: tuple[int, int] | None = None, profile: Profile | None = None
+) -> Given:
+    """Read a picture. The networks are shown a path and a PIL picture in sRGB, and no
+    transparency; a result takes both along again.
 
     Args:
         size: (height, width) of the unedited picture, if this is one that was drawn on.
+        profile: of that picture, in whose colours an array or a tensor is then too.
 
     Raises:
         UserError: it cannot be read, or has another shape, range or size.
@@ -52,6 +55,9 @@ def read(picture: Picture, size: tuple[int, int] | None = None) -> Given:
     else:
         seen = _array_tensor(picture)
         image = imageio.to_picture((seen + 1) / 2)
+        if profile is not None:
+            image = profile.shown(image)
+            seen = imageio.to_tensor(image)
         photo = Photo(image, image)
     if size is not None and photo.size != tuple(size):
         raise UserError(
@@ -59,11 +65,6 @@ def read(picture: Picture, size: tuple[int, int] | None = None) -> Given:
             f"{size[0]} as the picture; draw on the picture, or resize."
         )
     return Given(seen, photo)
-
-
-def to_tensor(picture: Picture) -> Tensor:
-    """A picture as the networks take it, as `read` makes it."""
-    return read(picture).seen
 
 
 def _array_tensor(picture: object) -> Tensor:

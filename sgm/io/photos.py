@@ -15,16 +15,8 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 from torch import Tensor
 
+from sgm.io import imageio
 from sgm.io.files import check_output_path, write_atomically
-from sgm.io.imageio import (
-    DEPTH,
-    SAVE_OPTIONS,
-    crop_back,
-    open_picture,
-    resize_picture,
-    to_picture,
-    to_rgb,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +120,7 @@ class Photo:
 
     def resized(self, size: tuple[int, int]) -> "Photo":
         """At (height, width), saying so; itself at its own size."""
-        image = resize_picture(self.image, size, f"Picture {self.path}")
+        image = imageio.resize_picture(self.image, size, f"Picture {self.path}")
         if image is self.image:
             return self
         filter_, wanted = Image.Resampling.LANCZOS, image.size
@@ -145,9 +137,9 @@ class Photo:
                 was transparent, it is to be seen now.
             blended: whether the bytes of the file stand elsewhere.
         """
-        image = to_picture(crop_back(result, self.size))
+        image = imageio.to_picture(imageio.crop_back(result, self.size))
         own = image if self.profile is None else self.profile.own(image)
-        inside = None if touched is None else crop_back(touched, self.size).numpy()
+        inside = None if touched is None else imageio.crop_back(touched, self.size).numpy()
         if blended and inside is not None:
             own = Image.fromarray(np.where(inside[..., None], own, self.own))
         alpha = self.alpha
@@ -190,20 +182,20 @@ def as_saved(picture: Image.Image, kind: str, name: str) -> tuple[Image.Image, d
         logger.warning("%s cannot hold transparency; it is left out.", name)
         picture = picture.convert("RGB")
     says = {key: picture.info[key] for key in KEPT if key in picture.info}
-    return picture, {**SAVE_OPTIONS.get(kind, {}), **says}
+    return picture, {**imageio.SAVE_OPTIONS.get(kind, {}), **says}
 
 
 def load_photo(path: Path) -> Photo:
     """Read a picture, upright, with what its file says, as `photo_of` does. UserError as of
     `imageio.open_picture`."""
-    return photo_of(open_picture(path), path)
+    return photo_of(imageio.open_picture(path), path)
 
 
 def photo_of(opened: Image.Image, path: Path | None = None) -> Photo:
     """A picture of any Pillow mode with what it says; notices where a result cannot hold it. Alpha
     is dropped for the network, not composited. `path` is of its file, if it was read."""
     name, shades = _name(path), opened.mode.startswith(("I", "F"))
-    if opened.info.get(DEPTH, shades):
+    if opened.info.get(imageio.DEPTH, shades):
         logger.warning("The result has 8 bits per channel; %s has more than 8 bits.", name)
     alpha, data = None, opened.info.get("icc_profile")
     if opened.has_transparency_data and not shades:
@@ -213,7 +205,7 @@ def photo_of(opened: Image.Image, path: Path | None = None) -> Photo:
     if data and plain.mode in ("L", "CMYK", "LAB"):
         own = image = to_srgb(plain, data, name)
     else:
-        own = image = to_rgb(opened)
+        own = image = imageio.to_rgb(opened)
         if data and not opened.mode.startswith(("I", "F", "L", "1", "CMYK")):
             profile = rgb_profile(data, name)
             image = own if profile is None else profile.shown(own)
