@@ -123,8 +123,17 @@ class SDEdit(Edit):
         """Float32 [H, W], 1 on the drawing, falling to 0 at the end of the blend's ring."""
         if self.blend is None or (self.init is None and self.drawing is None):
             return None
-        drawing, width = self.marked, self.blend.width(self.size)
-        return opacity_of_drawing(drawing, self.region(recipe), recipe.sdedit, width)
+        margin, width = recipe.sdedit, self.blend.width(self.size)
+        if margin not in self._weights:
+            region = self.region(recipe)
+            self._weights[margin] = opacity_of_drawing(self.marked, region, margin, width)
+        return self._weights[margin]
+
+    @cached_property
+    def _weights(self) -> dict[int, Tensor]:
+        """Weights by the pixels sampled around the drawing. An edit needs one three times, and it
+        takes as long as a pass of a small network."""
+        return {}
 
     def changed(self, recipe: Recipe) -> Tensor | None:
         """Without a blend the dilated drawing."""
