@@ -4,8 +4,8 @@ import html
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
+from sgm.app.canvas import Canvas
 from sgm.specs import SHIPPED
 from sgm.words import Task
 
@@ -76,12 +76,12 @@ class Layout:
         with gr.Tabs():
             with gr.Tab("Inpaint", id="inpaint") as inpaint:
                 gr.Markdown("Brush over what is to be repainted.", elem_classes="hint")
-                mask = _editor([MASK_COLOUR], "mask")
+                mask = Canvas([MASK_COLOUR], "mask")
             with gr.Tab("Draw", id="draw") as draw:
                 gr.Markdown(
                     "Draw what should be there, roughly, in its colours.", elem_classes="hint"
                 )
-                drawing = _editor(COLOURS, "drawing")
+                drawing = Canvas(COLOURS, "drawing")
         self.tabs = {Task.INPAINTING: inpaint, Task.SDEDIT: draw}
         self.canvases = {Task.INPAINTING: mask, Task.SDEDIT: drawing}
         self.paint = gr.Image(type="pil", image_mode="RGBA", visible=False)
@@ -137,26 +137,6 @@ class Layout:
             self.accept = gr.Button("Accept", variant="primary", elem_id="accept", **look)
             self.undo = gr.Button("Undo", elem_id="undo", **look)
             self.save = gr.DownloadButton("Save", interactive=False, elem_id="save", **look)
-
-
-def canvas_of(picture: Image.Image) -> dict[str, Any]:
-    """A canvas with a picture and no paint."""
-    return {"background": picture, "layers": [], "composite": None}
-
-
-def _editor(colours: list[str], name: str) -> gr.ImageEditor:
-    return gr.ImageEditor(
-        show_label=False,
-        type="pil",
-        format="png",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=24, colors=list(colours), color_mode="fixed"),
-        eraser=gr.Eraser(default_size=24),
-        height=370,
-        elem_id=name,
-    )
 
 
 def said(words: str, bad: bool = False) -> str:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from sgm.app.canvas import canvas_of
 from sgm.app.desk import Desk, Wish
 from sgm.app.events import Preview, Recording, Shown, Variant
-from sgm.app.layout import CSS, Layout, canvas_of, said
+from sgm.app.layout import CSS, Layout, said
 from sgm.app.studio import Studio
 from sgm.app.worker import Emit, Ended, Waiting
 from sgm.errors import UserError
@@ -22,8 +24,6 @@ from sgm.words import Task
 
 # Component -> its new value or properties.
 Update = dict[Any, Any]
-# In the browser: what is painted on a canvas, without the picture below it.
-LAYER = "(canvas) => canvas?.layers[0] ?? null"
 KEPT = 3600.0  # seconds that a page that was left is kept
 
 
@@ -36,6 +36,7 @@ class Seat:
         folder: for what is saved.
         chosen: seed of the variant that is compared with the picture; None for none.
         task: which tab is open.
+        shown: names the picture that is edited; another for every picture.
         stale: the tasks whose canvas does not show the picture as it is now. A canvas that is not
             seen cannot be painted by gradio, so it is brought up to date when its tab is opened.
         left: when the browser went away; None while it is there. A telephone that slept comes back.
@@ -45,6 +46,7 @@ class Seat:
     folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
     chosen: int | None = None
     task: Task = Task.INPAINTING
+    shown: str = ""
     stale: set[Task] = field(default_factory=set)
     left: float | None = None
 
@@ -79,17 +81,19 @@ class Page:
             "api_visibility": "private",
         }
         results = [on.compare, on.gallery, on.status]
-        everything = [*results, *on.canvases.values(), on.save]
+        canvases = [part for of in on.canvases.values() for part in (of.editor, of.shown)]
+        everything = [*results, *canvases, on.save]
         on.photo.upload(self._open, [on.photo, on.steps], everything, **rules)
         for button, path in on.examples.items():
             button.click(self._opener(path), on.steps, everything, **rules)
         words = [on.prompt, on.negative, on.strength, on.steps, on.count, on.seed, on.others]
         for task, button in on.generate.items():
-            canvas, shown = on.canvases[task], [*results, on.seed]
-            # The same goes for what a job was given: so the paint is taken from the canvas first.
-            taken = button.click(None, canvas, on.paint, js=LAYER, **rules)
-            taken.then(self._generator(task), [on.paint, *words], shown, **rules)
-            by_task = [canvas, *on.generate.values(), on.strength]
+            canvas = on.canvases[task]
+            canvas.connect(rules)
+            asked = [on.paint, canvas.shown, *words]
+            after = [*results, on.seed]
+            button.click(self._generator(task), asked, after, js=canvas.painted, **rules)
+            by_task = [canvas.editor, canvas.shown, *on.generate.values(), on.strength]
             on.tabs[task].select(self._opened_tab(task), None, by_task, **rules)
         on.stop.click(self._stop, None, on.status, **rules)
         on.gallery.select(self._pick, None, [on.compare, on.status], **rules)
@@ -116,8 +120,8 @@ class Page:
                 del self.seats[key]
                 seat.folder.cleanup()
 
-    def _opened_tab(self, task: Task) -> Callable[[gr.Request], Awaitable[Update]]:
-        async def opened(request: gr.Request) -> Update:
+    def _opened_tab(self, task: Task) -> Callable[[gr.Request], AsyncIterator[Update]]:
+        async def opened(request: gr.Request) -> AsyncIterator[Update]:
             seat = self._seat(request)
             seat.task = task
             buttons = self.on.generate.items()
@@ -125,10 +129,18 @@ class Page:
             update[self.on.strength] = gr.update(visible=task is Task.SDEDIT)
             if task in seat.stale and seat.desk.picture is not None:
                 seat.stale.discard(task)
-                update[self.on.canvases[task]] = canvas_of(seat.desk.picture)
-            return update
+                async for shown in self._on_canvas(seat, seat.desk.picture):
+                    yield shown
+            yield update
 
         return opened
+
+    async def _on_canvas(self, seat: Seat, picture: Image.Image) -> AsyncIterator[Update]:
+        """Show a picture on the canvas of the open tab, without paint."""
+        canvas = self.on.canvases[seat.task]
+        yield {canvas.editor: canvas_of(picture)}
+        # When it is there: what is read before is not taken for paint on this picture.
+        yield {canvas.shown: seat.shown}
 
     async def _open(self, path: str, steps: int, request: gr.Request) -> AsyncIterator[Update]:
         seat = self._seat(request)
@@ -163,8 +175,10 @@ class Page:
             update = self._told(event, f"{end}: paint, and generate.")
             if isinstance(event, Shown):
                 seat.stale, seat.chosen = set(Task) - {seat.task}, None
+                seat.shown = uuid.uuid4().hex
+                async for shown in self._on_canvas(seat, event.picture):
+                    yield shown
                 update |= {self.on.gallery: [], self.on.save: gr.update(interactive=False)}
-                update[self.on.canvases[seat.task]] = canvas_of(event.picture)
                 update[self.on.compare] = (event.picture, event.picture)
             elif isinstance(event, Ended) and seat.desk.picture is not None:
                 saved = await asyncio.to_thread(seat.desk.save, Path(seat.folder.name))
@@ -174,6 +188,7 @@ class Page:
     def _generator(self, task: Task) -> Callable[..., AsyncIterator[Update]]:
         async def generated(
             paint: Image.Image | None,
+            shown: str,
             prompt: str,
             negative: str | None,
             strength: float,
@@ -185,6 +200,8 @@ class Page:
         ) -> AsyncIterator[Update]:
             seat, first = self._seat(request), int(seed or 0)
             seeds = tuple(range(first, first + int(count)))
+            if shown != seat.shown:
+                paint = None  # it was on another picture, and is not on the canvas any more
             wish = Wish(prompt or "", negative or "", strength, int(steps), seeds)
             asked = _events(lambda emit: seat.desk.generate(task, paint, wish, emit))
             done: list[tuple[Image.Image, str]] = []

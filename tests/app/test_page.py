@@ -67,8 +67,13 @@ def painted() -> Image.Image:
 
 
 def generated(page: Page, who: str, paint: Image.Image | None) -> list[Update]:
+    shown = page._seat(somebody(who)).shown
+    return all_of(asked(page, who, paint, shown))
+
+
+def asked(page: Page, who: str, paint: Image.Image | None, shown: str) -> AsyncIterator[Update]:
     words = ("a horse", None, 0.8, STEPS, 2, 7, True)
-    return all_of(page._generator(Task.INPAINTING)(paint, *words, somebody(who)))
+    return page._generator(Task.INPAINTING)(paint, shown, *words, somebody(who))
 
 
 def test_two_sessions_have_nothing_in_common(page: Page, photo: Path) -> None:
@@ -114,12 +119,27 @@ def test_an_error_is_a_sentence_and_no_markup(page: Page, tmp_path: Path) -> Non
 def test_a_tab_that_was_not_seen_gets_the_picture(page: Page, photo: Path) -> None:
     who = somebody("a")
     all_of(page._open(str(photo), STEPS, who))
-    first = asyncio.run(page._opened_tab(Task.SDEDIT)(who))
+    first = all_of(page._opened_tab(Task.SDEDIT)(who))
     drawing = page.on.canvases[Task.SDEDIT]
-    assert first[drawing]["background"].size == SIZE and not first[drawing]["layers"]
-    asyncio.run(page._opened_tab(Task.INPAINTING)(who))
-    again = asyncio.run(page._opened_tab(Task.SDEDIT)(who))
-    assert drawing not in again  # what was drawn there stays
+    picture = first[0][drawing.editor]
+    assert picture["background"].size == SIZE and not picture["layers"]
+    assert first[1] == {drawing.shown: page.seats["a"].shown}
+    all_of(page._opened_tab(Task.INPAINTING)(who))
+    again = all_of(page._opened_tab(Task.SDEDIT)(who))
+    assert len(again) == 1 and drawing.editor not in again[0]  # what was drawn there stays
+
+
+def test_paint_of_a_picture_before_is_none(page: Page, photo: Path) -> None:
+    updates = all_of(page._open(str(photo), STEPS, somebody("a")))
+    mask = page.on.canvases[Task.INPAINTING]
+    order = [part for u in updates for part in (mask.editor, mask.shown) if part in u]
+    assert order == [mask.editor, mask.shown]  # what is named is there
+    before = page.seats["a"].shown
+    generated(page, "a", painted())
+    all_of(page._accept(somebody("a")))
+    assert page.seats["a"].shown not in ("", before)
+    late = all_of(asked(page, "a", painted(), before))
+    assert "Nothing is painted yet" in late[-1][page.on.status]
 
 
 def test_a_page_that_was_left(page: Page, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
