@@ -34,14 +34,12 @@ const touch = (rest) => {
 const within = (event) => event.target.closest?.(`#${props.editor}`);
 const press = (event) => { if (within(event)) { pressed = true; touch(false); } };
 const release = () => { if (pressed) { pressed = false; touch(true); } };
-const type = (event) => { if (within(event)) touch(true); };
+const change = (event) => { if (within(event)) touch(true); };
 addEventListener("pointerdown", press, true);
 addEventListener("pointerup", release, true);
 addEventListener("pointercancel", release, true);
-addEventListener("keydown", type, true);
-addEventListener("keyup", type, true);
+for (const name of ["keydown", "keyup", "drop"]) addEventListener(name, change, true);
 
-here.touch = touch;
 here.answer = (number, paint) => { waiting.get(number)?.(paint); waiting.delete(number); };
 here.painted = async (shown) => {
   const fits = newest?.touches === touches && (await newest.answer)?.shown === shown;
@@ -100,7 +98,6 @@ class Canvas:
             f"{self._here}.answer(number, {{layer: canvas?.layers[0] ?? null, shown}})"
         )
         self._reader.submit(None, [self._reader, self.editor, self.shown], js=answer, **rules)
-        self.editor.upload(None, js=f"() => {self._here}.touch(false)", **rules)
 
     @property
     def painted(self) -> str:
