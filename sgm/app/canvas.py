@@ -8,7 +8,6 @@ server keeps the paint. A click that comes sooner waits; paint that was touched 
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 # In the browser. `editor` is touched by what may change its paint, and `newest` is how it was last
 # read. An answer says which reading it is of: one may fail, and be sent after the next.
@@ -110,6 +109,6 @@ class Canvas:
         )
 
 
-def canvas_of(picture: Image.Image) -> dict[str, Any]:
-    """A canvas with a picture and no paint."""
+def canvas_of(picture: str) -> dict[str, Any]:
+    """A canvas with the picture of a file and no paint."""
     return {"background": picture, "layers": [], "composite": None}

@@ -36,7 +36,7 @@ class Seat:
         folder: for what is saved.
         chosen: seed of the variant that is compared with the picture; None for none.
         task: which tab is open.
-        shown: names the picture that is edited; another for every picture.
+        shown: name of the file of the picture that is edited; another for every picture.
         stale: the tasks whose canvas does not show the picture as it is now. A canvas that is not
             seen cannot be painted by gradio, so it is brought up to date when its tab is opened.
         left: when the browser went away; None while it is there. A telephone that slept comes back.
@@ -49,6 +49,18 @@ class Seat:
     shown: str = ""
     stale: set[Task] = field(default_factory=set)
     left: float | None = None
+
+    async def show(self, picture: Image.Image) -> None:
+        """Write another picture that is edited, as a file: gradio would encode it again wherever
+        it is seen."""
+        name = f"{uuid.uuid4().hex}.png"
+        await asyncio.to_thread(picture.save, Path(self.folder.name) / name, compress_level=1)
+        self.shown = name
+
+    @property
+    def path(self) -> str:
+        """Of the picture that is edited."""
+        return str(Path(self.folder.name) / self.shown)
 
 
 class Page:
@@ -129,16 +141,16 @@ class Page:
             update[self.on.strength] = gr.update(visible=task is Task.SDEDIT)
             if task in seat.stale and seat.desk.picture is not None:
                 seat.stale.discard(task)
-                async for shown in self._on_canvas(seat, seat.desk.picture):
+                async for shown in self._on_canvas(seat):
                     yield shown
             yield update
 
         return opened
 
-    async def _on_canvas(self, seat: Seat, picture: Image.Image) -> AsyncIterator[Update]:
-        """Show a picture on the canvas of the open tab, without paint."""
+    async def _on_canvas(self, seat: Seat) -> AsyncIterator[Update]:
+        """Show the picture on the canvas of the open tab, without paint."""
         canvas = self.on.canvases[seat.task]
-        yield {canvas.editor: canvas_of(picture)}
+        yield {canvas.editor: canvas_of(seat.path)}
         # When it is there: what is read before is not taken for paint on this picture.
         yield {canvas.shown: seat.shown}
 
@@ -174,12 +186,12 @@ class Page:
         async for event in events:
             update = self._told(event, f"{end}: paint, and generate.")
             if isinstance(event, Shown):
+                await seat.show(event.picture)
                 seat.stale, seat.chosen = set(Task) - {seat.task}, None
-                seat.shown = uuid.uuid4().hex
-                async for shown in self._on_canvas(seat, event.picture):
+                async for shown in self._on_canvas(seat):
                     yield shown
                 update |= {self.on.gallery: [], self.on.save: gr.update(interactive=False)}
-                update[self.on.compare] = (event.picture, event.picture)
+                update[self.on.compare] = (seat.path, seat.path)
             elif isinstance(event, Ended) and seat.desk.picture is not None:
                 saved = await asyncio.to_thread(seat.desk.save, Path(seat.folder.name))
                 update[self.on.save] = gr.update(value=str(saved), interactive=True)
@@ -220,7 +232,7 @@ class Page:
                 yield update
                 if isinstance(event, Variant) and len(done) == 1:
                     # In an update of its own: the result is seen before large files are written.
-                    yield {self.on.compare: (seat.desk.picture, event.picture)}
+                    yield {self.on.compare: (seat.path, event.picture)}
 
         return generated
 
@@ -233,7 +245,7 @@ class Page:
         variant = variants[event.index]
         seat.chosen = variant.seed
         words = f"Seed {variant.seed} is compared with your picture: accept it, or click another."
-        return {self.on.compare: (seat.desk.picture, variant.picture), self.on.status: said(words)}
+        return {self.on.compare: (seat.path, variant.picture), self.on.status: said(words)}
 
     async def _stop(self, request: gr.Request) -> Update:
         self._seat(request).desk.cancel()

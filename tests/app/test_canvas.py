@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgm.app.desk import Desk, Wish
+from sgm.app.desk import Desk
 from sgm.app.events import Variant
 from sgm.app.studio import Studio
 from sgm.specs import SamplingParams
@@ -45,24 +45,17 @@ def chrome() -> Iterator[Browser]:
 @pytest.fixture
 def masks(monkeypatch: pytest.MonkeyPatch) -> Masks:
     """What was painted, of every edit."""
-    given: Masks = []
+    seen: Masks = []
 
-    def variant(
-        desk: Desk,
-        job: object,
-        session: object,
-        task: Task,
-        layer: np.ndarray,
-        wish: Wish,
-        seed: int,
-    ) -> Variant:
+    def variant(desk: Desk, *given: Any) -> Variant:
+        *_, layer, _, seed = given
         assert desk.picture is not None
-        given.append(layer[..., 3] > 0)
+        seen.append(layer[..., 3] > 0)
         return Variant(seed, desk.picture, 1.0, None, "")
 
     monkeypatch.setattr(Desk, "_session", lambda desk, job, steps: None)
     monkeypatch.setattr(Desk, "_variant", variant)
-    return given
+    return seen
 
 
 @pytest.fixture

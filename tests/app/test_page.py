@@ -122,7 +122,8 @@ def test_a_tab_that_was_not_seen_gets_the_picture(page: Page, photo: Path) -> No
     first = all_of(page._opened_tab(Task.SDEDIT)(who))
     drawing = page.on.canvases[Task.SDEDIT]
     picture = first[0][drawing.editor]
-    assert picture["background"].size == SIZE and not picture["layers"]
+    with Image.open(picture["background"]) as shown:
+        assert shown.size == SIZE and not picture["layers"]
     assert first[1] == {drawing.shown: page.seats["a"].shown}
     all_of(page._opened_tab(Task.INPAINTING)(who))
     again = all_of(page._opened_tab(Task.SDEDIT)(who))
