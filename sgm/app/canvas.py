@@ -37,7 +37,7 @@ const change = (event) => { if (within(event)) touch(true); };
 addEventListener("pointerdown", press, true);
 addEventListener("pointerup", release, true);
 addEventListener("pointercancel", release, true);
-for (const name of ["keydown", "keyup", "drop"]) addEventListener(name, change, true);
+for (const name of ["click", "keydown", "keyup", "drop"]) addEventListener(name, change, true);
 
 here.answer = (number, paint) => { waiting.get(number)?.(paint); waiting.delete(number); };
 here.painted = async (shown) => {
@@ -59,7 +59,7 @@ class Canvas:
 
     Attributes:
         editor: what is painted on.
-        shown: names the picture that is below the paint; without a look.
+        shown: not seen; names the picture that is below the paint.
     """
 
     def __init__(self, colours: list[str], name: str) -> None:
