@@ -133,11 +133,16 @@ class Recordings:
         largest = None if network is self.networks.unet else track.recorded.largest(self.size)
         return recording(network, dtype=track.recorded.dtype, largest=largest)
 
-    def denoiser(self, params: SamplingParams) -> Denoise:
+    def denoiser(self, params: SamplingParams, track: Track) -> Denoise:
         """The guided estimate under the prompts of `params`. Until the next one is made, sparse
-        passes attend to these prompts. An inpainting network is told that nothing is masked."""
+        passes attend to these prompts. An inpainting network is told that all of the picture is
+        masked, as in every SDEdit, or for inpainting, whose masks are not known, that nothing is.
+        """
         concat = None
-        if self.networks.reads_mask:
+        if self.networks.reads_mask and track.stepped:
+            whole = torch.ones(self.size, dtype=torch.bool, device=self.picture.device)
+            concat = self.networks.masked(self.picture, whole, self.noise)
+        elif self.networks.reads_mask:
             concat = torch.cat([torch.zeros_like(self.z[:, :1]), self.z], dim=1)
         return self.pipeline.denoiser(params, self.size, concat)
 
@@ -203,7 +208,8 @@ class Recordings:
             make_store: the store for so many bytes; None to use the one that is there.
         """
         size = 0
-        unedited = track.unedited(self.z, self.noise, self.denoiser(self.params), self.solver)
+        denoise = self.denoiser(self.params, track)
+        unedited = track.unedited(self.z, self.noise, denoise, self.solver)
         watch = NanCheck(self.networks.device)
         for step in each(track.made, "recording", progress):
             with self.recording_of(self.networks.unet, track) as record:

@@ -54,12 +54,12 @@ def bring_up_to_date(
     latent_mask = masks[z.shape[2], z.shape[3]].to(z.device)
     recordings.z = torch.where(latent_mask, z, recordings.z)
     update(DECODER, networks.decoder, partial(networks.decode, recordings.z))
-    denoise = recordings.denoiser(recordings.params)
     updated = {ENCODER, DECODER, LATENTS, REGION}
     for track in recordings.tracks.values():
         if region is not None and not region.holds(changed, track.name):
             continue
         updated |= {track.name_of_latents, *map(track.name_of, track.made)}
+        denoise = recordings.denoiser(recordings.params, track)
         along = track.unedited(recordings.z, recordings.noise, denoise, recordings.solver)
         for step in each(track.made, "updating", progress):
             handle_of(networks.unet).use(store.get(track.name_of(step)))
@@ -88,7 +88,7 @@ def names_of_prompt(
     names = {step: track.name_of_prompt(*words, step) for step in track.steps_of_prompt()}
     if store.names().issuperset(names.values()):
         return names
-    denoise, watch = recordings.denoiser(params), NanCheck(networks.device)
+    denoise, watch = recordings.denoiser(params, track), NanCheck(networks.device)
     latents = track.latents_of(store.get(track.name_of_latents))
     unedited = latents or track.unedited(recordings.z, recordings.noise, denoise, recordings.solver)
     for step in each(list(names), "recording", progress):

@@ -18,7 +18,7 @@ from sgm.inference.pipeline import Pipeline
 from sgm.inference.sdedit import SDEdit
 from sgm.inference.session import EditSession
 from sgm.specs import MODELS, SamplingParams, Weights
-from sgm.words import Precision, Preset, RunType, Spacing
+from sgm.words import Precision, Preset, RunType, Spacing, Task
 from tests.conftest import ROOT, max_error
 from tests.diffusers_here import diffusers_or_skip
 from tests.io.tiny_files import UNET, folder_tensors, saved
@@ -139,6 +139,31 @@ def test_a_session_shows_the_mask_of_each_edit(pipes: dict[str, Pipeline]) -> No
     assert max_error(first.image, cold.image) < 0.5
     session.accept(first)
     assert session.sdedit("a sun", drawn(), 0.5).image.shape == (3, *SIZE)
+
+
+@pytest.mark.parametrize(("task", "masked"), [(Task.SDEDIT, 1.0), (Task.INPAINTING, 0.0)])
+def test_what_a_recording_is_told(task: Task, masked: float, pipes: dict[str, Pipeline]) -> None:
+    """For SDEdit what the edit is told, that all is masked; for inpainting that nothing is. Also
+    where an accepted edit or another prompt changes the recordings."""
+    seen: list[Tensor] = []
+    hook = pipes["fast"].networks.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0].clone()), with_kwargs=True
+    )
+    try:
+        session = EditSession(pipes["fast"], picture(), PARAMS, task, noise=NOISE)
+        edit = session.sdedit if task is Task.SDEDIT else session.inpaint
+        what = drawn() if task is Task.SDEDIT else rectangle()
+        recorded = len(seen)
+        result = edit("a sun", what)
+        edited = len(seen)
+        session.accept(result)
+    finally:
+        hook.remove()
+    told = seen if task is Task.SDEDIT else [*seen[:recorded], *seen[edited:]]
+    assert recorded < edited < len(seen)
+    assert {x[:, 4].unique().item() for x in told} == {masked}
+    if task is Task.SDEDIT:
+        assert all(torch.equal(x[:, 4:], seen[-1][:, 4:]) for x in told)
 
 
 # ---- diffusers ----
