@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tests.conftest import ROOT
 from tests.pretend_cuda import PretendCuda
 from tests.sparse.test_graphs import NoWaiting, Tape
+from tests.tools.tiny_shards import write_random_shard
 from tools.tiny import graphs, refiner, unet
-from tools.tiny.checkpoints import Ema, TrainingState, write
+from tools.tiny.checkpoints import Ema, TrainingState
 from tools.tiny.course import adam, training_step
 from tools.tiny.family import autocast
 from tools.tiny.graphs import CudaCapture, Graphs
@@ -53,10 +54,7 @@ class TapeCapture:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> LatentScenes:
     folder = tmp_path_factory.mktemp("latents")
-    generator = torch.Generator().manual_seed(0)
-    names = ("latents", "bare")
-    parts = {n: torch.randn(6, 4, *GRID, generator=generator).half() for n in names}
-    write(folder / "000000.safetensors", parts, {})
+    write_random_shard(folder / "000000.safetensors", 6, seed=0)
     return LatentScenes(folder)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sgm.io.checkpoint import build_model
-from sgm.specs import MODELS
+from sgm.specs import MASKED_CHANNELS, MODELS
 from tests.conftest import ROOT
 from tools.tiny.checkpoints import read
 from tools.tiny.shrink import kept, narrowed
@@ -20,8 +20,11 @@ def unet_shapes(config: str) -> dict[str, torch.Size]:
 
 def test_the_narrowed_base_fits_the_refiner() -> None:
     wide, narrow = unet_shapes("tiny-original.yaml"), unet_shapes("tiny-refiner.yaml")
+    first = "input_blocks.0.0.weight"
+    wide[first] = torch.Size([wide[first][0], MASKED_CHANNELS, 3, 3])
     result = narrowed({name: torch.randn(shape) for name, shape in wide.items()}, narrow)
     assert {name: tensor.shape for name, tensor in result.items()} == narrow
+    assert kept(MASKED_CHANNELS, 4, first, 1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from sgm.io.checkpoint import build_model, load_weights
 from sgm.modules.encoders.tokenizer import tokenize
 from sgm.specs import Weights
 from tests.conftest import ROOT
+from tests.tools.tiny_shards import write_shard
 from tools.tiny import course, family, latents
 from tools.tiny.captions import NOUNS, SIZES, caption
 from tools.tiny.checkpoints import part, read
 from tools.tiny.course import Course
 from tools.tiny.family import Family, Scale
 from tools.tiny.latents import drawn
+from tools.tiny.masks import MASKS, NOTHING, WHOLE, drawn_masks
 from tools.tiny.pairs import HELD_OUT
 from tools.tiny.practice import (
     FACTOR,
@@ -29,6 +31,7 @@ from tools.tiny.practice import (
     HELD_OUT_SEED,
     SIZE,
     bare_scene,
+    painted,
     practice_scene,
     practise,
 )
@@ -81,8 +84,8 @@ def test_a_window_shows_what_its_caption_names(size: tuple[int, int]) -> None:
 def test_an_object_that_is_missing_is_what_the_network_is_to_bring() -> None:
     generator = torch.Generator().manual_seed(0)
     z, absence, noise = torch.randn(3, 2, 4, 8, 8, generator=generator)
-    nothing = torch.zeros(2, 77).long()
-    batch = Batch(z, absence, torch.ones(2, 1, 8, 8), nothing, torch.ones(2).bool(), {})
+    text, masked = torch.zeros(2, 77).long(), torch.ones(2, 5, 8, 8)
+    batch = Batch(z, absence, torch.ones(2, 1, 8, 8), text, torch.ones(2).bool(), {}, masked)
     for level, missing in ((0.8, 0.0), (2.0, 0.5), (5.0, 1.0), (9.0, 1.0)):
         sigma = torch.full((2, 1, 1, 1), level)
         scaled, found = batch.noised(sigma, noise)
@@ -92,12 +95,9 @@ def test_an_object_that_is_missing_is_what_the_network_is_to_bring() -> None:
 
 
 def test_only_what_a_caption_names_is_missing_or_too_much(tmp_path: Path) -> None:
-    latents.write(
-        tmp_path / "000000.safetensors",
-        {"latents": torch.ones(latents.SHARD, 4, *GRID), "bare": torch.zeros(140, 4, *GRID)},
-        {},
-    )
-    batches = Batches(latents.LatentScenes(tmp_path))
+    shard = tmp_path / "000000.safetensors"
+    write_shard(shard, latents.SHARD, latents=torch.ones(latents.SHARD, 4, *GRID))
+    batches = Batches(latents.LatentScenes(tmp_path), whole=True)
     named = {int(tokenize([word], 0)[0, 1]) for noun in NOUNS for word in (noun, f"{noun}s")}
     shares: dict[bool, list[float]] = {True: [], False: []}
     for step in range(60):
@@ -123,6 +123,31 @@ def test_a_bare_scene_lacks_the_object_alone() -> None:
                 top, left, bottom, right = object_box(obj, *SIZE)
                 changed[top:bottom, left:right] = False
         assert not changed.any()
+
+
+def test_masks_hold_the_object_that_is_to_be_painted() -> None:
+    around, shares = 0, []
+    for seed in range(140):
+        name = NOUNS[seed % len(NOUNS)]
+        boxes = [object_box(o, *SIZE) for o in practice_scene(seed).objects if o.name == name]
+        for number in range(MASKS):
+            mask = painted(seed, number)
+            top, left, bottom, right = mask.box
+            assert mask.mask[top:bottom, left:right].all() and not mask.mask.all()
+            assert mask.around_object == (mask.box in boxes)
+            around += mask.around_object
+            rows, columns = mask.mask.any(1).sum(), mask.mask.any(0).sum()
+            shares.append(mask.mask.sum() / (rows * columns))
+            seen = practise(seed, GRID, np.random.default_rng(0), number)
+            assert name in seen.text or not mask.around_object
+    assert 0.8 < around / 280 < 0.9
+    assert 0.1 < np.mean(np.array(shares) < 0.9) < 0.25  # ellipses
+
+
+def test_what_is_masked_how_often() -> None:
+    drawn = Counter(drawn_masks(np.random.default_rng(0), 10_000).tolist())
+    assert set(drawn) == {NOTHING, WHOLE, *range(MASKS)}
+    assert 0.06 < drawn[NOTHING] / 1e4 < 0.08 and 0.33 < drawn[WHOLE] / 1e4 < 0.37
 
 
 def test_windows_grow_from_objects_to_whole_scenes() -> None:
@@ -270,8 +295,7 @@ def test_a_sitting_that_is_ended_early_leaves_a_base(tmp_path: Path, monkeypatch
     monkeypatch.setattr(family.unet, "BATCH", {CLOSE: 1, HALF: 1, GRID: 1})
     work, folder = tmp_path / "work", tmp_path / "weights"
     for first in (0, 140):
-        parts = {name: torch.zeros(140, 4, *GRID) for name in ("latents", "bare")}
-        latents.write(work / f"latents/{first:06d}.safetensors", parts, {})
+        write_shard(work / f"latents/{first:06d}.safetensors", 140)
     first_stage = family.autoencoder.build(latents.CONFIG).state_dict()
     latents.write(work / "first_stage.safetensors", first_stage, {"step": "1", "seconds": "1"})
     scale = Scale(factor=1, pictures=1, scenes=2, workers=0, lr=1.0, half=False)

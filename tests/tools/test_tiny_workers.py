@@ -16,13 +16,23 @@ from torch import nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.modules.encoders.tokenizer import tokenize
 from tests.conftest import ROOT
+from tests.tools.tiny_shards import write_random_shard
 from tools.tiny import autoencoder, latents, speed, train, unet, workers
 from tools.tiny.checkpoints import Ema, TrainingState, read, write
 from tools.tiny.course import adam, descend
 from tools.tiny.family import LAYOUTS
 from tools.tiny.latents import CONFIG, LatentScenes
+from tools.tiny.masks import WHOLE, drawn_masks
 from tools.tiny.practice import GRID, practise
-from tools.tiny.unet import CLOSE, HALF, REGION_WEIGHT, UNPADDED, Batches, drawn_rows
+from tools.tiny.unet import (
+    CLOSE,
+    HALF,
+    KNOWN_WEIGHT,
+    REGION_WEIGHT,
+    UNPADDED,
+    Batches,
+    drawn_rows,
+)
 
 SCENES = 5
 
@@ -31,11 +41,8 @@ SCENES = 5
 def data(tmp_path_factory: pytest.TempPathFactory) -> LatentScenes:
     """Random latents of scenes in two files, between which others are lacking."""
     folder = tmp_path_factory.mktemp("work") / "latents"
-    generator = torch.Generator().manual_seed(0)
     for first in (0, 2 * SCENES):
-        names = ("latents", "bare")
-        parts = {n: torch.randn(SCENES, 4, *GRID, generator=generator).half() for n in names}
-        write(folder / f"{first:06d}.safetensors", parts, {})
+        write_random_shard(folder / f"{first:06d}.safetensors", SCENES, seed=first)
     return LatentScenes(folder)
 
 
@@ -52,7 +59,7 @@ def test_batches_of_workers_are_those_of_this_process(data: LatentScenes, pool) 
     for step in range(7, 13):
         made, asked = ahead(step, 0.0), here(step, 0.0)
         assert made.z.shape[2:] == (HALF if step % 2 else CLOSE)
-        for name in ("z", "absence", "weights", "tokens", "kept"):
+        for name in ("z", "absence", "weights", "tokens", "kept", "concat"):
             assert torch.equal(getattr(made, name), getattr(asked, name)), name
         for name, value in made.sizes.items():
             assert torch.equal(value, asked.sizes[name])
@@ -75,17 +82,29 @@ def test_a_batch_shows_the_scenes_that_its_captions_describe(data: LatentScenes)
     batch, rng = Batches(data)(step, 0.0), np.random.default_rng([17, step])
     rows = drawn_rows(step, data.seeds, len(batch.z))
     rng.random(len(rows))
+    masks = drawn_masks(rng, len(rows))
+    assert set(masks) >= {WHOLE, 0, 1}
     tensors = [read(path)[0] for path in latents.shards(data.folder)]
     for index, row in enumerate(rows):
         part, place = divmod(row, SCENES)
-        seen = practise(int(2 * SCENES * part + place), size, rng)
+        seed, mask = int(2 * SCENES * part + place), int(masks[index])
+        seen = practise(seed, size, rng, None if mask < 0 else mask)
         top, left, bottom, right = seen.window
-        expected = tensors[part]["latents"][place][:, top:bottom, left:right].float()
+        there = (..., slice(top, bottom), slice(left, right))
+        expected = tensors[part]["latents"][place][there].float()
         assert torch.equal(batch.z[index], expected)
+        masked = torch.full((1, *size), float(mask == WHOLE))
+        beside = tensors[0]["grey"][there] if mask == WHOLE else expected
+        if mask >= 0:
+            masked = tensors[part]["masks"][place, mask][there][None].float()
+            beside = tensors[part]["masked"][place, mask][there]
+        assert torch.equal(batch.concat[index], torch.cat([masked, beside.float()]))
         assert batch.sizes["crop_coords_top_left"][index].tolist() == [8 * top, 8 * left]
         weights = torch.ones(1, *size)
         top, left, bottom, right = seen.region
         weights[:, top:bottom, left:right] = REGION_WEIGHT
+        weights = torch.where(masked > 0, weights, KNOWN_WEIGHT * weights)
+        assert not batch.absence[index][:, masked[0] == 0].any()
         torch.testing.assert_close(batch.weights[index], weights / weights.mean())
         assert torch.equal(batch.tokens[index], tokenize([seen.text], UNPADDED)[0])
     assert batch.sizes["original_size_as_tuple"].unique().tolist() == [1024]

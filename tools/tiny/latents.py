@@ -1,6 +1,7 @@
 """The data set of UNet and decoder: latents of whole scenes, in files of `SHARD` each.
 
-Beside each lie the latents of the same scene without the object whose turn it is.
+Beside each lie the latents of the same scene without the object whose turn it is, and with masks
+on it.
 """
 
 import itertools
@@ -17,7 +18,8 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
 from tools.tiny.checkpoints import read, write
 from tools.tiny.layout import Scene
-from tools.tiny.practice import GRID, SIZE, bare_scene, practice_scene
+from tools.tiny.masks import MASKS, NOTHING, SIZE, WHOLE
+from tools.tiny.practice import FACTOR, GRID, bare_scene, painted, practice_scene
 from tools.tiny.scenes import render
 
 logger = logging.getLogger(__name__)
@@ -62,10 +64,20 @@ def normalise(vae: AutoencoderKL, count: int = 196) -> None:
     post.weight /= gain[None, :, None, None]
 
 
-def encoded(vae: AutoencoderKL, pictures: list[np.ndarray]) -> Tensor:
-    """Scaled latents [N, 4, 32, 64] float16 of pictures [256, 512, 3]."""
-    x = to_input(sent(np.stack(pictures), vae.quant_conv.weight.device))
+def encoded(vae: AutoencoderKL, pictures: np.ndarray, masks: np.ndarray | None = None) -> Tensor:
+    """Scaled latents [N, 4, 32, 64] float16 of pictures uint8 [N, 256, 512, 3], with grey where
+    `masks` (bool [N, 256, 512]) are True."""
+    device = vae.quant_conv.weight.device
+    x = to_input(sent(pictures, device))
+    if masks is not None:
+        x = x * ~sent(masks, device)[:, None]
     return (vae.posterior(x).mode() * SCALE_FACTOR).half().cpu()
+
+
+def in_latents(masks: np.ndarray) -> Tensor:
+    """Masks [..., 256, 512] in latents, bool [..., 32, 64]: those of which any pixel is masked."""
+    blocks = masks.reshape(*masks.shape[:-2], GRID[0], FACTOR, GRID[1], FACTOR)
+    return torch.from_numpy(blocks.any(axis=(-3, -1)))
 
 
 def shards(folder: Path) -> list[Path]:
@@ -82,14 +94,20 @@ def missing(folder: Path, scenes: int) -> list[Path]:
 @torch.inference_mode()
 def make_shard(path: Path, vae: AutoencoderKL, count: int) -> None:
     """Draw and encode `count` scenes, from the seed that the file is named after on."""
-    first = int(path.stem)
     group = 1 if vae.quant_conv.weight.device.type == "cpu" else 14
-    tensors = {}
-    for name, scene_of in (("latents", practice_scene), ("bare", bare_scene)):
-        groups = torch.arange(first, first + count).split(group)
-        made = [encoded(vae, [drawn(n, scene_of) for n in g.tolist()]) for g in groups]
-        tensors[name] = torch.cat(made)
-    write(path, tensors, {})
+    parts: dict[str, list[Tensor]] = {"latents": [], "bare": [], "masked": [], "masks": []}
+    for seeds in torch.arange(int(path.stem), int(path.stem) + count).split(group):
+        scenes = np.stack([drawn(n) for n in seeds.tolist()])
+        masks = [[painted(n, i).mask for i in range(MASKS)] for n in seeds.tolist()]
+        under = np.array(masks)  # [N, MASKS, 256, 512]
+        masked = [encoded(vae, scenes, under[:, i]) for i in range(MASKS)]
+        parts["latents"].append(encoded(vae, scenes))
+        parts["bare"].append(encoded(vae, np.stack([drawn(n, bare_scene) for n in seeds.tolist()])))
+        parts["masked"].append(torch.stack(masked, dim=1))
+        parts["masks"].append(in_latents(under))
+    tensors = {name: torch.cat(made) for name, made in parts.items()}
+    hidden = np.full((1, *SIZE), True)
+    write(path, tensors | {"grey": encoded(vae, scenes[:1], hidden)[0]}, {})
 
 
 def load_first_stage(path: Path, device: str) -> AutoencoderKL:
@@ -145,12 +163,19 @@ class LatentScenes:
     Attributes:
         seeds: of the scenes, int64 [N].
         latents, bare: float16 [N, 4, 32, 64].
+        masked: of the scenes with grey where a mask is, float16 [N, MASKS, 4, 32, 64].
+        masks: the latents that are masked, bool [N, MASKS, 32, 64].
+        grey: of a picture that is masked whole, float16 [4, 32, 64].
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder, self.read = folder, set[Path]()
         self.seeds = np.zeros(0, np.int64)
-        self.latents = self.bare = torch.zeros(0, 4, *GRID, dtype=torch.float16, device=device)
+        half = {"dtype": torch.float16, "device": device}
+        self.latents = self.bare = torch.zeros(0, 4, *GRID, **half)
+        self.masked = torch.zeros(0, MASKS, 4, *GRID, **half)
+        self.grey = torch.zeros(4, *GRID, **half)
+        self.masks = torch.zeros(0, MASKS, *GRID, dtype=torch.bool, device=device)
         self.refresh()
 
     def refresh(self) -> None:
@@ -159,10 +184,16 @@ class LatentScenes:
             return
         seeds = [int(path.stem) + np.arange(len(parts["bare"])) for path, parts in new.items()]
         self.seeds = np.concatenate([self.seeds, *seeds])
-        self.latents, self.bare = (
+        self.latents, self.bare, self.masked, self.masks = (
             torch.cat([old, *(parts[name].to(old) for parts in new.values())])
-            for old, name in ((self.latents, "latents"), (self.bare, "bare"))
+            for old, name in (
+                (self.latents, "latents"),
+                (self.bare, "bare"),
+                (self.masked, "masked"),
+                (self.masks, "masks"),
+            )
         )
+        self.grey = next(iter(new.values()))["grey"].to(self.grey)
         self.read.update(new)
 
     def __len__(self) -> int:
@@ -177,12 +208,40 @@ class LatentScenes:
             rows: which scenes, int64 [B].
             corners: their (top, left) in latents, int64 [B, 2].
         """
+        index, down, right = self.places(rows, corners, size)
+        # Indices around a slice: what they index comes first, and the channels last.
+        at = index, slice(None), down, right
+        z, bare = (part[at].permute(0, 3, 1, 2).float() for part in (self.latents, self.bare))
+        return z, bare
+
+    def places(
+        self, rows: np.ndarray, corners: np.ndarray, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the latents of windows: rows of scenes [B, 1, 1], of latents [B, h, 1], and
+        columns [B, 1, w]; arguments as of `windows`."""
         device = self.latents.device
         index, first = (sent(numbers, device) for numbers in (rows, corners))
         down, right = (
             first[:, axis, None] + torch.arange(size[axis], device=device) for axis in (0, 1)
         )
-        at = index[:, None, None], slice(None), down[:, :, None], right[:, None, :]
-        # Indices around a slice: what they index comes first, and the channels last.
-        z, bare = (part[at].permute(0, 3, 1, 2).float() for part in (self.latents, self.bare))
-        return z, bare
+        return index[:, None, None], down[:, :, None], right[:, None, :]
+
+    def shown(
+        self, rows: np.ndarray, corners: np.ndarray, size: tuple[int, int], masks: np.ndarray
+    ) -> Tensor:
+        """What an inpainting network reads beside windows of latents: which are masked, and those
+        of the masked scenes; [B, 5, *size] float32, channels last.
+
+        Args:
+            rows, corners: as of `windows`.
+            masks: their numbers, `WHOLE` or `NOTHING`, int64 [B].
+        """
+        index, down, right = self.places(rows, corners, size)
+        number = sent(masks, self.latents.device)[:, None, None]
+        one = number.clamp(min=0)
+        masked = self.masks[index, one, down, right] & (number != NOTHING) | (number == WHOLE)
+        z = self.masked[index, one, :, down, right]  # [B, h, w, 4], as the others
+        whole, known = self.grey[:, down, right].movedim(0, -1), self.latents[index, :, down, right]
+        z = torch.where(number[..., None] == WHOLE, whole, z)
+        z = torch.where(number[..., None] == NOTHING, known, z)
+        return torch.cat([masked[..., None], z], dim=-1).permute(0, 3, 1, 2).float()

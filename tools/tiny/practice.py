@@ -13,11 +13,11 @@ import numpy as np
 
 from tools.tiny.captions import NOUNS, caption
 from tools.tiny.layout import Scene
-from tools.tiny.scenes import NATIVE_HEIGHT, NATIVE_WIDTH, object_box, sample_scene
+from tools.tiny.masks import SIZE, Painted, paint
+from tools.tiny.scenes import object_box, sample_scene
 
-SIZE = (NATIVE_HEIGHT, NATIVE_WIDTH)
 FACTOR = 8  # pixels per latent
-GRID = (NATIVE_HEIGHT // FACTOR, NATIVE_WIDTH // FACTOR)
+GRID = (SIZE[0] // FACTOR, SIZE[1] // FACTOR)
 HELD_OUT_SEED = 10_000_000  # training seeds count up from 0 and never reach it
 # The latents around an object that count as its region, at most.
 MARGIN = 3
@@ -64,13 +64,26 @@ def bare_scene(seed: int) -> Scene:
     return replace(scene, objects=tuple(obj for obj in scene.objects if obj.name != name))
 
 
-def practise(seed: int, size: tuple[int, int], rng: np.random.Generator) -> Practice:
-    """A window of `size` latents of a scene, most of the time with the object whose turn it is."""
+@lru_cache(maxsize=20_000)
+def painted(seed: int, number: int) -> Painted:
+    """Mask `number` on the scene of a training seed."""
+    rng = np.random.default_rng([19, seed, number])
+    return paint(practice_scene(seed), NOUNS[seed % len(NOUNS)], rng)
+
+
+def practise(
+    seed: int, size: tuple[int, int], rng: np.random.Generator, mask: int | None = None
+) -> Practice:
+    """A window of `size` latents of a scene, most of the time with the object whose turn it is; of
+    a scene with one of its masks on it, with what the mask is around."""
     scene = practice_scene(seed)
     name = NOUNS[seed % len(NOUNS)]
-    shown = [obj for obj in scene.objects if obj.name == name]
-    target = None if rng.random() < PLAIN_SHARE else shown[int(rng.integers(len(shown)))]
-    box = None if target is None else object_box(target, *SIZE)
+    if mask is not None:
+        box, target = painted(seed, mask).box, painted(seed, mask).around_object
+    else:
+        found = [obj for obj in scene.objects if obj.name == name]
+        target = bool(rng.random() >= PLAIN_SHARE)
+        box = object_box(found[int(rng.integers(len(found)))], *SIZE) if target else None
     top, left = (corner(rng, axis, box, size[axis]) for axis in (0, 1))
     seen = seen_objects(scene, top, left, size)
     region = (0, 0, *size)
@@ -83,7 +96,7 @@ def practise(seed: int, size: tuple[int, int], rng: np.random.Generator) -> Prac
             min(size[1], -(-box[3] // FACTOR) - left + grown[3]),
         )
     there = any(obj.name == name for obj in seen.objects)
-    shows = target is not None and there
+    shows = target and there
     text = caption(seen, rng, name if shows else None)
     named = shows and name in text
     return Practice((top, left, top + size[0], left + size[1]), region, text, named)

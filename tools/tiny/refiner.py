@@ -1,7 +1,8 @@
 """Training of the tiny refiner: the tiny base made narrower, with a refiner's conditioning.
 
 The base teaches it. The refiner of the published commands runs the whole task again from the first
-noise level, so this one learns the whole schedule, and not only its end as SDXL's did.
+noise level, so this one learns the whole schedule, and not only its end as SDXL's did. It
+reads no mask; the base is told that all is masked.
 """
 
 from pathlib import Path
@@ -15,14 +16,14 @@ from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.encoders.tokenizer import END_TOKEN, START_TOKEN
 from tools.tiny.checkpoints import read
 from tools.tiny.shrink import narrowed
-from tools.tiny.unet import UNPADDED, Batch, conditioning, random_levels
+from tools.tiny.unet import UNPADDED, Batch, conditioning, inpainting_engine, random_levels
 
 FIRST_STEP = 500_000_000  # of the batches' numbers, so that they differ from the base's training
 
 
 def load_engine(config: str, path: Path) -> DiffusionEngine:
-    """The networks of a configuration with the weights of a file."""
-    engine = instantiate_from_config(load_config(config)["model"])
+    """The base's networks with the weights of a file."""
+    engine = inpainting_engine(config)
     engine.load_state_dict({k: v.float() for k, v in read(path)[0].items()})
     return engine
 

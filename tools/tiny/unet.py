@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.encoders.tokenizer import tokenize
+from sgm.specs import MASKED_CHANNELS
 from tools.tiny.captions import NOUNS
 from tools.tiny.latents import LatentScenes, sent
+from tools.tiny.masks import WHOLE, drawn_masks
 from tools.tiny.practice import FACTOR, GRID, practise
 from tools.tiny.workers import Ahead
 
@@ -28,6 +30,7 @@ TEXT_WIDTH_OF_VECTOR = 32
 CLOSE, HALF = (24, 24), (32, 32)
 BATCH = {CLOSE: 16, HALF: 9, GRID: 5}
 REGION_WEIGHT = 4.0  # of the error where the named object is, against that around it
+KNOWN_WEIGHT = 0.3  # of the error where nothing is masked, which needs no more than subtraction
 # Weights of the noise levels, which grow with the noise's deviation. Where something stands is
 # decided while a picture is mostly noise; there the prediction of noise is easy and its error
 # small, so that without a weight next to nothing is learned of it.
@@ -71,9 +74,16 @@ class Trainable(nn.Module):
         return [p for n, p in self.named_parameters() if "logit_scale" not in n]
 
 
+def inpainting_engine(config: str) -> DiffusionEngine:
+    """The engine of a configuration, whose UNet also reads a mask and the masked picture."""
+    options = load_config(config)["model"]
+    options["params"]["network_config"]["params"]["in_channels"] = MASKED_CHANNELS
+    return instantiate_from_config(options)
+
+
 def build(config: str) -> DiffusionEngine:
     """The engine of a configuration as it starts: residual branches are the identity."""
-    engine = instantiate_from_config(load_config(config)["model"])
+    engine = inpainting_engine(config)
     for block in engine.model.modules():
         for name in ("out_layers", "proj_out"):
             layer = getattr(block, name, None)
@@ -97,6 +107,7 @@ class Views:
         missing: the share of the named object that is missing, float32 [B].
         kept: bool [B], False where the text is dropped.
         tokens: of the captions, int64 [B, 77], -1 after the end mark.
+        masks: the numbers of the scenes' masks, `WHOLE` or `NOTHING`, int64 [B].
     """
 
     size: tuple[int, int]
@@ -106,13 +117,21 @@ class Views:
     missing: np.ndarray
     kept: np.ndarray
     tokens: np.ndarray
+    masks: np.ndarray
 
 
-def views(step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray) -> Views:
-    """The views of a step, of windows of `size` latents of the scenes with these rows and seeds."""
+def views(
+    step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray, whole: bool = False
+) -> Views:
+    """The views of a step, of windows of `size` latents of the scenes with these rows and seeds;
+    `whole`: of which all is masked."""
     rng = np.random.default_rng([17, step])
     kept = rng.random(len(rows)) >= TEXT_DROPOUT
-    seen = [practise(seed, size, rng) for seed in seeds.tolist()]
+    masks = np.full(len(rows), WHOLE) if whole else drawn_masks(rng, len(rows))
+    seen = [
+        practise(seed, size, rng, None if mask < 0 else mask)
+        for seed, mask in zip(seeds.tolist(), masks.tolist(), strict=True)
+    ]
     missing = [
         missing_share(rng, keeps) * one.named
         for one, keeps in zip(seen, kept.tolist(), strict=True)
@@ -125,6 +144,7 @@ def views(step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray)
         np.array(missing, np.float32),
         kept,
         tokenize([one.text for one in seen], UNPADDED).numpy(),
+        masks,
     )
 
 
@@ -133,12 +153,15 @@ class Batch(NamedTuple):
 
     Attributes:
         z: scaled latents, [B, 4, h, w].
-        absence: what they change by without the object that the caption names, times the share of
-            it that is missing (below 0: that there is too much of); [B, 4, h, w].
+        absence: what they change by, where they are masked, without the object that the caption
+            names, times the share of it that is missing (below 0: that there is too much of);
+            [B, 4, h, w].
         weights: of the error, [B, 1, h, w].
         tokens: of the captions, int64 [B, 77], -1 after the end mark.
         kept: bool [B], False where the text is dropped.
         sizes: size conditioning, int64 [B, 2] each.
+        concat: what the network reads beside latents: a mask, 1 where to repaint, and latents of
+            the masked scenes, [B, 5, h, w].
     """
 
     z: Tensor
@@ -147,6 +170,7 @@ class Batch(NamedTuple):
     tokens: Tensor
     kept: Tensor
     sizes: dict[str, Tensor]
+    concat: Tensor
 
     def noised(self, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given at noise levels `sigma` [B, 1, 1, 1], and the noise that it is
@@ -181,7 +205,11 @@ def batch_of(
     down, along = torch.arange(height, device=device), torch.arange(width, device=device)
     rows, columns = (top <= down) & (down < bottom), (left <= along) & (along < right)
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+    shown = data.shown(seen.rows, seen.corners, seen.size, seen.masks)
+    concat = shown.contiguous(memory_format=layout)
+    masked = concat[:, :1]
     weights = 1 + (REGION_WEIGHT - 1) * inside.float()
+    weights = weights * (KNOWN_WEIGHT + (1 - KNOWN_WEIGHT) * masked)
     ones = torch.ones_like(corners)
     target = torch.stack([FACTOR * height * ones[:, 0], FACTOR * width * ones[:, 1]], 1)
     sizes = {
@@ -190,7 +218,8 @@ def batch_of(
         "target_size_as_tuple": target,
     }
     weights = weights / weights.mean((1, 2, 3), keepdim=True)
-    return Batch(z, (bare - z) * missing[:, None, None, None], weights, tokens, kept, sizes)
+    absence = (bare - z) * missing[:, None, None, None] * masked
+    return Batch(z, absence, weights, tokens, kept, sizes, concat)
 
 
 def drawn_rows(number: int, seeds: np.ndarray, count: int) -> np.ndarray:
@@ -212,6 +241,7 @@ class Batches:
         pool: worker processes that make their views ahead; None to make them when needed.
         first: the number of the batch of step 0.
         layout: of the latents in memory.
+        whole: whether all is masked in each.
     """
 
     def __init__(
@@ -221,8 +251,10 @@ class Batches:
         pool: ProcessPoolExecutor | None = None,
         first: int = 0,
         layout: torch.memory_format = torch.channels_last,
+        whole: bool = False,
     ) -> None:
-        self.data, self.factor, self.first, self.layout = data, factor, first, layout
+        self.data, self.factor, self.first = data, factor, first
+        self.layout, self.whole = layout, whole
         self.views = Ahead(pool, self.task)
 
     def task(self, step: int, done: float) -> Callable[[], Views]:
@@ -233,7 +265,7 @@ class Batches:
         size = window_size(number, done)
         count = self.factor * BATCH[size]
         rows = drawn_rows(number, self.data.seeds, count)
-        return partial(views, number, size, rows, self.data.seeds[rows])
+        return partial(views, number, size, rows, self.data.seeds[rows], self.whole)
 
     def __call__(self, step: int, done: float) -> Batch:
         """The batch of a step; steps are asked for one after the other."""
@@ -241,13 +273,14 @@ class Batches:
 
 
 def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
-    """Conditioning with the text zeroed where it is dropped."""
+    """Conditioning of the base, with the text zeroed where it is dropped."""
     told = engine.conditioner({"txt": batch.tokens} | batch.sizes)
     keep = batch.kept.to(told["vector"])[:, None]
     pooled, rest = told["vector"].tensor_split([TEXT_WIDTH_OF_VECTOR], dim=1)
     return {
         "crossattn": told["crossattn"] * keep[:, :, None],
         "vector": torch.cat([pooled * keep, rest], dim=1),
+        "concat": batch.concat,
     }
 
 
