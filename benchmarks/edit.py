@@ -35,7 +35,8 @@ from sgm.io.checkpoint import build_model
 from sgm.io.files import check_writable
 from sgm.io.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
-from sgm.specs import MODELS, ModelSpec, RecordingSettings, SamplingParams
+from sgm.io.sources import kind_of, read_contents
+from sgm.specs import MODELS, ModelSpec, RecordingSettings, SamplingParams, Weights
 from sgm.words import Backend, Precision, Preset, RunType, Task
 from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
 
@@ -131,6 +132,10 @@ def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dic
     or random."""
     sparse = RunType.SIGE_TURBO if args.turbo else RunType.SIGE
     precision, turbo = Precision(args.precision), spec.turbo if args.turbo else None
+    kind = None
+    if not args.random_weights:
+        file = args.weight_path / spec.weights[spec.weight_role(sparse)]
+        kind = kind_of(read_contents(Weights(file)))
     pipelines: dict[str, Pipeline] = {}
     for run in RUNS:
         run_type = sparse.dense if run == "dense" else sparse
@@ -141,7 +146,7 @@ def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dic
                 spec, run_type, configs, args.weight_path, device, precision, backend, preset
             )
             continue
-        engine = build_model(ROOT / "configs" / spec.config_file(run_type, preset=preset))
+        engine = build_model(ROOT / "configs" / spec.config_file(run_type, preset=preset), kind)
         if pipelines:
             weights = pipelines["dense"].networks.engine.state_dict()
         else:

@@ -16,6 +16,7 @@ from sgm.inference.networks import Networks, table_of_preset
 from sgm.inference.pipeline import Pipeline
 from sgm.inference.presets import RECIPES
 from sgm.io.checkpoint import build_model
+from sgm.io.sources import kind_of, read_contents
 from sgm.profiling import latency
 from sgm.profiling.latency import Latency
 from sgm.profiling.macs import Macs, count_macs
@@ -121,10 +122,14 @@ def calls(options: RunOptions, one: Pass) -> dict[str, Callable[[], object]]:
 
 def blank_pipeline(options: RunOptions) -> Pipeline:
     """The networks of a run on the meta device: shapes without weights, counted by the operators
-    of the `torch` backend. With `--refined` those of the refiner."""
+    of the `torch` backend. With `--refined` those of the refiner. If the file of weights is there,
+    it says whether the UNet is for inpainting."""
     run_type, refined, preset = options.run_type, options.refined, options.preset
     config = options.config_path / options.spec.config_file(run_type, refined, preset)
-    engine = build_model(config).eval()
+    weights, kind = options.weights(refined), None
+    if weights.checkpoint.exists():
+        kind = kind_of(read_contents(weights), weights.prediction)
+    engine = build_model(config, kind).eval()
     table = table_of_preset(preset) if run_type.sparse else None
     networks = Networks(engine.to(runtime.dtype_of(options.precision)), table)
     networks.set_backend("torch")

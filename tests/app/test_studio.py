@@ -49,4 +49,4 @@ def test_what_is_measured_is_a_dense_edit() -> None:
     pipeline.networks.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
     studio._measure(SIZE, Job(lambda job: None, lambda event: None))
     # Every pixel, with guidance, and no pass beside those of the steps.
-    assert seen == [(2, 4, SIZE[0] // 8, SIZE[1] // 8)] * MEASURED_STEPS
+    assert seen == [(2, 9, SIZE[0] // 8, SIZE[1] // 8)] * MEASURED_STEPS

@@ -38,7 +38,7 @@ PARAMS = SamplingParams("a horse", seed=3, steps=3, scale=3.0, spacing=Spacing.T
 def tensors() -> dict[str, Tensor]:
     """The shipped weights with further channels that matter as much as the first ones."""
     found = load_file(ROOT / "pretrained" / "tiny_base.safetensors")
-    first = found[FIRST]
+    first = found[FIRST][:, :4]
     further = torch.randn(len(first), 5, 3, 3, generator=torch.Generator().manual_seed(0))
     found[FIRST] = torch.cat([first, (further * first.float().std()).half()], dim=1)
     return found
