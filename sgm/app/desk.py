@@ -56,14 +56,18 @@ class Desk:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.photo: Photo | None = None
-        self.picture: Image.Image | None = None  # what is edited, RGB
+        self.photo: Photo | None = None  # with the edits that were accepted
         self.variants: dict[int, Variant] = {}
-        self._undo = deque[Image.Image](maxlen=MAX_UNDO)
+        self._undo = deque[Photo](maxlen=MAX_UNDO)
         self._accepted: list[str] = []  # how each edit in the picture was made
         self._steps = Wish("").steps  # of the recordings
         self._opening: Job | None = None
         self._edit: Job | None = None
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """What is edited, RGB; None before a photo is open."""
+        return None if self.photo is None else self.photo.image
 
     def open(self, path: Path, steps: int, emit: Emit) -> Job:
         """Read a photo and record it; what was open before is forgotten.
@@ -76,8 +80,7 @@ class Desk:
         def work(job: Job) -> None:
             photo, before = open_photo(path, self.studio.max_pixels)
             self.studio.budget.drop(self)
-            self.photo, self.picture = photo, photo.image
-            self.variants, self._accepted = {}, []
+            self.photo, self.variants, self._accepted = photo, {}, []
             self._undo.clear()
             job.emit(Shown(photo.image, before))
             self._session(job, steps)
@@ -123,12 +126,14 @@ class Desk:
         """
 
         def work(job: Job) -> None:
-            if seed is None or seed not in self.variants or self.picture is None:
+            if seed is None or seed not in self.variants or self.photo is None:
                 raise UserError("There is no result to accept; generate one first.")
             variant = self.variants[seed]
-            self._undo.append(self.picture)
+            self._undo.append(self.photo)
             self._accepted.append(variant.text)
-            self._move_to(job, variant.picture)
+            now, before = map(imageio.to_bytes, (variant.picture, self.photo.image))
+            differs = (now != before).any(dim=0)
+            self._move_to(job, self.photo.with_edit(now, differs, blended=True))
 
         self._give_up_edit()
         return self.studio.worker.submit(work, emit)
@@ -162,13 +167,11 @@ class Desk:
         Raises:
             UserError: there is none.
         """
-        if self.photo is None or self.picture is None:
+        if self.photo is None:
             raise UserError("There is no photo yet; open one first.")
         assert self.photo.path is not None  # it was read from a file
         path = folder / f"{self.photo.path.stem}-edited.png"
-        now, before = map(imageio.to_bytes, (self.picture, self.photo.image))
-        edited = self.photo.with_edit(now, (now != before).any(dim=0), blended=True)
-        edited.save(path, "\n\n".join(self._accepted) or None)
+        self.photo.save(path, "\n\n".join(self._accepted) or None)
         return path
 
     def _give_up_edit(self) -> None:
@@ -234,10 +237,11 @@ class Desk:
             params, self.picture.size, self.studio.model, task, RunType.SIGE, Preset.FAST
         )
 
-    def _move_to(self, job: Job, picture: Image.Image) -> None:
+    def _move_to(self, job: Job, photo: Photo) -> None:
         """Make another picture the one that is edited, and bring the recordings up to date where it
         differs. That is not given up halfway."""
-        before, self.picture, self.variants = self.picture, picture, {}
+        before, picture = self.picture, photo.image
+        self.photo, self.variants = photo, {}
         job.emit(Shown(picture))
         budget, session = self.studio.budget, self.studio.budget.get(self)
         if session is None:

@@ -75,8 +75,10 @@ def opened(studio: Studio, photo: Path) -> Desk:
     return desk
 
 
-def results(desk: Desk, task: Task = Task.INPAINTING, wish: Wish = WISH) -> list[np.ndarray]:
-    said = heard(lambda emit: desk.generate(task, paint(), wish, emit))
+def results(
+    desk: Desk, task: Task = Task.INPAINTING, wish: Wish = WISH, box: tuple[int, ...] = ()
+) -> list[np.ndarray]:
+    said = heard(lambda emit: desk.generate(task, paint(*box), wish, emit))
     return [np.asarray(event.picture) for event in said if isinstance(event, Variant)]
 
 
@@ -188,6 +190,24 @@ def test_accept_undo_and_save(studio: Studio, photo: Path, tmp_path: Path) -> No
     with Image.open(desk.save(tmp_path)) as saved:
         assert np.array_equal(np.asarray(saved), before) and "parameters" not in saved.info
     assert "no accepted edit" in error_of(desk.undo)
+
+
+def test_an_accepted_edit_stays_opaque(studio: Studio, photo: Path, tmp_path: Path) -> None:
+    """Where the photo was transparent; also if a larger edit lies where it was not."""
+    cut_out = Image.open(photo).convert("RGBA")
+    cut_out.paste((0, 0, 0, 0), (0, 0, 30, 61))
+    cut_out.save(photo)
+    desk = opened(studio, photo)
+    for box in ((5, 5, 20, 20), (50, 10, 110, 50)):
+        results(desk, wish=replace(WISH, seeds=(5,)), box=box)
+        heard(lambda emit: desk.accept(5, emit))
+    with Image.open(desk.save(tmp_path)) as saved:
+        alpha = np.asarray(saved.convert("RGBA"))[..., 3]
+    assert alpha[8:18, 8:18].all() and not alpha[35:, :25].any()
+    for _ in range(2):
+        heard(lambda emit: desk.undo(emit))
+    with Image.open(desk.save(tmp_path)) as saved:
+        assert np.array_equal(np.asarray(saved), np.asarray(cut_out))
 
 
 def test_recordings_follow_what_was_accepted(studio: Studio, photo: Path, tmp_path: Path) -> None:
