@@ -96,8 +96,9 @@ def test_an_object_that_is_missing_is_what_the_network_is_to_bring() -> None:
 
 def test_only_what_a_caption_names_is_missing_or_too_much(tmp_path: Path) -> None:
     shard = tmp_path / "000000.safetensors"
-    write_shard(shard, latents.SHARD, latents=torch.ones(latents.SHARD, 4, *GRID))
-    batches = Batches(latents.LatentScenes(tmp_path), whole=True)
+    every = torch.ones(latents.SHARD, 4, *GRID)
+    write_shard(shard, latents.SHARD, latents=every, masks=every[:, :MASKS].bool())
+    batches = Batches(latents.LatentScenes(tmp_path))
     named = {int(tokenize([word], 0)[0, 1]) for noun in NOUNS for word in (noun, f"{noun}s")}
     shares: dict[bool, list[float]] = {True: [], False: []}
     for step in range(60):

@@ -247,11 +247,11 @@ class Family:
         course = self.course("unet", lr, 0.999, self.scale.graphs)
         return course.run(trainable, trainable.used(), self.batches(0), loss_of, self.stop)
 
-    def batches(self, first: int, whole: bool = False) -> unet.Batches:
-        """Those of the UNet or the refiner, from a number on; `whole`: with all of them masked."""
+    def batches(self, first: int) -> unet.Batches:
+        """Those of the UNet or the refiner, from a number on."""
         data = LatentScenes(self.work / "latents", self.device)
         layout = LAYOUTS[self.scale.layout]
-        return unet.Batches(data, self.scale.factor, self.pool, first, layout, whole)
+        return unet.Batches(data, self.scale.factor, self.pool, first, layout)
 
     def train_decoder(self) -> bool:
         """More of the decoder, on the latents that are in use."""
@@ -291,5 +291,5 @@ class Family:
                 return refiner.loss_of(teacher, student, batch)
 
         course = self.course("refiner", self.scale.lr * 5e-4, 0.995, self.scale.graphs)
-        batches = self.batches(refiner.FIRST_STEP, whole=True)
+        batches = self.batches(refiner.FIRST_STEP)
         return course.run(trainable, trainable.used(), batches, loss_of, self.stop)

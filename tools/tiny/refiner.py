@@ -1,8 +1,8 @@
 """Training of the tiny refiner: the tiny base made narrower, with a refiner's conditioning.
 
 The base teaches it. The refiner of the published commands runs the whole task again from the first
-noise level, so this one learns the whole schedule, and not only its end as SDXL's did. It
-reads no mask; the base is told that all is masked.
+noise level, so this one learns the whole schedule, and not only its end as SDXL's did.
+It reads the mask as the base does.
 """
 
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgm.config import instantiate_from_config, load_config
 from sgm.inference.networks import AESTHETIC_SCORE
 from sgm.models.diffusion import DiffusionEngine
 from sgm.modules.encoders.tokenizer import END_TOKEN, START_TOKEN
@@ -30,7 +29,7 @@ def load_engine(config: str, path: Path) -> DiffusionEngine:
 
 def build_student(config: str, teacher: DiffusionEngine) -> DiffusionEngine:
     """The refiner, started from the base: the UNet narrowed, the larger text tower as it is."""
-    engine = instantiate_from_config(load_config(config)["model"])
+    engine = inpainting_engine(config)
     unet = engine.model.diffusion_model
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
     unet.load_state_dict(narrowed(teacher.model.diffusion_model.state_dict(), shapes))
@@ -50,7 +49,8 @@ def conditions(
     empty[:, 0], empty[:, 1] = START_TOKEN, END_TOKEN  # made where it is used: nothing waits
     shown = torch.where(batch.kept[:, None], batch.tokens, empty)
     score = torch.full((len(shown), 1), AESTHETIC_SCORE, device=batch.z.device)
-    return told, student.conditioner({"txt": shown, "aesthetic_score": score} | batch.sizes)
+    own = student.conditioner({"txt": shown, "aesthetic_score": score} | batch.sizes)
+    return told, own | {"concat": batch.concat}
 
 
 def loss_of(teacher: DiffusionEngine, student: DiffusionEngine, batch: Batch) -> Tensor:

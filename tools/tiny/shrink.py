@@ -26,8 +26,6 @@ def kept(old: int, new: int, name: str, axis: int) -> Tensor:
     inner = (axis == 0) == any(f"attn{n}.to_{part}." in name for n in (1, 2) for part in "qkv")
     if old == new:
         return every
-    if axis == 1 and name.startswith("input_blocks.0."):
-        return every[:new]  # latents, and not what only an inpainting network reads beside them
     if axis == 1 and (".attn2.to_k." in name or ".attn2.to_v." in name):
         return every[-new:]  # of the text only the larger tower's part
     if "label_emb" in name or (".attn" in name and inner):

@@ -17,7 +17,7 @@ from sgm.modules.encoders.tokenizer import tokenize
 from sgm.specs import MASKED_CHANNELS
 from tools.tiny.captions import NOUNS
 from tools.tiny.latents import LatentScenes, sent
-from tools.tiny.masks import WHOLE, drawn_masks
+from tools.tiny.masks import drawn_masks
 from tools.tiny.practice import FACTOR, GRID, practise
 from tools.tiny.workers import Ahead
 
@@ -120,14 +120,11 @@ class Views:
     masks: np.ndarray
 
 
-def views(
-    step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray, whole: bool = False
-) -> Views:
-    """The views of a step, of windows of `size` latents of the scenes with these rows and seeds;
-    `whole`: of which all is masked."""
+def views(step: int, size: tuple[int, int], rows: np.ndarray, seeds: np.ndarray) -> Views:
+    """The views of a step, of windows of `size` latents of the scenes with these rows and seeds."""
     rng = np.random.default_rng([17, step])
     kept = rng.random(len(rows)) >= TEXT_DROPOUT
-    masks = np.full(len(rows), WHOLE) if whole else drawn_masks(rng, len(rows))
+    masks = drawn_masks(rng, len(rows))
     seen = [
         practise(seed, size, rng, None if mask < 0 else mask)
         for seed, mask in zip(seeds.tolist(), masks.tolist(), strict=True)
@@ -241,7 +238,6 @@ class Batches:
         pool: worker processes that make their views ahead; None to make them when needed.
         first: the number of the batch of step 0.
         layout: of the latents in memory.
-        whole: whether all is masked in each.
     """
 
     def __init__(
@@ -251,10 +247,8 @@ class Batches:
         pool: ProcessPoolExecutor | None = None,
         first: int = 0,
         layout: torch.memory_format = torch.channels_last,
-        whole: bool = False,
     ) -> None:
-        self.data, self.factor, self.first = data, factor, first
-        self.layout, self.whole = layout, whole
+        self.data, self.factor, self.first, self.layout = data, factor, first, layout
         self.views = Ahead(pool, self.task)
 
     def task(self, step: int, done: float) -> Callable[[], Views]:
@@ -265,7 +259,7 @@ class Batches:
         size = window_size(number, done)
         count = self.factor * BATCH[size]
         rows = drawn_rows(number, self.data.seeds, count)
-        return partial(views, number, size, rows, self.data.seeds[rows], self.whole)
+        return partial(views, number, size, rows, self.data.seeds[rows])
 
     def __call__(self, step: int, done: float) -> Batch:
         """The batch of a step; steps are asked for one after the other."""
@@ -273,7 +267,7 @@ class Batches:
 
 
 def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
-    """Conditioning of the base, with the text zeroed where it is dropped."""
+    """Conditioning of the base with the text zeroed where it is dropped."""
     told = engine.conditioner({"txt": batch.tokens} | batch.sizes)
     keep = batch.kept.to(told["vector"])[:, None]
     pooled, rest = told["vector"].tensor_split([TEXT_WIDTH_OF_VECTOR], dim=1)
