@@ -11,8 +11,7 @@ from tools.tiny.checkpoints import read
 from tools.tiny.judge import NOTHING, TEST_SEED, WEIGHTS, accuracy, collect, load_judge, object_in
 from tools.tiny.looks import asked_for, bounds, colour_step, looks, sharpness
 from tools.tiny.pairs import HELD_OUT, inpainting_pair, sdedit_pair
-from tools.tiny.practice import SIZE
-from tools.tiny.scenes import object_box, render, sample_scene, without
+from tools.tiny.scenes import SIZE, object_box, render, sample_scene, without
 
 MASK = torch.zeros(8, 8, dtype=torch.bool)
 MASK[2:6, 3:7] = True

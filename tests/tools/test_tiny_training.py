@@ -29,13 +29,12 @@ from tools.tiny.practice import (
     FACTOR,
     GRID,
     HELD_OUT_SEED,
-    SIZE,
     bare_scene,
     painted,
     practice_scene,
     practise,
 )
-from tools.tiny.scenes import object_box
+from tools.tiny.scenes import SIZE, object_box
 from tools.tiny.unet import CLOSE, HALF, TURNS, Batch, Batches, drawn_rows, window_size
 
 

@@ -15,8 +15,8 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
 from sgm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock, Upsample
 from tools.tiny.latents import SCALE_FACTOR, LatentScenes, drawn, sent, to_input
-from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, SIZE, practise
-from tools.tiny.scenes import render, sample_scene
+from tools.tiny.practice import FACTOR, GRID, HELD_OUT_SEED, practise
+from tools.tiny.scenes import SIZE, render, sample_scene
 from tools.tiny.workers import Ahead
 
 PIXELS = 2**16  # a step of the whole autoencoder

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from tools.tiny.captions import NOUNS
 from tools.tiny.checkpoints import read, write
-from tools.tiny.practice import SIZE
-from tools.tiny.scenes import object_box, render, sample_scene, without
+from tools.tiny.scenes import SIZE, object_box, render, sample_scene, without
 
 logger = logging.getLogger(__name__)
 

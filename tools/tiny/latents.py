@@ -18,9 +18,9 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.models.autoencoder import AutoencoderKL
 from tools.tiny.checkpoints import read, write
 from tools.tiny.layout import Scene
-from tools.tiny.masks import MASKS, NOTHING, SIZE, WHOLE
+from tools.tiny.masks import MASKS, NOTHING, WHOLE
 from tools.tiny.practice import FACTOR, GRID, bare_scene, painted, practice_scene
-from tools.tiny.scenes import render
+from tools.tiny.scenes import SIZE, render
 
 logger = logging.getLogger(__name__)
 

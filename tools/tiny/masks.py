@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tools.tiny.layout import Scene
-from tools.tiny.scenes import NATIVE_HEIGHT, NATIVE_WIDTH, object_box
+from tools.tiny.scenes import SIZE, object_box
 
-SIZE = (NATIVE_HEIGHT, NATIVE_WIDTH)
 MASKS = 2  # of each scene, drawn beforehand, since the encoder is to see the scene without them
 WHOLE, NOTHING = -1, -2  # in place of a mask's number: all is masked, as in SDEdit, or nothing
 WHOLE_SHARE, NOTHING_SHARE = 0.35, 0.07  # of the samples; nothing is masked where one is recorded

@@ -13,8 +13,8 @@ import numpy as np
 
 from tools.tiny.captions import NOUNS, caption
 from tools.tiny.layout import Scene
-from tools.tiny.masks import SIZE, Painted, paint
-from tools.tiny.scenes import object_box, sample_scene
+from tools.tiny.masks import Painted, paint
+from tools.tiny.scenes import SIZE, object_box, sample_scene
 
 FACTOR = 8  # pixels per latent
 GRID = (SIZE[0] // FACTOR, SIZE[1] // FACTOR)

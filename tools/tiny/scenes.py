@@ -26,6 +26,7 @@ from tools.tiny.layout import (
 from tools.tiny.objects import EXTENTS, draw_object
 
 __all__ = [
+    "SIZE",
     "PlacedObject",
     "Scene",
     "caption",
@@ -37,7 +38,7 @@ __all__ = [
     "without",
 ]
 
-NATIVE_HEIGHT, NATIVE_WIDTH = 256, 512
+NATIVE_HEIGHT, NATIVE_WIDTH = SIZE = 256, 512
 
 
 def place(
