@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 OPAQUE = 128  # alpha from which a pixel counts as seen
 ORIENTATION, TURNED = 0x0112, range(2, 9)  # the EXIF tag, and its values for any but upright
 WITHOUT_ALPHA = ("JPEG", "BMP")  # formats that cannot hold it
+JPEG_EXIF = 65_533  # bytes of EXIF data that a JPEG can hold
 LOSSY = (".jpg", ".jpeg")
 # What `Image.info` and the options of `Image.save` call alike; a format that cannot hold one of
 # them leaves it out.
@@ -182,6 +183,9 @@ def as_saved(picture: Image.Image, kind: str, name: str) -> tuple[Image.Image, d
         logger.warning("%s cannot hold transparency; it is left out.", name)
         picture = picture.convert("RGB")
     says = {key: picture.info[key] for key in KEPT if key in picture.info}
+    if kind == "JPEG" and len(says.get("exif", b"")) > JPEG_EXIF:
+        logger.warning("%s cannot hold so much EXIF data; it is left out.", name)
+        del says["exif"]
     return picture, {**imageio.SAVE_OPTIONS.get(kind, {}), **says}
 
 

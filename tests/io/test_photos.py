@@ -94,6 +94,18 @@ def test_a_camera_file_keeps_what_it_says(tmp_path: Path) -> None:
         assert [round(float(value)) for value in after.info["dpi"]] == [300, 300]
 
 
+def test_exif_that_a_jpeg_cannot_hold_is_left_out(tmp_path: Path, caplog) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera" * 10_000
+    RGB.save(tmp_path / "in.png", exif=exif)
+    photo = load_photo(tmp_path / "in.png")
+    photo.save(tmp_path / "out.png")
+    assert opened(tmp_path / "out.png").getexif()[0x010F] == exif[0x010F] and not caplog.records
+    photo.save(tmp_path / "out.jpg")
+    assert not opened(tmp_path / "out.jpg").getexif()
+    assert "out.jpg cannot hold so much EXIF data; it is left out." in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_a_cut_out_stays_one(suffix: str, tmp_path: Path) -> None:
     alpha = np.full(SIZE, 255, np.uint8)
