@@ -89,7 +89,9 @@ def diffusers_unet(options: RunOptions, weights: Mapping[str, Tensor], inputs: I
     """
     module = importlib.import_module("diffusers")
     config = load_config(options.config_path / options.spec.config_file(options.run_type, False))
-    arguments = unet_arguments(config["model"]["params"]["network_config"]["params"])
+    params = config["model"]["params"]["network_config"]["params"]
+    channels = weights["input_blocks.0.0.weight"].shape[1]  # of an inpainting network more
+    arguments = unet_arguments({**params, "in_channels": channels})
     with torch.device("meta"):
         network = module.UNet2DConditionModel(**arguments).eval()
     network.load_state_dict(renamed(weights), assign=True)

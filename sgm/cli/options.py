@@ -256,7 +256,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_profiling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("profile modes only")
-    text = "read no checkpoint; MACs and latency do not depend on the weights"
+    text = "read no weights; MACs and latency do not depend on them"
     group.add_argument("--random_weights", action="store_true", help=text)
     text = "count, do not time; needs no checkpoint and little memory"
     group.add_argument("--macs_only", action="store_true", help=text)

@@ -68,6 +68,19 @@ def edit(pipeline: Pipeline, task: str, steps: int) -> Tensor:
     return sdedit_with(pipeline, picture(), drawn(), "a cat", steps=steps).image
 
 
+def rounding(pipeline: Pipeline, task: str, steps: int) -> float:
+    """What the order of sums makes in an edit: those of one and of three threads differ. The
+    network is shown a grey picture in SDEdit, of whose encoding norms make much of a rounding."""
+    before, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            made.append(edit(pipeline, task, steps))
+    finally:
+        torch.set_num_threads(before)
+    return max_error(*made)
+
+
 @contextmanager
 def watched(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Counts where the host waited or copied while the sampling loop ran."""
@@ -94,12 +107,14 @@ def watched(card: PretendCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coun
 def test_an_edit_on_a_card(
     kind: str, task: str, card: PretendCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = edit(load(kind, "cpu"), task, 4)
+    reference = load(kind, "cpu")
+    expected = edit(reference, task, 4)
+    tolerance = max(1e-4, 4 * rounding(reference, task, 4))
     pipeline = load(kind, "cuda")
     if kind != "dense":
         assert handle_of(pipeline.networks.unet).graphs is not None  # by default
     with watched(card, monkeypatch) as few:
-        assert max_error(edit(pipeline, task, 4), expected) < 1e-4
+        assert max_error(edit(pipeline, task, 4), expected) < tolerance
     with watched(card, monkeypatch) as more:
         edit(pipeline, task, 6)
     # More steps, no more waits; only what is noised afresh for every step is copied there.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.io.checkpoint import build_model, load_weights
+from sgm.io.sources import kind_of, read_contents
 from sgm.modules.encoders.tokenizer import tokenize
 from sgm.specs import Weights
 from tests.conftest import ROOT
@@ -264,7 +265,9 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     assert Family(work, 0.001, "cpu", small).train(folder, "a test")
     for name, config in (("base", "tiny-sige.yaml"), ("refiner", "tiny-sige-refiner.yaml")):
         path = folder / f"tiny_{name}.safetensors"
-        model = build_model(ROOT / "configs" / config)
+        kind = kind_of(read_contents(Weights(path)))
+        assert kind.reads_mask
+        model = build_model(ROOT / "configs" / config, kind)
         load_weights(model, Weights(path), torch.device("cpu"), torch.float32, progress=False)
         assert read(path)[1]["note"] == "a test"
     states = {path.name: read(path)[1] for path in work.glob("*.safetensors")}
