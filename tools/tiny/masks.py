@@ -23,14 +23,21 @@ class Painted:
     """A mask on a scene.
 
     Attributes:
-        mask: bool [256, 512], True where to repaint.
         box: (top, left, bottom, right) in pixels: of the object that it is around, or of the mask.
+        outline: in the same way, of what is painted.
         around_object: whether it is around an object.
+        ellipse: whether the ellipse around the outline is painted, and not the rectangle.
     """
 
-    mask: np.ndarray
     box: tuple[int, int, int, int]
+    outline: tuple[int, int, int, int]
     around_object: bool
+    ellipse: bool
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Bool [256, 512], True where to repaint; made anew, as thousands of masks are kept."""
+        return ellipse_around(self.outline) if self.ellipse else rectangle(self.outline)
 
 
 def paint(scene: Scene, name: str, rng: np.random.Generator) -> Painted:
@@ -39,14 +46,13 @@ def paint(scene: Scene, name: str, rng: np.random.Generator) -> Painted:
         size = [int(rng.uniform(SMALLEST, LARGEST) * length) for length in SIZE]
         top, left = (int(rng.integers(0, n - m)) for n, m in zip(SIZE, size, strict=True))
         box = (top, left, top + size[0], left + size[1])
-        return Painted(rectangle(box), box, around_object=False)
+        return Painted(box, box, around_object=False, ellipse=False)
     found = [obj for obj in scene.objects if obj.name == name]
     box = object_box(found[int(rng.integers(len(found)))], *SIZE)
     most = FAR if rng.random() < FAR_SHARE else NEAR
     top, left, bottom, right = (int(n) for n in rng.integers(0, most + 1, 4))
     grown = (box[0] - top, box[1] - left, box[2] + bottom, box[3] + right)
-    form = ellipse_around if rng.random() < ELLIPSES_SHARE else rectangle
-    return Painted(form(grown), box, around_object=True)
+    return Painted(box, grown, around_object=True, ellipse=rng.random() < ELLIPSES_SHARE)
 
 
 def rectangle(box: tuple[int, int, int, int]) -> np.ndarray:
