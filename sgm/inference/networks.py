@@ -94,6 +94,7 @@ class Networks:
         self.layout = torch.channels_last
         networks = (self.unet, self.encoder, self.decoder)
         self._sparse = [sparsify(net, table, graphs=False) for net in networks] if table else []
+        self._grey: dict[tuple[int, ...], DiagonalGaussian] = {}  # of grey pictures, by shape
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +130,9 @@ class Networks:
     def encode(self, picture: Tensor, noise: Noise, name: str) -> Tensor:
         """Scaled latents [1, C, h, w] of a picture: one sample of the posterior, for which
         `posterior/<name>` is drawn. NonFiniteError if the autoencoder overflows."""
-        posterior = self.posterior(picture)
+        return self._sample(self.posterior(picture), noise, name)
+
+    def _sample(self, posterior: DiagonalGaussian, noise: Noise, name: str) -> Tensor:
         _check_finite(posterior.mean)
         draw = noise(f"posterior/{name}", posterior.mean.shape)
         return self.engine.scale_factor * posterior.sample(draw)
@@ -144,8 +147,17 @@ class Networks:
     def masked(self, picture: Tensor, mask: Tensor, noise: Noise) -> Tensor:
         """What an inpainting network reads beside its latents, [1, 1 + C, h, w]: the mask (bool
         [H, W], True where to repaint), 1 where any pixel of a latent is repainted, since all of it
-        is sampled; and the latents of the picture with grey there. One draw called `masked`."""
-        z = self.encode(picture * ~mask, noise, "masked")
+        is sampled; and the latents of the picture with grey there. One draw called `masked`.
+
+        Where all is masked, as in every SDEdit, the grey picture is encoded once for each size."""
+        shape = tuple(picture.shape)
+        if not mask.all():
+            posterior = self.posterior(picture * ~mask)
+        elif shape in self._grey:
+            posterior = self._grey[shape]
+        else:
+            posterior = self._grey[shape] = self.posterior(torch.zeros_like(picture))
+        z = self._sample(posterior, noise, "masked")
         size = mask.shape[0] // z.shape[2]
         return torch.cat([F.max_pool2d(mask[None, None].float(), size).to(z), z], dim=1)
 

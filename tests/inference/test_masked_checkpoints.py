@@ -141,6 +141,28 @@ def test_a_session_shows_the_mask_of_each_edit(pipes: dict[str, Pipeline]) -> No
     assert session.sdedit("a sun", drawn(), 0.5).image.shape == (3, *SIZE)
 
 
+def test_the_grey_picture_of_sdedits_is_encoded_once(pipes: dict[str, Pipeline]) -> None:
+    """For all recordings, edits and prompts of a session, with a draw for each as before."""
+    networks, passes, draws = pipes["fast"].networks, [], []
+
+    def counted(name: str, shape: torch.Size) -> Tensor:
+        draws.append(name)
+        return NOISE(name, shape)
+
+    hook = networks.encoder.register_forward_pre_hook(lambda module, args: passes.append(args[0]))
+    networks._grey.clear()
+    try:
+        session = EditSession(pipes["fast"], picture(), PARAMS, Task.SDEDIT, noise=counted)
+        first, again = (session.sdedit("a sun", drawn()).image for _ in range(2))
+    finally:
+        hook.remove()
+    assert torch.equal(first, again)
+    assert sum(not x.any() for x in passes) == 1 < draws.count("posterior/masked")
+    other = torch.zeros(3, 128, 128), torch.ones(128, 128, dtype=torch.bool)
+    with pipes["fast"].scope():
+        assert networks.masked(*other, NOISE).shape == (1, 5, 16, 16)
+
+
 @pytest.mark.parametrize(("task", "masked"), [(Task.SDEDIT, 1.0), (Task.INPAINTING, 0.0)])
 def test_what_a_recording_is_told(task: Task, masked: float, pipes: dict[str, Pipeline]) -> None:
     """For SDEdit what the edit is told, that all is masked; for inpainting that nothing is. Also
