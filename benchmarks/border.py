@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, ROOT, commit, write_results
-from benchmarks.quality import load, make_edit
+from benchmarks.quality import SPEC, make_edit
 from sgm import runtime
 from sgm.cli.program import start
 from sgm.inference.border import blur
@@ -36,6 +36,7 @@ from sgm.metrics import psnr
 from sgm.specs import Blend
 from sgm.words import Precision, Task
 from tools.compare import Edit, markdown_table, run_edit
+from tools.ways import Way, load_ways
 
 STRIP, ALONG = 4, 4.0  # pixels on either side that are compared, and sigma of the mean along
 FIGURES = {
@@ -95,8 +96,8 @@ def figures_of(edit: Edit, dense: Tensor, network: Tensor) -> dict[str, dict[str
 def measure(pairs: int, steps: int) -> dict[str, object]:
     """Make all edits; the figures of `--output`."""
     device, precision = torch.device("cpu"), Precision.FP32
-    pipelines = load(ROOT / "pretrained", device, precision)
-    pipelines["fast"] = pipelines["fast"].with_recipe(replace(FAST, blend=None))
+    ways = load_ways(SPEC, ROOT / "pretrained", device, precision)
+    bare = ways[Way.FAST].with_recipe(replace(FAST, blend=None))
     results: dict[str, object] = {}
     with tqdm(total=len(Task) * pairs, desc="editing", unit="pair") as bar:
         for task in Task:
@@ -105,8 +106,8 @@ def measure(pairs: int, steps: int) -> dict[str, object]:
                 edit = make_edit(task, number)
                 noise = fixed_noise(NamedNoise(edit.seed))
                 dense, network = (
-                    run_edit(pipelines[name], edit, steps, noise=noise).image
-                    for name in ("dense", "fast")
+                    run_edit(pipeline, edit, steps, noise=noise).image
+                    for pipeline in (ways[Way.DENSE], bare)
                 )
                 edits.append(figures_of(edit, dense, network))
                 bar.update()

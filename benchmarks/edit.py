@@ -36,7 +36,7 @@ from sgm.io.files import check_writable
 from sgm.io.imageio import load_picture, pad_to_multiple, resize_picture, to_tensor
 from sgm.io.maskio import load_mask
 from sgm.io.sources import kind_of, read_contents
-from sgm.specs import MODELS, ModelSpec, RecordingSettings, SamplingParams, Weights
+from sgm.specs import MODELS, ModelSpec, RecordingSettings, SamplingParams
 from sgm.words import Backend, Precision, Preset, RunType, Task
 from tools.compare import Edit, inpainting_edit, likeness, markdown_table, run_edit, sdedit_edit
 
@@ -134,8 +134,8 @@ def load(spec: ModelSpec, args: argparse.Namespace, device: torch.device) -> dic
     precision, turbo = Precision(args.precision), spec.turbo if args.turbo else None
     kind = None
     if not args.random_weights:
-        file = args.weight_path / spec.weights[spec.weight_role(sparse)]
-        kind = kind_of(read_contents(Weights(file)))
+        own = spec.own(args.weight_path, spec.weight_role(sparse))
+        kind = kind_of(read_contents(own))
     pipelines: dict[str, Pipeline] = {}
     for run in RUNS:
         run_type = sparse.dense if run == "dense" else sparse

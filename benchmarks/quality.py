@@ -19,7 +19,7 @@ and decoded again, say what any run could at best keep.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -41,12 +41,11 @@ from sgm.io.imageio import to_picture, to_tensor
 from sgm.metrics import psnr
 from sgm.sparse.masks import SDEDIT_DILATION, dilate
 from sgm.specs import MODELS, TINY_SCALE, RecordingSettings, SamplingParams
-from sgm.words import Backend, Precision, Preset, RunType, Task
+from sgm.words import Precision, Task
 from tools.compare import (
     Edit,
     inpainting_edit,
     likeness,
-    load_pipelines,
     markdown_table,
     run_edit,
     sdedit_edit,
@@ -55,6 +54,7 @@ from tools.tiny.judge import Judge, load_judge
 from tools.tiny.looks import asked_for, looks, object_table, percent, sharpness
 from tools.tiny.pairs import HELD_OUT, held_out_scene, inpainting_pair, sdedit_pair
 from tools.tiny.scenes import render
+from tools.ways import Way, load_ways
 
 SPEC = MODELS["tiny"]
 METRICS = {
@@ -83,13 +83,13 @@ SWEEP: dict[str, Recipe] = {
     "sparse decoder, sdedit 40": replace(FAST, sparse_decode=True, sdedit_decoder=40),
     "all recorded": FAST.with_recordings(RecordingSettings(every=1)),
     **{
-        f"{count} recorded, order {order}": replace(
-            FAST,
-            recorded=replace(FAST.recorded, count=count, order=order),
-            sdedit_recorded=replace(FAST.sdedit_recorded, count=count, order=order),
+        f"{count} recorded, power {power}, order {order}": replace(
+            FAST, recorded=recorded, sdedit_recorded=recorded
         )
-        for count in (5, 6, 8)
-        for order in (1, 2, 3)
+        for count in (5, 6, 7, 8)
+        for power in (1.0, 1.3, 1.5, 2.0)
+        for order in (2, 3)
+        for recorded in (replace(FAST.recorded, count=count, power=power, order=order),)
     },
 }
 
@@ -101,7 +101,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="Sparse against dense pictures, tiny model.",
     )
     parser.add_argument("--pairs", type=int, default=50, help="edits of each task (default 50)")
-    parser.add_argument("--steps", type=int, default=50, help="sampler steps (default 50)")
+    parser.add_argument("--turbo", action="store_true", help="the few-step model")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="sampler steps (default 50, turbo 4)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="number of the first pair (default 0)")
     parser.add_argument("--task", choices=[*map(str, Task), "all"], default="all")
     parser.add_argument(
@@ -111,7 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="WORD",
         help="other dilations and recordings too; only those with the word in their names",
     )
-    parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
+    parser.add_argument(
+        "--output", type=Path, help="default: quality.json, or quality_turbo.json, in its folder"
+    )
     parser.add_argument(
         "--weight_path", type=Path, default=ROOT / "pretrained", help="folder of the weights"
     )
@@ -132,31 +137,8 @@ def make_edit(task: Task, number: int) -> Edit:
     return replace(edit, scale=TINY_SCALE)
 
 
-def load(weight_path: Path, device: torch.device, precision: Precision) -> dict[str, Pipeline]:
-    """The dense networks and those of both presets, with the same weights.
-
-    Raises:
-        UserError: a file is missing or does not fit.
-    """
-    dense, published = load_pipelines(
-        SPEC, ROOT / "configs", weight_path, device, precision
-    ).values()
-    fast = Pipeline.load(
-        SPEC,
-        RunType.SIGE,
-        ROOT / "configs",
-        weight_path,
-        device,
-        precision,
-        Backend.AUTO,
-        Preset.FAST,
-        progress=False,
-    )
-    return {"dense": dense, "published": published, "fast": fast}
-
-
 def compare(
-    pipelines: dict[str, Pipeline],
+    pipelines: Mapping[Way, Pipeline],
     edit: Edit,
     steps: int,
     recipes: dict[str, Recipe],
@@ -165,10 +147,10 @@ def compare(
     """The figures of one edit by the name of the run."""
     # One noise for all steps in every run, as preset `fast` has.
     noise = fixed_noise(NamedNoise(edit.seed))
-    dense = run_edit(pipelines["dense"], edit, steps, noise=noise).image
+    dense = run_edit(pipelines[Way.DENSE], edit, steps, noise=noise).image
     pictures = {"dense": dense}
-    pictures["published"] = run_edit(pipelines["published"], edit, steps, noise=noise).image
-    fast = pipelines["fast"]
+    pictures["published"] = run_edit(pipelines[Way.PUBLISHED], edit, steps, noise=noise).image
+    fast = pipelines[Way.FAST]
     for name, recipe in recipes.items():
         one = fast.with_recipe(replace(recipe, blend=None))
         pictures[name] = run_edit(one, edit, steps, noise=noise).image
@@ -240,7 +222,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     device = runtime.pick_device(args.device)
     precision = Precision(args.precision)
     runtime.check_precision(precision, device)
-    pipelines, judge = load(args.weight_path, device, precision), load_judge()
+    pipelines = load_ways(SPEC, args.weight_path, device, precision, args.turbo)
+    judge = load_judge()
     recipes = {"fast_network": FAST}
     if args.sweep is not None:
         recipes |= {name: recipe for name, recipe in SWEEP.items() if args.sweep in name}
@@ -262,13 +245,15 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
                 }
                 for run in edits[0]
             }
-    vae = [reconstruction(pipelines["dense"], number) for number in numbers]
-    path = args.weight_path / SPEC.weights["base"]
-    with safe_open(path, framework="pt") as file:
-        weights = file.metadata() or {}
+    vae = [reconstruction(pipelines[Way.DENSE], number) for number in numbers]
+    weights = {}
+    for path in SPEC.own(args.weight_path, "turbo" if args.turbo else "base").files:
+        with safe_open(path, framework="pt") as file:
+            weights[path.name] = file.metadata() or {}
     return {
         "benchmark": "quality",
         "model": SPEC.name,
+        "turbo": args.turbo,
         "weights": weights,
         "recipes": {name: asdict(recipe) for name, recipe in recipes.items()},
         "precision": precision.value,
@@ -314,6 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the JSON file, print the table; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.steps = (4 if args.turbo else 50) if args.steps is None else args.steps
+    args.output = args.output or RESULTS / f"quality{'_turbo' if args.turbo else ''}.json"
     if args.pairs < 1 or args.steps < 1 or args.seed < 0:
         parser.error("--pairs and --steps must be at least 1, and --seed at least 0.")
     check_writable(args.output)

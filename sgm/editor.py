@@ -317,14 +317,17 @@ def load_editor(
     configs = folder_with(spec.configs, config_path)
     if not isinstance(loras or {}, Mapping):
         raise UserError(f"loras is {loras!r}; give a dict of paths and their weights.")
+    role = spec.weight_role(kind)
+    own = Weights(Path(checkpoint)) if checkpoint else spec.own(folder, role)
+    added = tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items())
     weights = Weights(
-        Path(checkpoint or folder / spec.weights[spec.weight_role(kind)]),
+        own.checkpoint,
         None if vae is None else Path(vae),
-        tuple(Lora(Path(path), weight) for path, weight in (loras or {}).items()),
+        (*own.loras, *added),
         None if prediction is None else chosen(Prediction, prediction),
     )
     if checkpoint is None:
-        files.check_own_weights(weights.checkpoint, spec, spec.weight_role(kind))
+        files.check_own_weights(own, spec, role)
     for path in weights.files:
         if not path.is_dir():
             files.check_weights_file(path)

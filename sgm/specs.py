@@ -5,7 +5,7 @@ Nothing here imports torch, so that `--help` and every refused option answer at 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -50,18 +50,40 @@ AUTO, WHOLE = "auto", "none"  # of `padding_mask_crop`, besides pixels
 LCM_STEPS = 50  # of the teacher, in the distillation of latent consistency models
 
 
+class Lora(NamedTuple):
+    """A LoRA to merge: a `.safetensors` file, in kohya's names or those of diffusers and peft, and
+    what its changes are multiplied by; negative numbers take it away."""
+
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one model. The checkpoint is a `.safetensors` file in the published layout, or a
+    folder as diffusers saves it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`)."""
+
+    checkpoint: Path
+    vae: Path | None = None  # with another autoencoder than the checkpoint's; None for its own
+    loras: tuple[Lora, ...] = ()  # merged as the weights are loaded; their order does not matter
+    prediction: Prediction | None = None  # of the network; None for what the files say
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoint, the VAE and the LoRAs, as far as they are given."""
+        vae = [] if self.vae is None else [self.vae]
+        return [self.checkpoint, *vae, *(lora.path for lora in self.loras)]
+
+
 @dataclass(frozen=True)
 class Turbo:
-    """The few steps of a turbo run; the defaults are published.
+    """The few steps of a turbo run; the default is published.
 
     Attributes:
         levels: where in the schedule of 1000 steps they start, rising from 0.
-        distilled: whether the checkpoint was distilled for this, so that it needs no guidance and
-            gets the prompt in both halves. Where not, a turbo run is a few guided steps.
     """
 
     levels: tuple[int, ...] = (0, 100, 200, 300)
-    distilled: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +92,7 @@ class ModelSpec:
 
     Attributes:
         weights: checkpoint file names by role: `base`, `refiner`, `turbo`.
+        loras: the name of a LoRA that is merged into the checkpoint of a role.
         configs: YAML file names by role: `original`, `sige`, `refiner` and `sige-refiner`. Preset
             `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
@@ -83,6 +106,12 @@ class ModelSpec:
     pages: Mapping[str, str]
     trained_size: tuple[int, int]
     turbo: Turbo = Turbo()
+    loras: Mapping[str, str] = field(default_factory=dict)
+
+    def own(self, folder: Path, role: str) -> Weights:
+        """The family's own files of a role, in a folder of weights."""
+        loras = tuple(Lora(folder / name) for name in (self.loras.get(role),) if name)
+        return Weights(folder / self.weights[role], loras=loras)
 
     def weight_role(self, run_type: RunType) -> str:
         """`turbo` or `base`: the checkpoint that a run of this type starts with."""
@@ -123,12 +152,13 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
             weights={
                 "base": "tiny_base.safetensors",
                 "refiner": "tiny_refiner.safetensors",
-                "turbo": "tiny_base.safetensors",  # not distilled: see `turbo`
+                "turbo": "tiny_base.safetensors",
             },
             configs={role: f"tiny-{role}.yaml" for role in _ROLES},
             pages={},
             trained_size=(256, 512),
-            turbo=Turbo(levels=(0, 250, 500, 750), distilled=False),
+            turbo=Turbo(levels=(0, 250, 500, 750)),
+            loras={"turbo": "tiny_turbo_lora.safetensors"},
         ),
     }
 )
@@ -193,31 +223,6 @@ class SamplingParams:
     def steps_of(self, run_type: RunType) -> int:
         """Sampler steps of a run: those asked for, else the published ones."""
         return self.steps or (TURBO_STEPS if run_type.turbo else DEFAULT_STEPS)
-
-
-class Lora(NamedTuple):
-    """A LoRA to merge: a `.safetensors` file, in kohya's names or those of diffusers and peft, and
-    what its changes are multiplied by; negative numbers take it away."""
-
-    path: Path
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The files of one model. The checkpoint is a `.safetensors` file in the published layout, or a
-    folder as diffusers saves it (`unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`)."""
-
-    checkpoint: Path
-    vae: Path | None = None  # with another autoencoder than the checkpoint's; None for its own
-    loras: tuple[Lora, ...] = ()  # merged as the weights are loaded; their order does not matter
-    prediction: Prediction | None = None  # of the network; None for what the files say
-
-    @property
-    def files(self) -> list[Path]:
-        """The checkpoint, the VAE and the LoRAs, as far as they are given."""
-        vae = [] if self.vae is None else [self.vae]
-        return [self.checkpoint, *vae, *(lora.path for lora in self.loras)]
 
 
 @dataclass(frozen=True)
@@ -313,10 +318,11 @@ class RunOptions:
         """The files of the base or turbo model, or of the refiner."""
         role = "refiner" if refiner else self.spec.weight_role(self.run_type)
         given = self.refiner_checkpoint if refiner else self.checkpoint
-        checkpoint = given or self.weight_path / self.spec.weights[role]
+        files = self.spec.own(self.weight_path, role) if given is None else Weights(given)
         if refiner:
-            return Weights(checkpoint, self.vae)
-        return Weights(checkpoint, self.vae, self.loras, self.prediction)
+            return replace(files, vae=self.vae)
+        loras = (*files.loras, *self.loras)
+        return Weights(files.checkpoint, self.vae, loras, self.prediction)
 
     @property
     def steps(self) -> int:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sgm.inference.inpainting import Inpainting
 from sgm.inference.noise import NamedNoise, Noise
 from sgm.inference.pipeline import EditResult, Pipeline
 from sgm.inference.sdedit import SDEdit
-from sgm.io.files import check_input_file
 from sgm.metrics import psnr, ssim
 from sgm.sparse.masks import (
     SDEDIT_DECODER_DILATION,
@@ -25,11 +23,10 @@ from sgm.sparse.masks import (
     difference_mask,
     dilate,
 )
-from sgm.specs import Blend, ModelSpec, SamplingParams
-from sgm.words import Precision, RunType, Task
+from sgm.specs import Blend, SamplingParams
+from sgm.words import Task
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_TYPES = (RunType.ORIGINAL, RunType.SIGE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,27 +70,6 @@ def sdedit_edit(
     """An edit by drawing on the picture; arguments as in `Edit`."""
     mask = difference_mask(image, edited)
     return Edit(Task.SDEDIT, prompt, seed, image, mask, edited, strength)
-
-
-def load_pipelines(
-    spec: ModelSpec,
-    config_path: Path,
-    weight_path: Path,
-    device: torch.device,
-    precision: Precision,
-) -> dict[RunType, Pipeline]:
-    """The dense and the sparse networks of a model family, with the same weights.
-
-    Raises:
-        UserError: a file is missing or does not fit.
-    """
-    check_input_file(weight_path / spec.weights["base"])
-    return {
-        run_type: Pipeline.load(
-            spec, run_type, config_path, weight_path, device, precision, progress=False
-        )
-        for run_type in RUN_TYPES
-    }
 
 
 def run_edit(

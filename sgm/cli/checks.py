@@ -132,8 +132,7 @@ def _check_turbo(values: argparse.Namespace) -> None:
             f"--spacing is for a whole schedule, and --run_type {values.run_type} has noise levels "
             f"of its own; use --run_type {'sige' if values.run_type.sparse else 'original'}."
         )
-    distilled = MODELS[values.model].turbo.distilled
-    if values.negative_prompt and distilled and not values.refined:
+    if values.negative_prompt and not values.refined:
         # Both halves of the guidance get the prompt (published), so the scale cancels as well.
         logger.warning("--negative_prompt and --scale have no effect with a turbo run type.")
 
@@ -207,7 +206,7 @@ def _check_weights(values: argparse.Namespace, folder: Path) -> None:
         roles["refiner_checkpoint"] = "refiner"
     for name, role in roles.items():
         if getattr(values, name) is None and not (values.random_weights or values.macs_only):
-            files.check_own_weights(folder / spec.weights[role], spec, role)
+            files.check_own_weights(spec.own(folder, role), spec, role)
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:

@@ -95,7 +95,7 @@ class Pipeline:
         """
         if weights is None:
             role = "refiner" if refiner else spec.weight_role(run_type)
-            weights = Weights(Path(weight_path) / spec.weights[role])
+            weights = spec.own(Path(weight_path), role)
         config = Path(config_path) / spec.config_file(run_type, refiner, preset)
         kind = kind_of(read_contents(weights), weights.prediction)
         if kind != Kind():
@@ -184,15 +184,14 @@ class Pipeline:
         self, params: SamplingParams, size: tuple[int, int], concat: Tensor | None = None
     ) -> Denoise:
         """The guided estimate for the prompts of `params` and a picture of `size` (height, width);
-        inside `scope`. A distilled turbo model gets the prompt in both halves (published). `concat`
-        is what an inpainting network reads beside its latents."""
+        inside `scope`. A turbo model gets the prompt in both halves (published). `concat` is
+        what an inpainting network reads beside its latents."""
         texts = (params.prompt, params.negative_prompt)
         c, uc = self.networks.condition(*texts, size, params.weighted)
         if self.networks.reads_mask:
             assert concat is not None
             c, uc = ({**cond, "concat": concat} for cond in (c, uc))
-        distilled = self.turbo is not None and self.turbo.distilled
-        return self.networks.denoiser(c, c if distilled else uc, params.scale)
+        return self.networks.denoiser(c, uc if self.turbo is None else c, params.scale)
 
     def denoise(
         self,

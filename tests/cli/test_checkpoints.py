@@ -91,6 +91,24 @@ def test_which_files_a_run_loads(folder: Path) -> None:
     assert own.weights() == Weights(Path("pretrained/sd_xl_base_1.0.safetensors"))
 
 
+def test_the_turbo_of_the_tiny_family_is_its_base_and_a_lora(folder: Path) -> None:
+    base, few = (Path("pretrained") / f"tiny_{n}.safetensors" for n in ("base", "turbo_lora"))
+    words = [*INPAINT, "--model", "tiny"]
+    assert cli.parse(words).weights() == Weights(base)
+    (folder / "more.safetensors").write_bytes(b"x")
+    words += ["--run_type", "sige-turbo"]
+    loras = ["--lora", "more.safetensors:0.5"]
+    with pytest.raises(UserError, match=rf"{few} does not exist; check --weight_path"):
+        cli.parse([*words, *loras])
+    few.touch()
+    more = Lora(Path("more.safetensors"), 0.5)
+    assert cli.parse([*words, *loras]).weights() == Weights(base, loras=(Lora(few), more))
+    # A person's own checkpoint takes the place of both.
+    few.unlink()
+    own = cli.parse([*words, *loras, "--checkpoint", "more.safetensors"])
+    assert own.weights() == Weights(more.path, loras=(more,))
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

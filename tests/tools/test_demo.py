@@ -17,10 +17,11 @@ from sgm.sparse.network import is_sparse
 from sgm.sparse.sparsify import handle_of
 from sgm.sparse.state import Mode
 from sgm.specs import MODELS
-from sgm.words import RunType, Task
+from sgm.words import Task
 from tools import compare, demo, make_figures, ways
 from tools.figure import Panel, Row, draw_figure, overlay
 from tools.tiny.pairs import HELD_OUT
+from tools.tiny.turbo import LowRank, lora_tensors
 from tools.ways import Way
 
 
@@ -31,7 +32,10 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     engine = instantiate_from_config(load_config(demo.ROOT / "configs/tiny-original.yaml")["model"])
     tensors = {name: t.half().contiguous() for name, t in engine.state_dict().items()}
-    save_file(tensors, folder / MODELS["tiny"].weights["base"], {"unet_steps": "0"})
+    own = MODELS["tiny"].own(folder, "turbo")
+    save_file(tensors, own.checkpoint, {"unet_steps": "0"})
+    change = {name: part.detach() for name, part in LowRank(engine.model).named_parameters()}
+    save_file(lora_tensors(change), own.loras[0].path)
     return folder
 
 
@@ -164,10 +168,8 @@ def test_summaries_leave_out_what_is_not_finite():
 def test_both_runs_get_the_same_noise(weights):
     """The dense and the sparse run draw in another order, and get the same draws by name."""
     edit = quality.make_edit(Task.SDEDIT, 0)
-    drawn: dict[RunType, dict[str, torch.Tensor]] = {}
-    pipelines = compare.load_pipelines(
-        MODELS["tiny"], demo.ROOT / "configs", weights, torch.device("cpu"), demo.Precision.FP32
-    )
+    drawn: dict[Way, dict[str, torch.Tensor]] = {}
+    pipelines = ways.load_ways(MODELS["tiny"], weights, torch.device("cpu"), demo.Precision.FP32)
 
     def spy(kind):
         class Spy(compare.NamedNoise):
@@ -181,7 +183,7 @@ def test_both_runs_get_the_same_noise(weights):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compare, "NamedNoise", spy(kind))
             compare.run_edit(pipeline, edit, steps=2)
-    dense, sparse = drawn[RunType.ORIGINAL], drawn[RunType.SIGE]
+    dense, sparse = drawn[Way.DENSE], drawn[Way.PUBLISHED]
     assert set(dense) < set(sparse)
     assert all(torch.equal(dense[name], sparse[name]) for name in dense)
 

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.pretend_cuda import PretendCuda
 from tests.sparse.test_graphs import NoWaiting, Tape
 from tests.tools.tiny_shards import write_random_shard
-from tools.tiny import graphs, refiner, unet
+from tools.tiny import graphs, refiner, turbo, unet
 from tools.tiny.checkpoints import Ema, TrainingState
 from tools.tiny.course import adam, training_step
 from tools.tiny.family import autocast
@@ -88,6 +88,13 @@ def student(device: str = "cpu") -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     return unet.Trainable(engine).to(device), lambda batch: refiner.loss_of(teacher, engine, batch)
 
 
+def few_steps(device: str = "cpu") -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    """The LoRA of the turbo, which the base teaches."""
+    engine = unet.inpainting_engine(CONFIG).eval().requires_grad_(False).to(device)
+    change = turbo.LowRank(engine.model).to(device)
+    return change, lambda batch: turbo.loss_of(engine, change, batch)
+
+
 def trained(
     build: Callable[[], tuple[nn.Module, Callable[[Batch], Tensor]]],
     data: LatentScenes,
@@ -97,7 +104,7 @@ def trained(
     """Losses of steps on windows of two sizes by turns, and weights, average and moments."""
     torch.manual_seed(0)
     module, loss_of = build()
-    parameters = module.used()
+    parameters = [p for n, p in module.named_parameters() if "logit_scale" not in n]
     optimizer = adam(parameters, 0.0, capturable=by_graphs)
     state = TrainingState(path, module, optimizer, Ema(module, 0.9))
     train = training_step(loss_of, parameters, optimizer, graphs=False)
@@ -123,7 +130,7 @@ def trained(
     return losses, tensors | {f"{i}.{k}": v for i, m in moments.items() for k, v in m.items()}
 
 
-@pytest.mark.parametrize("build", [base, base_in_half, student])
+@pytest.mark.parametrize("build", [base, base_in_half, student, few_steps])
 def test_graphs_train_as_steps_do(build: Callable, data: LatentScenes, tmp_path: Path) -> None:
     """Bit for bit, with learning rates that change and two window sizes by turns; and nothing in
     a step waits for the device."""
@@ -185,7 +192,7 @@ def test_steps_are_captured_on_a_card() -> None:
     assert card.kernels["graph replay"] == 5 and not card.problems
 
 
-@pytest.mark.parametrize("build", [base, student])
+@pytest.mark.parametrize("build", [base, student, few_steps])
 def test_a_pass_in_a_capture_copies_nothing_from_the_host(
     build: Callable, data: LatentScenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,9 +51,13 @@ def test_a_width_without_a_rule_is_refused() -> None:
 
 
 def test_what_is_shipped() -> None:
-    files = {ROOT / "pretrained" / name for name in MODELS["tiny"].weights.values()}
+    tiny = MODELS["tiny"]
+    files = {file for role in tiny.weights for file in tiny.own(ROOT / "pretrained", role).files}
+    assert len(files) == 3
     if not all(path.is_file() for path in files):
         pytest.skip("the shipped weights are not here")
     assert sum(path.stat().st_size for path in files) <= MEGABYTES * 1e6
     _, metadata = read(ROOT / "pretrained" / "tiny_refiner.safetensors")
     assert int(metadata["refiner_steps"]) > 0 and "tiny_base" in metadata["started_from"]
+    _, metadata = read(ROOT / "pretrained" / "tiny_turbo_lora.safetensors")
+    assert int(metadata["turbo_steps"]) > 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sgm.io.checkpoint import build_model, load_weights
 from sgm.io.sources import kind_of, read_contents
 from sgm.modules.encoders.tokenizer import tokenize
-from sgm.specs import Weights
+from sgm.specs import MODELS, Weights
 from tests.conftest import ROOT
 from tests.tools.tiny_shards import write_shard
 from tools.tiny import course, family, latents
@@ -256,7 +256,8 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(family, "SHARD", 2)
     monkeypatch.setattr(family, "FEWEST_SCENES", 2)
     monkeypatch.setattr(family.autoencoder, "held_out_psnr", lambda vae: 0.0)
-    monkeypatch.setattr(family.unet, "BATCH", {CLOSE: 1, HALF: 1, GRID: 1})
+    for module in (family.unet, family.turbo):
+        monkeypatch.setattr(module, "BATCH", {CLOSE: 1, HALF: 1, GRID: 1})
     monkeypatch.setattr(family, "normalise", lambda vae: latents.normalise(vae, 2))
     small = Scale(factor=1, pictures=1, scenes=2, workers=0, lr=1.0, half=False)
     work, folder = tmp_path / "work", tmp_path / "weights"
@@ -270,6 +271,11 @@ def test_all_stages_from_nothing_and_again(tmp_path: Path, monkeypatch) -> None:
         model = build_model(ROOT / "configs" / config, kind)
         load_weights(model, Weights(path), torch.device("cpu"), torch.float32, progress=False)
         assert read(path)[1]["note"] == "a test"
+    turbo = folder / "tiny_turbo_lora.safetensors"
+    assert read(turbo)[1]["note"] == "a test" and int(read(turbo)[1]["turbo_steps"]) > 0
+    own = MODELS["tiny"].own(folder, "turbo")
+    model = build_model(ROOT / "configs/tiny-sige.yaml", kind_of(read_contents(own)))
+    load_weights(model, own, torch.device("cpu"), torch.float32, progress=False)
     states = {path.name: read(path)[1] for path in work.glob("*.safetensors")}
     assert Family(work, 0.001, "cpu", small).train(folder, "a test")
     assert states == {path.name: read(path)[1] for path in work.glob("*.safetensors")}

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sgm.models.autoencoder import AutoencoderKL
-from tools.tiny import autoencoder, refiner, unet, workers
+from tools.tiny import autoencoder, refiner, turbo, unet, workers
 from tools.tiny.checkpoints import part, read, write
 from tools.tiny.course import Course
 from tools.tiny.export import NETWORKS, export
@@ -37,8 +37,16 @@ logger = logging.getLogger(__name__)
 REFINER_CONFIG = "configs/tiny-refiner.yaml"
 # Of the time, in the order in which they run. Encoding has no more than its share, and no less
 # than the fewest scenes.
-SHARES = {"autoencoder": 0.22, "latents": 0.08, "unet": 0.5, "decoder": 0.1, "refiner": 0.1}
-STARTED_SHARES = {"latents": 0.04, "unet": 0.71, "decoder": 0.09, "refiner": 0.16}  # from a family
+SHARES = {
+    "autoencoder": 0.21,
+    "latents": 0.08,
+    "unet": 0.44,
+    "decoder": 0.09,
+    "refiner": 0.09,
+    "turbo": 0.09,
+}
+# Where a family is there to start from.
+STARTED_SHARES = {"latents": 0.04, "unet": 0.61, "decoder": 0.08, "refiner": 0.14, "turbo": 0.13}
 FEWEST_SCENES = 280
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -172,9 +180,11 @@ class Family:
         stages = (self.train_autoencoder, self.encode, self.train_unet, self.train_decoder)
         done = all(stage() for stage in stages)
         self.export("base", folder, note)
-        if done:
-            done = self.train_refiner(folder / "tiny_base.safetensors")
+        base = folder / "tiny_base.safetensors"
+        done = done and self.train_refiner(base)
         self.export("refiner", folder, note)
+        done = done and self.train_turbo(base)
+        self.export("turbo", folder, note)
         return done
 
     def export(self, name: str, folder: Path, note: str) -> None:
@@ -244,14 +254,19 @@ class Family:
                 return unet.loss_of(engine, batch)
 
         lr = self.scale.lr * (1e-3 if self.start is None else 8e-4)
-        course = self.course("unet", lr, 0.999, self.scale.graphs)
-        return course.run(trainable, trainable.used(), self.batches(0), loss_of, self.stop)
+        course, batches = (
+            self.course("unet", lr, 0.999, self.scale.graphs),
+            self.batches(0),
+        )
+        return course.run(trainable, trainable.used(), batches, loss_of, self.stop)
 
-    def batches(self, first: int) -> unet.Batches:
-        """Those of the UNet or the refiner, from a number on."""
+    def batches(
+        self, first: int, counts: Mapping[tuple[int, int], int] | None = None
+    ) -> unet.Batches:
+        """Those of a network in latents, from a number on."""
         data = LatentScenes(self.work / "latents", self.device)
         layout = LAYOUTS[self.scale.layout]
-        return unet.Batches(data, self.scale.factor, self.pool, first, layout)
+        return unet.Batches(data, self.scale.factor, self.pool, first, layout, counts)
 
     def train_decoder(self) -> bool:
         """More of the decoder, on the latents that are in use."""
@@ -293,3 +308,17 @@ class Family:
         course = self.course("refiner", self.scale.lr * 5e-4, 0.995, self.scale.graphs)
         batches = self.batches(refiner.FIRST_STEP)
         return course.run(trainable, trainable.used(), batches, loss_of, self.stop)
+
+    def train_turbo(self, base: Path) -> bool:
+        """The LoRA for few steps, taught by the exported base."""
+        engine = refiner.load_engine(CONFIG, base).eval().requires_grad_(False)
+        engine.to(self.device, memory_format=LAYOUTS[self.scale.layout])
+        change = turbo.LowRank(engine.model).to(self.device)
+
+        def loss_of(batch: unet.Batch) -> Tensor:
+            with autocast(self.device, self.scale.half):
+                return turbo.loss_of(engine, change, batch)
+
+        course = self.course("turbo", self.scale.lr * 2e-3, 0.995, self.scale.graphs)
+        batches = self.batches(turbo.FIRST_STEP, turbo.BATCH)
+        return course.run(change, list(change.parameters()), batches, loss_of, self.stop)

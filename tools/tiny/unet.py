@@ -1,7 +1,7 @@
 """Training of the tiny UNet together with its two text towers, on latents of scenes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -234,10 +234,11 @@ class Batches:
     """Batches of windows of scenes, each a function of its number (and of the scenes there are).
 
     Args:
-        factor: how many times larger they are than `BATCH`.
+        factor: how many times larger they are than `counts`.
         pool: worker processes that make their views ahead; None to make them when needed.
         first: the number of the batch of step 0.
         layout: of the latents in memory.
+        counts: how many samples there are of windows of each size; None for `BATCH`.
     """
 
     def __init__(
@@ -247,8 +248,10 @@ class Batches:
         pool: ProcessPoolExecutor | None = None,
         first: int = 0,
         layout: torch.memory_format = torch.channels_last,
+        counts: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
         self.data, self.factor, self.first, self.layout = data, factor, first, layout
+        self.counts = BATCH if counts is None else counts
         self.views = Ahead(pool, self.task)
 
     def task(self, step: int, done: float) -> Callable[[], Views]:
@@ -257,7 +260,7 @@ class Batches:
         if number % REFRESH == 0:
             self.data.refresh()
         size = window_size(number, done)
-        count = self.factor * BATCH[size]
+        count = self.factor * self.counts[size]
         rows = drawn_rows(number, self.data.seeds, count)
         return partial(views, number, size, rows, self.data.seeds[rows])
 
