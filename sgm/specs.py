@@ -42,7 +42,7 @@ DEFAULT_STEPS, TURBO_STEPS = 50, 4
 DEFAULT_SCALE, TINY_SCALE = 6.0, 3.0
 MAX_STEPS, MAX_SEED, MAX_SCALE = 1000, 2**64 - 1, 1000.0  # the first: of the whole schedule
 # Of preset fast: how many steps of a run are recorded, and how these recordings are kept.
-DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 8, RecordingPrecision.FULL
+DEFAULT_RECORDED, DEFAULT_RECORDING_PRECISION = 6, RecordingPrecision.FULL
 DEFAULT_PROMPT_STEPS = 3  # full passes by which recordings are corrected for another prompt
 # Pixels of the ring in which an edit fades out, and the longer side of the picture it is for.
 FEATHER, FEATHER_SIDE = 8, 1024

@@ -15,11 +15,13 @@ from sgm.sparse.recording import Quantised, Recording, by_dtype, room_for, tenso
 
 
 def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
-    """Which of so many steps get a recording of their own: `count` of them (at least 2, or all of
-    fewer steps), the first and the last included. With a `power` above 1 they are denser at the
+    """Which of so many steps get a recording of their own: `count` of them (at least 2), or all of
+    fewer steps, the first and the last included. With a `power` above 1 they are denser at the
     first steps, at high noise."""
-    last, parts = steps - 1, max(1, min(count, steps) - 1)
-    return sorted({round(last * (part / parts) ** power) for part in range(parts + 1)})
+    parts, made = min(count, steps) - 1, [0]
+    for part in range(1, parts + 1):
+        made.append(max(made[-1] + 1, round((steps - 1) * (part / parts) ** power)))
+    return made
 
 
 def count_of(steps: int, every: int) -> int:

@@ -72,8 +72,8 @@ class Recorded:
     def changed(self, settings: RecordingSettings) -> "Recorded":
         """The same with what a person has set instead."""
         given = {name: value for name, value in vars(settings).items() if value is not None}
-        if "every" in given:  # so their number is not that of the preset
-            given = {"count": None, **given}
+        if "every" in given:  # so neither their number nor their spacing is that of the preset
+            given = {"count": None, "power": 1.0, **given}
         return replace(self, **given)
 
 
@@ -192,6 +192,7 @@ PUBLISHED = Recipe(
 RECORDED = Recorded(
     count=DEFAULT_RECORDED,
     order=2,
+    power=1.15,
     precision=DEFAULT_RECORDING_PRECISION,
     prompt_steps=DEFAULT_PROMPT_STEPS,
 )
@@ -203,7 +204,7 @@ FAST = Recipe(
     blend=Blend(),
     hold=True,
     recorded=RECORDED,
-    sdedit_recorded=replace(RECORDED, power=1.5),
+    sdedit_recorded=replace(RECORDED, power=2.0),
     sparse_decode=False,
     early=0.4,  # worth 3 dB (benchmarks/quality.py)
     sdedit_early=40,

@@ -25,7 +25,7 @@ def test_every_part_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[2:6] == [
         f"{rows[0]['step'] / 1e6:.0f}",
-        "8",
+        "6",
         f"{rows[0]['decoder'] / 1e6:.0f}",
         "0",
     ]

@@ -24,12 +24,12 @@ BASE_PROMPT = "a grassland"
 UNET_DILATION, DECODER_DILATION, KNOWN_DILATION = (1, 1, 1, 2, 1), 1, 1
 DRAWN_DILATIONS, REGION_DILATION = (7, 40), 8
 EARLY = 0.4  # of the steps
-# Eight of the steps of a run are recorded, in inpainting spread evenly, in SDEdit denser at the
-# first: of 16 steps, and of the 15 and the 9 of a drawing.
-STEPS, RECORDED = 16, [0, 2, 4, 6, 9, 11, 13, 15]
-DRAWN_RECORDED = {15: [0, 1, 2, 4, 6, 8, 11, 14], 9: [0, 1, 2, 3, 5, 6, 8], 3: [0, 1, 2]}
+# Six of the steps of a run are recorded, denser at the first and in SDEdit more so. By the steps
+# of a run:
+STEPS, RECORDED = 16, [0, 2, 5, 8, 12, 15]
+DRAWN_RECORDED = {15: [0, 1, 2, 5, 9, 14], 9: [0, 1, 2, 3, 5, 8], 3: [0, 1, 2]}
 # The recorded steps at which a session follows another prompt, by the steps of a run.
-FOLLOWED = {16: [0, 9, 15], 9: [0, 3, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
+FOLLOWED = {16: [0, 5, 15], 9: [0, 2, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
 FEATHER = 2  # pixels of the ring, for a picture of 192
 
 

@@ -15,9 +15,11 @@ from sgm.inference.interpolate import (
     nearest,
     spread,
 )
+from sgm.inference.presets import FAST
 from sgm.sparse.masks import MaskPyramid
 from sgm.sparse.norm import Moments
 from sgm.sparse.recording import Recording, narrow, room_for
+from sgm.specs import RecordingSettings
 from tests.pretend_cuda import PretendCuda
 
 STEPS = (1, 2, 3, 4, 7, 39, 40, 50)
@@ -41,7 +43,10 @@ def test_recorded_steps_are_spread_evenly_from_the_first_to_the_last(
     [
         (50, 8, 1.0, [0, 7, 14, 21, 28, 35, 42, 49]),
         (39, 8, 1.5, [0, 2, 6, 11, 16, 23, 30, 38]),
-        (9, 8, 1.5, [0, 1, 2, 3, 5, 6, 8]),  # two of the eight fall together
+        (50, 6, 1.15, [0, 8, 17, 27, 38, 49]),
+        (39, 6, 2.0, [0, 2, 6, 14, 24, 38]),
+        (9, 6, 2.0, [0, 1, 2, 3, 5, 8]),  # not 0 twice
+        (4, 6, 2.0, [0, 1, 2, 3]),
         (3, 8, 1.5, [0, 1, 2]),
         (1, 8, 1.5, [0]),
     ],
@@ -58,6 +63,9 @@ def test_no_two_recordings_are_further_apart_than_asked(steps: int, every: int) 
     made = spread(steps, count_of(steps, every))
     assert all(after - before <= every for before, after in pairwise(made))
     assert len(made) - 1 == -(-(steps - 1) // every)  # as few as can be
+    # Preset fast has its first steps denser, which is not to make the last ones sparser than asked.
+    recipe = FAST.with_recordings(RecordingSettings(every=every))
+    assert recipe.recorded.steps(steps) == recipe.sdedit_recorded.steps(steps) == made
 
 
 @pytest.mark.parametrize(
