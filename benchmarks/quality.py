@@ -87,8 +87,7 @@ SWEEP: dict[str, Recipe] = {
             FAST, recorded=recorded, sdedit_recorded=recorded
         )
         for count in (5, 6, 7, 8)
-        for power in (1.0, 1.3, 1.5, 2.0)
-        for order in (2, 3)
+        for power, order in ((1.0, 2), (1.15, 2), (1.5, 2), (2.0, 2), (1.0, 3))
         for recorded in (replace(FAST.recorded, count=count, power=power, order=order),)
     },
 }

@@ -5,6 +5,7 @@ recording of a step that has no full pass of its own is taken from the polynomia
 nearest steps that have one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,8 @@ def spread(steps: int, count: int, power: float = 1.0) -> list[int]:
     first steps, at high noise."""
     parts, made = min(count, steps) - 1, [0]
     for part in range(1, parts + 1):
-        made.append(max(made[-1] + 1, round((steps - 1) * (part / parts) ** power)))
+        near = math.floor((steps - 1) * (part / parts) ** power + 0.5)
+        made.append(max(made[-1] + 1, near))
     return made
 
 

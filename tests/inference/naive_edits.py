@@ -29,7 +29,7 @@ EARLY = 0.4  # of the steps
 STEPS, RECORDED = 16, [0, 2, 5, 8, 12, 15]
 DRAWN_RECORDED = {15: [0, 1, 2, 5, 9, 14], 9: [0, 1, 2, 3, 5, 8], 3: [0, 1, 2]}
 # The recorded steps at which a session follows another prompt, by the steps of a run.
-FOLLOWED = {16: [0, 5, 15], 9: [0, 2, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
+FOLLOWED = {16: [0, 8, 15], 9: [0, 3, 8], 5: [0, 2, 4], 3: [0, 1, 2]}
 FEATHER = 2  # pixels of the ring, for a picture of 192
 
 

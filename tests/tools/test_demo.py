@@ -146,10 +146,19 @@ def test_quality_writes_figures_of_every_pair(weights, tmp_path, capsys):
         assert runs["dense"]["edits"][0]["border_step"] != 0
     assert figures["autoencoder_psnr"]["count"] == 1
     assert figures["autoencoder_sharpness"]["mean"] > 0
-    assert figures["weights"] == {"unet_steps": "0"}
+    assert figures["weights"] == {"tiny_base.safetensors": {"unet_steps": "0"}}
     assert figures["versions"]["torch"] and figures["steps"] == 2
     out = capsys.readouterr().out
     assert "| inpainting, fast_network" in out and "| autoencoder alone" in out
+
+
+def test_quality_of_the_few_step_model(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    arguments = ["--turbo", "--task", "inpainting", "--pairs", "1", "--weight_path", str(weights)]
+    assert quality.main([*arguments, "--device", "cpu"]) == 0
+    figures = json.loads((tmp_path / "quality_turbo.json").read_text())
+    assert figures["steps"] == 4 and figures["turbo"]
+    assert set(figures["weights"]) == {"tiny_base.safetensors", "tiny_turbo_lora.safetensors"}
 
 
 def test_quality_without_weights(tmp_path, capsys):
