@@ -12,6 +12,7 @@ from benchmarks import border
 from sgm.inference.composite import opacity
 from sgm.words import Task
 from tools.compare import Edit
+from tools.ways import Way
 
 SIZE, DRIFT = (64, 128), 0.08
 
@@ -52,7 +53,7 @@ def test_the_program_writes_figures_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = SimpleNamespace(with_recipe=lambda recipe: None)
-    monkeypatch.setattr(border, "load", lambda *_: {"dense": pipeline, "fast": pipeline})
+    monkeypatch.setattr(border, "load_ways", lambda *_: dict.fromkeys(Way, pipeline))
     monkeypatch.setattr(border, "make_edit", an_edit)
 
     def run_edit(pipeline: object, edit: Edit, steps: int, noise: object) -> SimpleNamespace:

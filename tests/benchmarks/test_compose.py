@@ -27,7 +27,7 @@ def test_inpainting_is_the_passes_that_it_makes() -> None:
     assert compose.edits(TOOK, 50, drawn=False) == {
         "dense": 7 + 500 + 8,
         "published": 7 + 50 * 13 + 8 + 4,
-        "cold": 7 + 8 * 10 + 50 + 8,
+        "cold": 7 + 6 * 10 + 50 + 8,
         "warm, new prompt": 50 + 2 + 30,
         "warm": 50 + 2,
     }
@@ -36,7 +36,7 @@ def test_inpainting_is_the_passes_that_it_makes() -> None:
 def test_sdedit_encodes_what_was_drawn_on_too() -> None:
     found = compose.edits(TOOK, 40, drawn=True)
     assert found["published"] == 7 + 0.5 + 40 * 13 + 8 + 4
-    assert found["cold"] == 7 + 0.25 + 8 * 10 + 40 + 8
+    assert found["cold"] == 7 + 0.25 + 6 * 10 + 40 + 8
     assert found["warm"] == 0.25 + 40 + 2
 
 

@@ -49,7 +49,7 @@ def test_what_an_edit_is_made_of() -> None:
     assert found == {
         "dense": 1000 + 50 * 100 + 2000,
         "published": 1000 + 50 * 130 + 2300,
-        "cold": 1000 + 8 * 100 + 50 * 10 + 2000,
+        "cold": 1000 + 6 * 100 + 50 * 10 + 2000,
         "warm": 50 * 10 + 200,
         "warm, new prompt": 50 * 10 + 200 + 3 * 100,
     }
