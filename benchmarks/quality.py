@@ -40,7 +40,14 @@ from sgm.io.files import check_writable
 from sgm.io.imageio import to_picture, to_tensor
 from sgm.metrics import psnr
 from sgm.sparse.masks import SDEDIT_DILATION, dilate
-from sgm.specs import MODELS, TINY_SCALE, RecordingSettings, SamplingParams
+from sgm.specs import (
+    DEFAULT_STEPS,
+    MODELS,
+    TINY_SCALE,
+    TURBO_STEPS,
+    RecordingSettings,
+    SamplingParams,
+)
 from sgm.words import Precision, Task
 from tools.compare import (
     Edit,
@@ -298,7 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the JSON file, print the table; the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.steps = (4 if args.turbo else 50) if args.steps is None else args.steps
+    args.steps = (
+        (TURBO_STEPS if args.turbo else DEFAULT_STEPS) if args.steps is None else args.steps
+    )
     args.output = args.output or RESULTS / f"quality{'_turbo' if args.turbo else ''}.json"
     if args.pairs < 1 or args.steps < 1 or args.seed < 0:
         parser.error("--pairs and --steps must be at least 1, and --seed at least 0.")

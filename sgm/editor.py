@@ -327,7 +327,8 @@ def load_editor(
         None if prediction is None else chosen(Prediction, prediction),
     )
     if checkpoint is None:
-        files.check_own_weights(own, spec, role)
+        for path in own.files:
+            files.check_own_weights(path, spec, role)
     for path in weights.files:
         if not path.is_dir():
             files.check_weights_file(path)

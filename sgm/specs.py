@@ -92,7 +92,7 @@ class ModelSpec:
 
     Attributes:
         weights: checkpoint file names by role: `base`, `refiner`, `turbo`.
-        loras: the name of a LoRA that is merged into the checkpoint of a role.
+        loras: names of the LoRAs that are merged into the checkpoint of a role.
         configs: YAML file names by role: `original`, `sige`, `refiner` and `sige-refiner`. Preset
             `fast` makes the networks of the dense files sparse.
         pages: web page of each checkpoint by role, for a person to download it from; empty where
@@ -106,11 +106,11 @@ class ModelSpec:
     pages: Mapping[str, str]
     trained_size: tuple[int, int]
     turbo: Turbo = Turbo()
-    loras: Mapping[str, str] = field(default_factory=dict)
+    loras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def own(self, folder: Path, role: str) -> Weights:
         """The family's own files of a role, in a folder of weights."""
-        loras = tuple(Lora(folder / name) for name in (self.loras.get(role),) if name)
+        loras = tuple(Lora(folder / name) for name in self.loras.get(role, ()))
         return Weights(folder / self.weights[role], loras=loras)
 
     def weight_role(self, run_type: RunType) -> str:
@@ -158,7 +158,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
             pages={},
             trained_size=(256, 512),
             turbo=Turbo(levels=(0, 250, 500, 750)),
-            loras={"turbo": "tiny_turbo_lora.safetensors"},
+            loras={"turbo": ("tiny_turbo_lora.safetensors",)},
         ),
     }
 )

@@ -206,7 +206,8 @@ def _check_weights(values: argparse.Namespace, folder: Path) -> None:
         roles["refiner_checkpoint"] = "refiner"
     for name, role in roles.items():
         if getattr(values, name) is None and not (values.random_weights or values.macs_only):
-            files.check_own_weights(spec.own(folder, role), spec, role)
+            for path in spec.own(folder, role).files:
+                files.check_own_weights(path, spec, role)
 
 
 def check_device(values: argparse.Namespace) -> tuple[str, Precision]:

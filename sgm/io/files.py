@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sgm.errors import UserError, suggestion
-from sgm.specs import ModelSpec, Weights
+from sgm.specs import ModelSpec
 
 # Kinds of picture that can be written; `imageio` holds their options.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -51,28 +51,25 @@ def check_weights_file(path: Path) -> None:
         )
 
 
-def check_own_weights(weights: Weights, spec: ModelSpec, role: str) -> None:
-    """Raise UserError unless a model family's own files of a role are there and open; their tensors
+def check_own_weights(path: Path, spec: ModelSpec, role: str) -> None:
+    """Raise UserError unless a model family's own file of a role is there and opens; its tensors
     are checked later."""
-    for path in weights.files:
-        try:
-            with path.open("rb"):
-                continue
-        except FileNotFoundError as error:
-            page = spec.pages.get(role)
-            advice = f"download it from {page} to {path.parent}" if page else "check --weight_path"
-            other = "" if spec.name == "tiny" else ", or try --model tiny"
-            # With any ending but the expected one it is a pickle, whose opening can run anything.
-            pickled = [path.with_suffix(suffix).name for suffix in PICKLE_SUFFIXES]
-            found = [name for name in pickled if (path.parent / name).exists()]
-            instead = f" ({found[0]} does, but pickles are never opened)" if found else ""
-            raise UserError(
-                f"Checkpoint {path} does not exist{instead}; {advice}{other}."
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"Checkpoint {path} cannot be opened: {error.strerror}; check --weight_path."
-            ) from error
+    try:
+        with path.open("rb"):
+            return
+    except FileNotFoundError as error:
+        page = spec.pages.get(role)
+        advice = f"download it from {page} to {path.parent}" if page else "check --weight_path"
+        other = "" if spec.name == "tiny" else ", or try --model tiny"
+        # With any ending but the expected one it is a pickle, whose opening can run anything.
+        pickled = [path.with_suffix(suffix).name for suffix in PICKLE_SUFFIXES]
+        found = [name for name in pickled if (path.parent / name).exists()]
+        instead = f" ({found[0]} does, but pickles are never opened)" if found else ""
+        raise UserError(f"Checkpoint {path} does not exist{instead}; {advice}{other}.") from error
+    except OSError as error:
+        raise UserError(
+            f"Checkpoint {path} cannot be opened: {error.strerror}; check --weight_path."
+        ) from error
 
 
 def check_output_path(path: Path) -> None:

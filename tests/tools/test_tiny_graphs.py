@@ -104,7 +104,7 @@ def trained(
     """Losses of steps on windows of two sizes by turns, and weights, average and moments."""
     torch.manual_seed(0)
     module, loss_of = build()
-    parameters = [p for n, p in module.named_parameters() if "logit_scale" not in n]
+    parameters = module.used()
     optimizer = adam(parameters, 0.0, capturable=by_graphs)
     state = TrainingState(path, module, optimizer, Ema(module, 0.9))
     train = training_step(loss_of, parameters, optimizer, graphs=False)

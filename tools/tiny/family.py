@@ -321,4 +321,4 @@ class Family:
 
         course = self.course("turbo", self.scale.lr * 2e-3, 0.995, self.scale.graphs)
         batches = self.batches(turbo.FIRST_STEP, turbo.BATCH)
-        return course.run(change, list(change.parameters()), batches, loss_of, self.stop)
+        return course.run(change, change.used(), batches, loss_of, self.stop)

@@ -11,14 +11,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sgm.models.diffusion import DiffusionEngine
+from sgm.modules.diffusionmodules.sampling import guidance_batch, guided
+from sgm.modules.diffusionmodules.schedules import TRAINING_STEPS
 from sgm.specs import MODELS, TINY_SCALE
 from tools.tiny.practice import GRID
-from tools.tiny.unet import CLOSE, HALF, LARGEST_WEIGHT, LEAST_WEIGHT, Batch, conditioning
+from tools.tiny.unet import (
+    CLOSE,
+    HALF,
+    LARGEST_WEIGHT,
+    LEAST_WEIGHT,
+    Batch,
+    conditioning,
+    with_text,
+)
 
 FIRST_STEP = 700_000_000  # of the batches' numbers, so that they differ from the others' training
 BATCH = {CLOSE: 6, HALF: 4, GRID: 2}  # samples a step, each of which takes all steps of a run
 LEVELS = MODELS["tiny"].turbo.levels
-TRAINING_STEPS = 1000
 SPAN = LEVELS[1] - LEVELS[0]  # from one level to the next
 SUBSTEPS = 2  # of the base from one level to the next
 # A strength below 1 shifts all levels; the last one then lies nearer to the end than a whole span.
@@ -43,6 +52,10 @@ class LowRank(nn.Module):
             self.register_parameter(_flat(name, "down"), nn.Parameter(down))
             up = torch.zeros(weight.shape[0], rank)
             self.register_parameter(_flat(name, "up"), nn.Parameter(up))
+
+    def used(self) -> list[nn.Parameter]:
+        """The parameters that an edit uses: all."""
+        return list(self.parameters())
 
     def changed(self) -> dict[str, Tensor]:
         """The changed weights by their names in the network."""
@@ -90,10 +103,9 @@ class Walk:
         draw = torch.rand(2, count, device=device)
         self.first = torch.where(whole, (draw[0] * (len(LEVELS) + 1)).long() - 1, 0).clamp(min=0)
         self.shift = torch.where(whole, (draw[1] * LARGEST_SHIFT).long(), 0)
-        told = conditioning(engine, batch._replace(kept=torch.ones_like(batch.kept)))
-        nothing = conditioning(engine, batch._replace(kept=torch.zeros_like(batch.kept)))
-        self.told = told
-        self.both = {key: torch.cat([nothing[key], told[key]]) for key in told}
+        self.told = conditioning(engine, batch._replace(kept=torch.ones_like(batch.kept)))
+        nothing = with_text(self.told, torch.zeros_like(batch.kept))
+        self.both = guidance_batch(self.told, nothing, TINY_SCALE)
 
     def place(self, stage: int, part: int = 0) -> Tensor:
         """Places in the schedule, int64 [B]: of a stage, or so many substeps after it."""
@@ -115,16 +127,16 @@ class Walk:
 
     def denoised(self, x: Tensor, place: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """The estimate of the network with changed weights, without guidance, [B, 4, h, w]."""
-        sigma = self.sigma(place)
-        inputs = x / (sigma**2 + 1).sqrt(), TRAINING_STEPS - 1 - place, self.told
-        return x - sigma * functional_call(self.engine.model, weights, inputs).float()
+
+        def network(*inputs: object) -> Tensor:
+            return functional_call(self.engine.model, weights, inputs)
+
+        return self.engine.denoiser(network, x, self.table[place], self.told)
 
     def guided(self, x: Tensor, place: Tensor) -> Tensor:
         """The base's guided estimate, [B, 4, h, w]."""
-        sigma, level = self.sigma(place), TRAINING_STEPS - 1 - place
-        scaled = (x / (sigma**2 + 1).sqrt()).repeat(2, 1, 1, 1)
-        without, told = self.engine.model(scaled, level.repeat(2), self.both).float().chunk(2)
-        return x - sigma * (without + TINY_SCALE * (told - without))
+        estimate = guided(self.engine.denoiser, self.engine.model, self.both, TINY_SCALE)
+        return estimate(x, self.table[place])
 
     def taught(self, x: Tensor, stage: int) -> Tensor:
         """The latents at the next level, as the base makes them of `x` at a stage's."""

@@ -272,12 +272,16 @@ class Batches:
 def conditioning(engine: DiffusionEngine, batch: Batch) -> dict[str, Tensor]:
     """Conditioning of the base with the text zeroed where it is dropped."""
     told = engine.conditioner({"txt": batch.tokens} | batch.sizes)
-    keep = batch.kept.to(told["vector"])[:, None]
+    return with_text(told | {"concat": batch.concat}, batch.kept)
+
+
+def with_text(told: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
+    """Conditioning of the base with the text zeroed where it is not kept, bool [B]."""
+    keep = kept.to(told["vector"])[:, None]
     pooled, rest = told["vector"].tensor_split([TEXT_WIDTH_OF_VECTOR], dim=1)
-    return {
+    return told | {
         "crossattn": told["crossattn"] * keep[:, :, None],
         "vector": torch.cat([pooled * keep, rest], dim=1),
-        "concat": batch.concat,
     }
 
 
